@@ -1,0 +1,418 @@
+"""The table of formats: how each family of models writes calls and thoughts.
+
+A format is two names, of a row of CALLS and a row of THOUGHTS, such as "hermes+think". The signs by which a model is
+found to write it stand beside each row: texts of its chat template, or else tokens of its vocabulary.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mycelia.node.formats.calls import Body, Form, names_in
+from mycelia.node.formats.patterns import Pattern
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """How a family writes thoughts, and the marks around its content."""
+
+    opens: tuple[str, ...] = ()
+    closes: tuple[str, ...] = ()
+    anywhere: bool = False
+    """Thoughts may come after content; otherwise only where an answer begins, or after a call."""
+    ends_at_call: bool = False
+    """A call ends a thought without its closing mark."""
+    dropped: tuple[str, ...] = ()
+    """Marks around content, which are no part of it."""
+    turn: str = ""
+    """A mark with which prompts end, and which belongs to the patterns of this format."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one model writes."""
+
+    name: str
+    forms: tuple[Form, ...]
+    thoughts: Thoughts
+
+    def token_texts(self) -> set[str]:
+        """Texts that may be single control tokens of the model."""
+        thoughts = self.thoughts
+        marks = {*thoughts.opens, *thoughts.closes, *thoughts.dropped, thoughts.turn, *names_in(self.forms)}
+        return {token for mark in marks for token in _TOKEN.findall(mark)} | _MORE_TOKENS
+
+    def opened_by(self, prompt_end: str) -> str:
+        """The mark at the end of a prompt with which the answer has already begun; empty: none."""
+        prompt_end = prompt_end.rstrip()
+        marks = [mark for mark in (*self.thoughts.opens, self.thoughts.turn) if mark]
+        return next((mark for mark in marks if prompt_end.endswith(mark.rstrip())), "")
+
+
+_TOKEN = re.compile(r"<\|[^<>]*\|>|<｜[^<>]*｜>|</?[\w:|]+>|<\|[\w]+>|<[\w]+\|>|\[/?[A-Z_]+\]|<\|\"\|>")
+
+_MORE_TOKENS = {"<|constrain|>", '<|"|>', "｜DSML｜", "]<]minimax[>["}
+
+
+def _patterns(sources: Iterable[str]) -> tuple[Pattern, ...]:
+    return tuple(Pattern(source) for source in sources)
+
+
+def _form(
+    begin: str | tuple[str, ...],
+    body: Body,
+    end: str = "",
+    *,
+    sections: tuple[tuple[str, str], ...] = (),
+    argument: str = "",
+    argument_end: str = "",
+    after: tuple[str, ...] = (),
+    next_chars: str = "",
+    padding: str = "",
+    nested: str = "",
+    names_are_keys: bool = False,
+    only_at_start: bool = False,
+) -> Form:
+    """sections: marks that may stand before the first and after the last call."""
+    begins = (begin,) if isinstance(begin, str) else begin
+    begins = (*(f"{before}{{_}}{one}" for before, _ in sections for one in begins), *begins)
+    return Form(
+        begins=_patterns(begins),
+        body=body,
+        next_chars=next_chars or ("{[" if body == "calls" else ""),
+        ends=_patterns([end] if end else []),
+        after=_patterns((*after, *(mark for _, mark in sections))),
+        argument=Pattern(argument),
+        argument_end=argument_end,
+        padding=padding,
+        nested=nested,
+        names_are_keys=names_are_keys,
+        only_at_start=only_at_start,
+    )
+
+
+def _xml(tag: str, padding: str) -> tuple[Form, ...]:
+    return (
+        _form(
+            (f"<{tag}>{{_}}<function={{name}}>", "<function={name}>"),
+            "tagged",
+            "</function>",
+            argument="<parameter={key}>",
+            argument_end="</parameter>",
+            padding=padding,
+            after=(f"</{tag}>",),
+        ),
+        _form(f"<{tag}>", "calls", f"</{tag}>"),
+    )
+
+
+def _invoke(prefix: str, sections: tuple[str, ...], typed: str = "") -> Form:
+    return _form(
+        f'<{prefix}invoke name="{{name}}">',
+        "tagged",
+        f"</{prefix}invoke>",
+        sections=tuple((f"<{section}>", f"</{section}>") for section in sections),
+        argument=f'<{prefix}parameter name="{{key}}"{typed}>',
+        argument_end=f"</{prefix}parameter>",
+    )
+
+
+def _keyed(suffix: str, separator: str = "") -> Form:
+    return _form(
+        f"<tool_call{suffix}>{{_}}{{name}}{separator}",
+        "tagged",
+        f"</tool_call{suffix}>",
+        sections=((f"<tool_calls{suffix}>", f"</tool_calls{suffix}>"),),
+        argument=f"<arg_key{suffix}>{{key}}</arg_key{suffix}>{{_}}<arg_value{suffix}>",
+        argument_end=f"</arg_value{suffix}>",
+    )
+
+
+_HERMES = _form("<tool_call>", "calls", "</tool_call>")
+_MISTRAL = (
+    _form(("[TOOL_CALLS]{_}{name}{_}[ARGS]", "[TOOL_CALLS]{_}{name}[CALL_ID]{id}[ARGS]"), "json"),
+    _form("[TOOL_CALLS]{_}{name}", "json", next_chars="{"),
+    _form("[TOOL_CALLS]", "calls"),
+)
+_LLAMA = (_form("<|python_tag|>", "calls"),)
+_DEEPSEEK = (("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),)
+_M3 = "]<]minimax[>["
+
+CALLS: dict[str, tuple[Form, ...]] = {
+    "": (_HERMES, *_MISTRAL, *_LLAMA),
+    "hermes": (_HERMES,),
+    "mistral": _MISTRAL,
+    "llama": _LLAMA,
+    "qwen_xml": _xml("tool_call", "\n"),
+    "seed": _xml("seed:tool_call", ""),
+    "glm": (_keyed(""), _HERMES),
+    "hunyuan": (_keyed(":opensource", "{_}<tool_sep:opensource>"),),
+    "minimax": (_invoke("", ("minimax:tool_call",)),),
+    "minimax_m1": (_form("<tool_calls>", "calls", "</tool_calls>"),),
+    "minimax_m3": (
+        _form(
+            f'{_M3}<invoke name="{{name}}">',
+            "tagged",
+            f"{_M3}</invoke>",
+            sections=((f"{_M3}<tool_call>", f"{_M3}</tool_call>"),),
+            argument=f"{_M3}<{{key}}>",
+            argument_end=f"{_M3}</{{key}}>",
+            nested=_M3,
+        ),
+    ),
+    "dsml": (_invoke("｜DSML｜", ("｜DSML｜function_calls", "｜DSML｜tool_calls"), ' string="{type}"'),),
+    "muse": (
+        _form(
+            (
+                '<|start|>assistant to={...}<|message|>{_}<atem:function_calls>{_}<atem:invoke name="{name}">',
+                '<atem:invoke name="{name}">',
+            ),
+            "tagged",
+            "</atem:invoke>",
+            sections=(("<atem:function_calls>", "</atem:function_calls>"),),
+            argument='<atem:parameter name="{key}">',
+            argument_end="</atem:parameter>",
+            after=("<|eom|>", "<|eot|>"),
+        ),
+    ),
+    "minicpm": (
+        _form(
+            '<function name="{name}">',
+            "tagged",
+            "</function>",
+            argument='<param name="{key}">',
+            argument_end="</param>",
+        ),
+    ),
+    "kimi": (
+        _form(
+            "<|tool_call_begin|>{_}{name}{_}<|tool_call_argument_begin|>",
+            "json",
+            "<|tool_call_end|>",
+            sections=(("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),),
+        ),
+    ),
+    "kimi_k3": (
+        _form(
+            '<|open|>call tool="{name}"{...}<|sep|>',
+            "tagged",
+            "<|close|>call<|sep|>",
+            sections=(("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),),
+            argument='<|open|>argument key="{key}" type="{type}"<|sep|>',
+            argument_end="<|close|>argument<|sep|>",
+        ),
+    ),
+    "deepseek": (
+        _form(
+            "<｜tool▁call▁begin｜>{...}<｜tool▁sep｜>{name}{_}```json",
+            "json",
+            "```{_}<｜tool▁call▁end｜>",
+            sections=_DEEPSEEK,
+        ),
+        _form("<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>", "json", "<｜tool▁call▁end｜>", sections=_DEEPSEEK),
+    ),
+    "harmony": (
+        _form(
+            (
+                "<|start|>assistant to=functions.{name}<|channel|>{...}<|message|>",
+                "<|start|>assistant<|channel|>commentary to=functions.{name}{...}<|message|>",
+                "<|start|>assistant<|channel|>analysis to=functions.{name}{...}<|message|>",
+                "<|channel|>commentary to=functions.{name}{...}<|message|>",
+                "<|channel|>analysis to=functions.{name}{...}<|message|>",
+            ),
+            "json",
+            "<|call|>",
+            after=("<|end|>",),
+        ),
+    ),
+    "lfm2": (
+        _form("<|tool_call_start|>{_}[{name}(", "python", "<|tool_call_end|>"),
+        _form("<|tool_call_start|>", "calls", "<|tool_call_end|>"),
+    ),
+    "python": (
+        _form("<|python_start|>{_}[{name}(", "python", "<|python_end|>"),
+        _form("[{name}(", "python", only_at_start=True),
+    ),
+    "gemma4": (_form("<|tool_call>call:{name}", "gemma", "<tool_call|>", next_chars="{"),),
+    "granite": (_form("<|tool_call|>", "calls", "<|/tool_call|>"), _HERMES),
+    "cohere": (_form("<|START_ACTION|>", "calls", "<|END_ACTION|>"),),
+    "command_r": (_form("Action:{_}```json", "calls", "```"),),
+    "apertus": (_form("<|tools_prefix|>", "calls", "<|tools_suffix|>", names_are_keys=True),),
+    "apriel": (_form("<tool_calls>", "calls", "</tool_calls>"),),
+    "nemotron": (_form("<TOOLCALL>", "calls", "</TOOLCALL>"),),
+    "gigachat": (
+        _form(("<|message_sep|>{_}function call<|role_sep|>", "function call<|role_sep|>"), "calls"),
+        _form("<|function_call|>", "calls"),
+    ),
+    "functools": (_form("functools", "calls", next_chars="["),),
+    "functionary": (_form("<function={name}>", "json", "</function>"), *_LLAMA),
+    "functionary_v3": (_form(">>>{name}\n", "json", next_chars="{"),),
+    "solar": (
+        _form(
+            "<|tool_call:begin|>{id}<|tool_call:name|>{name}<|tool_call:args|>",
+            "json",
+            "<|tool_call:end|>",
+            sections=(("<|begin|>assistant<|tool_calls|>", "<|calls|>"), ("<|tool_calls|>", "<|calls|>")),
+        ),
+    ),
+}
+
+ANY_MODEL = (
+    _form("", "calls", only_at_start=True),
+    _form(("```json", "```tool_call", "```"), "calls", "```"),
+)
+"""Calls that models without a format of their own write: JSON, and JSON in a fence."""
+
+_THINK = Thoughts(("<think>",), ("</think>",))
+
+THOUGHTS: dict[str, Thoughts] = {
+    "": Thoughts(),
+    "think": _THINK,
+    "think_kimi": Thoughts(("<think>",), ("</think>",), ends_at_call=True),
+    "thought": Thoughts(("<thought>",), ("</thought>",)),
+    "seed": Thoughts(("<seed:think>",), ("</seed:think>",)),
+    "hunyuan": Thoughts(("<think:opensource>",), ("</think:opensource>",)),
+    "minimax_m3": Thoughts(("<mm:think>",), ("</mm:think>",)),
+    "mistral": Thoughts(("[THINK]",), ("[/THINK]",)),
+    "cohere": Thoughts(
+        ("<|START_THINKING|>",),
+        ("<|END_THINKING|>",),
+        dropped=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
+    ),
+    "granite": Thoughts(("<think>",), ("</think>",), dropped=("<response>", "</response>")),
+    "apriel": Thoughts(
+        ("Here are my reasoning steps:",),
+        ("[BEGIN FINAL RESPONSE]",),
+        dropped=("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),
+    ),
+    "apertus": Thoughts(("<|inner_prefix|>",), ("<|inner_suffix|>",), anywhere=True),
+    "gemma4": Thoughts(("<|channel>thought\n",), ("<channel|>",), anywhere=True),
+    "harmony": Thoughts(
+        (
+            "<|start|>assistant<|channel|>analysis<|message|>",
+            "<|channel|>analysis<|message|>",
+        ),
+        ("<|end|>",),
+        anywhere=True,
+        dropped=(
+            "<|start|>assistant<|channel|>final<|message|>",
+            "<|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+            "<|start|>assistant<|channel|>commentary<|message|>",
+            "<|channel|>final<|message|>",
+            "<|channel|>final <|constrain|>json<|message|>",
+            "<|channel|>commentary<|message|>",
+            "<|start|>assistant",
+            "<|end|>",
+            "<|return|>",
+            "<|call|>",
+        ),
+        turn="<|start|>assistant",
+    ),
+    "kimi_k3": Thoughts(
+        ("<|open|>think<|sep|>",),
+        ("<|close|>think<|sep|>",),
+        dropped=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+    ),
+    "solar": Thoughts(
+        ("<|begin|>assistant<|think|>", "<|think|>"),
+        ("<|end|>",),
+        anywhere=True,
+        dropped=("<|begin|>assistant<|content|>", "<|begin|>assistant", "<|content|>", "<|end|>"),
+        turn="<|begin|>assistant",
+    ),
+    "muse": Thoughts(
+        ("<|start|>assistant to=self<|message|>",),
+        ("<|eom|>",),
+        anywhere=True,
+        dropped=(
+            "<|start|>assistant to=user<|message|>",
+            "<|start|>assistant<|message|>",
+            "<|start|>assistant",
+            "<|eom|>",
+        ),
+        turn="<|start|>assistant",
+    ),
+    "functionary_v3": Thoughts(dropped=(">>>all\n",), turn=">>>"),
+}
+
+CALL_SIGNS: list[tuple[tuple[str, ...], str]] = [
+    (("<|tool_calls_section_begin|>",), "kimi"),
+    (("<|open|>", "<|sep|>", "'call'"), "kimi_k3"),
+    (("｜DSML｜",), "dsml"),
+    (("<｜tool▁calls▁begin｜>",), "deepseek"),
+    (("<|start|>", "<|channel|>", "<|message|>"), "harmony"),
+    (("<atem:",), "muse"),
+    (("<|tool_call:begin|>",), "solar"),
+    (("<|tool_call>", "<tool_call|>"), "gemma4"),
+    (("]<]minimax[>[",), "minimax_m3"),
+    (("<minimax:tool_call>",), "minimax"),
+    (("<seed:tool_call>",), "seed"),
+    (("tool_sep", ":opensource"), "hunyuan"),
+    (("<arg_key>",), "glm"),
+    (("<tool_call>", "<function="), "qwen_xml"),
+    (("<function name=", "<param name="), "minicpm"),
+    (("<|START_ACTION|>",), "cohere"),
+    (("Action:", "```json", "tool_name"), "command_r"),
+    (("<|tools_prefix|>",), "apertus"),
+    (("<TOOLCALL>",), "nemotron"),
+    (("[TOOL_CALLS]",), "mistral"),
+    (("[AVAILABLE_TOOLS]",), "mistral"),
+    (("function_call", "<|role_sep|>"), "gigachat"),
+    (("function call", "<|role_sep|>"), "gigachat"),
+    (("functools[",), "functools"),
+    ((">>>all",), "functionary_v3"),
+    (("<function=",), "functionary"),
+    (("<|tool_call_start|>",), "lfm2"),
+    (("<|tool_list_start|>",), "lfm2"),
+    (("<tool_calls>", "beginning_of_sentence"), "minimax_m1"),
+    (("<tool_calls>",), "apriel"),
+    (("<tool_call>",), "hermes"),
+    (("<|tool_call|>",), "granite"),
+    (("<|python_start|>",), "python"),
+    (("<|python_tag|>",), "llama"),
+    (('"parameters": dictionary of argument name',), "llama"),
+]
+"""(all these texts stand in the template, row of CALLS), the most telling first."""
+
+THOUGHT_SIGNS: list[tuple[tuple[str, ...], str]] = [
+    (("<|channel|>", "analysis"), "harmony"),
+    (("<|open|>", "<|sep|>", "'think'"), "kimi_k3"),
+    (("<atem:", "to=self"), "muse"),
+    (("<|tool_call:begin|>", "<|think|>"), "solar"),
+    (("<|channel>",), "gemma4"),
+    (("<seed:think>",), "seed"),
+    (("think", ":opensource"), "hunyuan"),
+    (("<mm:think>",), "minimax_m3"),
+    (("[THINK]",), "mistral"),
+    (("<|START_THINKING|>",), "cohere"),
+    (("<|START_RESPONSE|>",), "cohere"),
+    (("<|inner_prefix|>",), "apertus"),
+    (("[BEGIN FINAL RESPONSE]",), "apriel"),
+    (("<think></think>", "<response></response>"), "granite"),
+    (("<think>", "<|tool_calls_section_begin|>"), "think_kimi"),
+    (("<thought>",), "thought"),
+    (("<think>",), "think"),
+    (("</think>",), "think"),
+    ((">>>all",), "functionary_v3"),
+]
+
+CALL_TOKENS = {
+    "<|tool_calls_section_begin|>": "kimi",
+    "<｜tool▁calls▁begin｜>": "deepseek",
+    "<|tool_call_start|>": "lfm2",
+    "[TOOL_CALLS]": "mistral",
+    "<|python_tag|>": "llama",
+}
+"""Tokens of vocabularies whose template says nothing of calls."""
+THOUGHT_TOKENS = {"<think>": "think", "[THINK]": "mistral", "<seed:think>": "seed"}
+
+MAX_NAME_CHARS = 32
+
+
+@lru_cache(64)
+def format_named(name: str) -> Format:
+    """The format of this name; names that are not in the table stand for a model without one."""
+    calls, _, thoughts = name.partition("+")
+    forms = CALLS.get(calls, CALLS[""])
+    return Format(name, (*forms, *ANY_MODEL), THOUGHTS.get(thoughts, THOUGHTS[""]))
