@@ -50,6 +50,9 @@ class RouteView(msgspec.Struct, frozen=True, tag="route"):
     candidates: list[CandidateView]
     namespace: str = ""
     """Namespace of the answering model in hexadecimal. It stands for the model's file, its settings and the swarm."""
+    format: str = ""
+    opened: str = ""
+    """See ``Route``; empty unless requested."""
 
 
 class BegunView(msgspec.Struct, frozen=True, tag="begun"):
@@ -80,6 +83,8 @@ class TextView(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     logprobs: list[TokenLogprobsView] = []
     """Omitted unless requested."""
     tokens: list[int] = []
+    thought: str = ""
+    """What the model wrote for itself, before ``text``. The node sends all as text; clients split it."""
 
 
 class PromptLogprobsView(msgspec.Struct, frozen=True, tag="prompt_logprobs"):
@@ -119,6 +124,8 @@ def frame_view(frame: EntryFrame) -> FrameView:
         case Route():
             return RouteView(
                 namespace=frame.namespace.hex(),
+                format=frame.format,
+                opened=frame.opened,
                 chosen=peer_text(frame.chosen),
                 reason=frame.reason,
                 prompt_tokens=frame.prompt_tokens,

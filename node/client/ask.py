@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -12,6 +12,7 @@ import trio
 
 from mycelia.node.client.light import LightClient, ask_as_light_client, tell
 from mycelia.node.client.local import HTTP_ERRORS, START_HINT, STARTING, key_header, no_answer
+from mycelia.node.client.thoughts import ThoughtSplitter
 from mycelia.node.errors import first_error
 from mycelia.node.peer_id import peer_from_text
 from mycelia.node.requests.rejoin import SILENCE_DEADLINE_S, AnswerSoFar
@@ -45,6 +46,7 @@ async def ask_swarm(
     Reading raises LocalError when no node can be reached.
     """
     send, receive = trio.open_memory_channel[FrameView](0)
+    ask = msgspec.structs.replace(ask, reads_format=bool(ask.messages))
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
 
     async def follow() -> None:
@@ -54,10 +56,19 @@ async def ask_swarm(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
-            yield receive
+            async with aclosing(_split(receive)) as frames:
+                yield frames
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise first_error(group) from group
+
+
+async def _split(frames: AsyncIterator[FrameView]) -> AsyncGenerator[FrameView, None]:
+    """``frames`` with the model's thoughts apart from its text."""
+    splitter = ThoughtSplitter()
+    async for frame in frames:
+        for part in splitter.split(frame):
+            yield part
 
 
 async def _follow(
@@ -106,6 +117,7 @@ async def _ask_local(
         "request_id": ask.request_id.hex() if any(ask.request_id) else None,
         "timeout_s": None if math.isinf(due_at) else max(due_at - trio.current_time(), 0.001),
         "cache_salt": ask.cache_salt,
+        "reads_format": ask.reads_format,
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
         **msgspec.structs.asdict(ask.sampling),
     }

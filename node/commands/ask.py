@@ -14,6 +14,7 @@ from mycelia.node.commands.options import (
     data_dir_option,
     json_option,
     model_option,
+    no_think_option,
     seed_option,
     swarm_key_option,
     system_option,
@@ -104,6 +105,7 @@ Examples:
 )
 @system_option
 @model_option
+@no_think_option
 @click.option("--explain", is_flag=True, help="Show all candidate nodes with their costs, and why one was chosen.")
 @bootstrap_option
 @swarm_key_option
@@ -127,6 +129,7 @@ def ask(
     cache_salt: str,
     system: str,
     model: str,
+    no_think: bool,
     explain: bool,
     bootstrap: tuple[str, ...],
     swarm_key: Path | None,
@@ -189,7 +192,11 @@ def ask(
         raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
     peers, key = read_bootstrap(bootstrap), read_swarm_key(swarm_key)
     where = data_dir or default_data_dir()
-    run(lambda: _ask(request, where, peers, key, timeout, wait=wait, explain=explain, as_json=as_json))
+    run(
+        lambda: _ask(
+            request, where, peers, key, timeout, wait=wait, explain=explain, as_json=as_json, no_think=no_think
+        )
+    )
 
 
 def _read_prompt(prompt: str) -> str:
@@ -228,6 +235,7 @@ async def _ask(
     wait: bool,
     explain: bool,
     as_json: bool,
+    no_think: bool = False,
 ) -> None:
     """Ask and print the answer. wait: ask again until ``timeout_s`` while all nodes are busy or none can be reached."""
     import trio
@@ -241,7 +249,15 @@ async def _ask(
         left_s = None if timeout_s is None else max(due_at - trio.current_time(), 0.001)
         try:
             again_s = await _ask_once(
-                request, data_dir, bootstrap, left_s, client, wait=wait, explain=explain, as_json=as_json
+                request,
+                data_dir,
+                bootstrap,
+                left_s,
+                client,
+                wait=wait,
+                explain=explain,
+                as_json=as_json,
+                no_think=no_think,
             )
         except NoEntryError as exc:
             if not wait or trio.current_time() + UNREACHED_AGAIN_S >= due_at:
@@ -264,6 +280,7 @@ async def _ask_once(
     wait: bool,
     explain: bool,
     as_json: bool,
+    no_think: bool,
 ) -> float | None:
     """Ask once and print the answer. Returns None when it is complete.
 
@@ -272,18 +289,20 @@ async def _ask_once(
     import msgspec
 
     from mycelia.node.client.ask import ask_swarm
-    from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_route
+    from mycelia.node.terminal.answer_text import AnswerText
+    from mycelia.node.terminal.tables import failure_text, show_answered, show_route
     from mycelia.node.views import AnsweredView, FailedView, RouteView, TextView
     from mycelia.proto.wire.errors import LocalError
 
     errors = console(stderr=True)
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    wrote_text = False
+    shown, wrote_text = AnswerText(no_think), False
     async with ask_swarm(request, data_dir, bootstrap, timeout_s, client) as frames:
         async for frame in frames:
             if wait and not wrote_text and isinstance(frame, FailedView) and frame.retry_after_s:
                 if timeout_s is None or frame.retry_after_s < timeout_s:
                     return frame.retry_after_s
+            if isinstance(frame, TextView) and no_think and frame.thought:
+                frame = msgspec.structs.replace(frame, thought="")
             if as_json:
                 click.echo(msgspec.json.encode(frame))
             if isinstance(frame, FailedView):
@@ -300,7 +319,7 @@ async def _ask_once(
             if as_json:
                 continue
             if isinstance(frame, TextView):
-                click.echo(printable(frame.text) if is_terminal else frame.text, nl=False)
+                shown.show(frame)
             elif isinstance(frame, RouteView) and explain:
                 show_route(errors, frame)
     raise LocalError("the answer stopped before it was finished; ask again")

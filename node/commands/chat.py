@@ -14,6 +14,7 @@ from mycelia.node.commands.options import (
     check_unicode,
     data_dir_option,
     model_option,
+    no_think_option,
     seed_option,
     swarm_key_option,
     system_option,
@@ -41,6 +42,7 @@ Examples:
 @seed_option
 @system_option
 @model_option
+@no_think_option
 @bootstrap_option
 @swarm_key_option
 @data_dir_option
@@ -50,6 +52,7 @@ def chat(
     seed: int,
     system: str,
     model: str,
+    no_think: bool,
     bootstrap: tuple[str, ...],
     swarm_key: Path | None,
     data_dir: Path | None,
@@ -71,7 +74,14 @@ def chat(
     peers, client = read_bootstrap(bootstrap), LightClient(swarm_key=read_swarm_key(swarm_key))
     where = data_dir or default_data_dir()
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    talk = Chat(lambda ask: ask_swarm(ask, where, peers, client=client), console(stderr=True), sampling, model, system)
+    talk = Chat(
+        lambda ask: ask_swarm(ask, where, peers, client=client),
+        console(stderr=True),
+        sampling,
+        model,
+        system,
+        hides_thoughts=no_think,
+    )
     _chat(talk)
 
 

@@ -36,6 +36,9 @@ swarm_option = click.option(
     " exchanges prompts with its members only: they never leave these nodes.  [default: the open network]",
 )
 model_option = click.option("--model", default="", help="Model to ask.  [default: the entry node's model]")
+no_think_option = click.option(
+    "--no-think", is_flag=True, help="Do not show the model's thoughts.  [default: dimmed, on a terminal]"
+)
 system_option = click.option("--system", default="", help="System message.")
 temperature_option = click.option(
     "--temperature",

@@ -5,9 +5,9 @@ An engine holds one model, answers token prompts, reuses the longest cached pref
 changes of its cache. It never raises for a bad request: the request's stream ends with ``EngineFailed``.
 """
 
-from collections.abc import AsyncIterator, MutableSequence, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +53,10 @@ class ModelInfo:
     token_bytes: int = 2**16
     """Length of the vocabulary's longest token or an upper bound: a text of more than ``context_tokens`` times this
     many bytes does not fit."""
+    format: str = ""
+    """The form in which the model writes thoughts and calls (``node/formats``); empty: unknown."""
+    spellings: Mapping[int, str] = field(default_factory=dict)
+    """The control tokens that belong to the format."""
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,9 @@ class Loaded(_Frame, frozen=True):
     pieces: bytes = b""
     """The text of each token: see ``Vocabulary.packed``."""
     token_bytes: int = 2**16
+    format: str = ""
+    spellings: dict[int, str] = {}
+    """See ``ModelInfo``."""
 
 
 class LoadFailed(_Frame, frozen=True):

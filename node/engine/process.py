@@ -306,6 +306,8 @@ class ProcessEngine:
             reuse=message.reuse,
             num_cells=message.cells,
             token_bytes=message.token_bytes,
+            format=message.format,
+            spellings=message.spellings,
         )
         if self._info is not None and self._info != info:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")

@@ -23,6 +23,7 @@ from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS, Owner, Pro
 from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import SendFrame, serve_request
+from mycelia.node.requests.spelled_text import SpelledText
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.admission.overload import OVERLOADED
@@ -179,10 +180,17 @@ class Entry:
             if request_id in self._running:
                 namespace = self._engine.info.namespace
                 self._requests.tokenized(request_id, len(prompt))
+                self._read_format(self._running[request_id], ask, prompt)
                 answered = unpack_tokens(ask.answered)
                 self._handle(
                     RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt, open_tokens)
                 )
+
+    def _read_format(self, running: RunningAnswer, ask: Ask, prompt: Sequence[int]) -> None:
+        info, vocabulary = self._engine.info, self._engine.vocabulary
+        if ask.reads_format and ask.messages and info.format and vocabulary is not None:
+            running.spelled = SpelledText(info.format, vocabulary, info.spellings)
+            running.opened = running.spelled.opened_by(prompt)
 
     async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
         info = self._engine.info
@@ -339,7 +347,8 @@ class Entry:
         def tell_route() -> None:
             if request_id in self._running and not scope.cancel_called:  # (it may have ended before this task ran)
                 self._requests.routed(effect)
-                running.tell(route_frame(effect.decision, self._engine.info.namespace))
+                format_ = running.spelled.format_name if running.spelled is not None else ""
+                running.tell(route_frame(effect.decision, self._engine.info.namespace, format_, running.opened))
 
         try:
             with scope:
@@ -425,9 +434,11 @@ def _reason(exc: Exception) -> str | None:
     return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
 
 
-def route_frame(decision: Decision, namespace: bytes) -> Route:
+def route_frame(decision: Decision, namespace: bytes, format_: str = "", opened: str = "") -> Route:
     return Route(
         namespace=namespace,
+        format=format_,
+        opened=opened,
         chosen=decision.chosen,
         reason=decision.reason[:256],
         prompt_tokens=decision.prompt_tokens,

@@ -102,6 +102,13 @@ class AnswerSoFar:
         sampling = msgspec.structs.replace(self._ask.sampling, logprobs_from=self._num_reported)
         return msgspec.structs.replace(self._ask, sampling=sampling, answered=bytes(self._tokens), namespace=namespace)
 
+    def forget_format(self) -> bool:
+        """Ask for plain text from now on: the entry node is of a version that knows no formats. False: that was so
+        before, or text has come. Mutates."""
+        was_read = self._ask.reads_format and not self._tokens and not self._num_chars
+        self._ask = msgspec.structs.replace(self._ask, reads_format=False)
+        return was_read
+
     def num_resumed(self, told: int) -> int:
         """How often the answer moved, if the last entry node counts ``told`` moves: after tokens from an earlier entry
         node, it counts its own first attempt as a move."""
@@ -127,6 +134,8 @@ async def rejoining(
             async with aclosing(entry_frames(stream, due_at)) as frames:
                 async for received in frames:
                     frame = _noted(so_far, received)
+                    if isinstance(frame, Failed) and _is_too_new(frame) and so_far.forget_format():
+                        break
                     if isinstance(frame, Failed) and (
                         frame.code == LEAVING or (lost is not None and frame.code == "unknown_model")
                     ):
@@ -144,6 +153,11 @@ async def rejoining(
         finally:
             with trio.CancelScope(shield=True):
                 await stream.reset()
+
+
+def _is_too_new(frame: Failed) -> bool:
+    """Whether the entry node does not know a field of the request."""
+    return frame.code == "bad_request" and "unknown field" in frame.message
 
 
 def _noted(so_far: AnswerSoFar, frame: EntryFrame) -> EntryFrame:

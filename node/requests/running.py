@@ -8,6 +8,7 @@ import trio
 
 from mycelia.node.requests.answer_frames import FRAME_BYTES, AnswerFrames
 from mycelia.node.requests.prompt_logprobs import PromptReport
+from mycelia.node.requests.spelled_text import SpelledText
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import MAX_TEXT_TOKENS, EntryFrame, PromptLogprobs, Text, TokenLogprobs
 
@@ -30,6 +31,10 @@ class RunningAnswer:
     """Tokens that were not sent to the client yet, and their text up to its last whole character. A frame that ends
     inside a character, which is rare, waits for the next one. So the client's text is always the text of the client's
     tokens, and the answer can continue at another node with neither a gap nor a repetition."""
+    spelled: SpelledText | None = None
+    """Set if the client reads the model's format."""
+    opened: str = ""
+    """See ``Route.opened``."""
     first_token_at: float | None = None
     was_told: bool = True
     """Whether a frame was sent since the last check, or the request came after it."""
@@ -63,6 +68,8 @@ class RunningAnswer:
         self, data: bytes, tokens: Sequence[int] = (), logprobs: tuple[TokenLogprobs, ...] = (), is_last: bool = False
     ) -> None:
         """Tells the client the next bytes and tokens, up to the last whole character; at the end, the rest."""
+        if self.spelled is not None:
+            data, logprobs = self.spelled.spelled(data, tokens), self.spelled.logprobs(logprobs)
         self._untold.extend(tokens)
         text, was_held = self._decoder.decode(data, is_last), self._held
         if was_held:

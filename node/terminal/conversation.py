@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from mycelia.node.terminal.answer_text import AnswerText
 from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_route
 from mycelia.node.views import AnsweredView, FailedView, FrameView, RouteView, TextView
 from mycelia.proto.wire.errors import LocalError
@@ -39,6 +40,7 @@ class Chat:
     sampling: Sampling
     model: str = ""
     system: str = ""
+    hides_thoughts: bool = False
     turns: list[ChatMessage] = field(default_factory=list)
     routes: list[RouteView] = field(default_factory=list)
     """The routes of the last prompt: several if it moved."""
@@ -84,11 +86,12 @@ class Chat:
             sampling=self.sampling,
         )
         said: list[str] = []
+        shown = AnswerText(self.hides_thoughts, is_safe=True)
         self.routes.clear()
         try:
             async with self.ask(request) as frames:
                 async for frame in frames:
-                    self._on_frame(frame, said)
+                    self._on_frame(frame, said, shown)
         except LocalError as exc:
             if said:
                 click.echo()
@@ -97,11 +100,12 @@ class Chat:
             if said:
                 self.turns += [user, ChatMessage(role="assistant", content="".join(said))]
 
-    def _on_frame(self, frame: FrameView, said: list[str]) -> None:
+    def _on_frame(self, frame: FrameView, said: list[str], shown: AnswerText) -> None:
         match frame:
             case TextView():
-                said.append(frame.text)
-                click.echo(printable(frame.text), nl=False)
+                if frame.text:
+                    said.append(frame.text)
+                shown.show(frame)
             case RouteView():
                 self.routes.append(frame)
             case AnsweredView():

@@ -8,7 +8,9 @@ from mycelia.proto.wire.bounds import (
     MAX_CANDIDATES,
     MAX_CHAT_BYTES,
     MAX_CHAT_MESSAGES,
+    MAX_FORMAT_CHARS,
     MAX_LOGPROBS_PER_FRAME,
+    MAX_OPENED_CHARS,
     MAX_SALT_CHARS,
     MAX_TOKENS_PER_REQUEST,
     Kind,
@@ -78,6 +80,9 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     the same client do, and others reuse what two subnets had asked."""
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] = field(name="11", default=0)
     """How many leading turns of a conversation hold no secrets, such as an application's system prompt."""
+    reads_format: bool = field(name="14", default=False)
+    """The client reads the form in which the model writes thoughts and calls: Route names it, and control tokens that
+    belong to it are spelled in the answer's text."""
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):
@@ -89,6 +94,10 @@ class Route(Kind, frozen=True, kw_only=True, tag=14):
     candidates: Annotated[tuple[CandidateTerms, ...], Meta(max_length=MAX_CANDIDATES)] = field(name="4")
     namespace: NamespaceKey = field(name="5", default=bytes(16))
     """The namespace of the model that answers."""
+    format: Annotated[str, Meta(max_length=MAX_FORMAT_CHARS)] = field(name="6", default="")
+    """The form of the model's thoughts and calls, if the Ask wants to know; empty: unknown."""
+    opened: Annotated[str, Meta(max_length=MAX_OPENED_CHARS)] = field(name="7", default="")
+    """The mark at the prompt's end with which the answer has begun, such as that of a thought; empty: none."""
 
 
 class Begun(Kind, frozen=True, kw_only=True, tag=19):

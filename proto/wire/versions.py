@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mycelia.proto.wire.messages import Ask, Generate, Message, Sampling
+from mycelia.proto.wire.messages import Ask, Generate, Message, Route, Sampling
 
 ADDED_IN_2: dict[type, dict[str, Any]] = {
     Generate: {"tag": b"", "scope": 0, "open_tokens": 0},
-    Ask: {"cache_salt": "", "shared_messages": 0},
+    Ask: {"cache_salt": "", "shared_messages": 0, "reads_format": False},
+    Route: {"format": "", "opened": ""},
     Sampling: {"prompt_logprobs": 0, "logprobs_from": 0, "logit_bias": b""},
 }
 """Kind or record -> field -> default."""

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,7 @@ from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.prompts import PromptLimit
 from mycelia.node.engine.settings import available_memory_bytes
 from mycelia.node.engine.sizing import CellBudget, Offload
+from mycelia.node.formats.choosing import control_spellings, format_name
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.errors import LocalError
@@ -140,6 +142,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
     service.llama, service.renders, service.loop = llama, renders, loop
     reuse = "prefix" if llama.reuse else "none"
+    format_ = format_name(llama.chat_template, llama.has_token)
     piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
     return loop, ipc.Loaded(
         namespace,
@@ -153,6 +156,8 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         piece_ends=piece_ends,
         pieces=pieces,
         token_bytes=limit.token_bytes,
+        format=format_,
+        spellings=control_spellings(format_, partial(llama.tokenize, special=True), llama.piece),
     )
 
 

@@ -84,6 +84,8 @@ class _AskBody(_Conversation, forbid_unknown_fields=True):
     grammar_kind: str = _DEFAULTS.grammar_kind
     cache_salt: Annotated[str, msgspec.Meta(max_length=MAX_SALT_CHARS)] = ""
     """See ``Ask.cache_salt``."""
+    reads_format: bool = False
+    """See ``Ask.reads_format``."""
 
     def sampling(self) -> Sampling:
         """Raises LocalError that names the field out of bounds."""
@@ -220,4 +222,5 @@ def _to_ask(body: _AskBody) -> Ask:
         messages=_turns(body),
         sampling=body.sampling(),
         cache_salt=body.cache_salt,
+        reads_format=body.reads_format,
     )

@@ -42,6 +42,10 @@ class ModelVocabulary:
                 return buffer.raw[:count]
             size = -count
 
+    def has_token(self, text: str) -> bool:
+        """Whether one token is spelled so; control tokens count."""
+        return len(self.tokenize(text, special=True)) == 1
+
     def longest_piece(self) -> int:
         """Length in bytes of the longest token; control tokens count as they are spelled."""
         vocab, piece = self._vocab, L.llama_token_to_piece
