@@ -235,7 +235,7 @@ def in_dial_order(addresses: Iterable[Multiaddr], limit: int) -> list[Multiaddr]
             usable.setdefault(head, Multiaddr(head))
 
     def rank(address: Multiaddr) -> int:
-        if relay_of(address) is not None:
+        if str(address).endswith(_CIRCUIT):
             return 1
         return 3 if is_loopback(address) else 2 * (not is_global(address))
 

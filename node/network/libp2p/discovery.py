@@ -97,9 +97,8 @@ class Discovery:
             restarted = self._restarted.next
             try:
                 with trio.fail_after(LOOKUP_DEADLINE_S):
-                    if not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0:
-                        await self.dht.provide(key)
-                    providers = await self.dht.find_providers(key)
+                    announces = not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0
+                    providers = await self.dht.find_providers(key, announces)
                     await self.dial_providers(providers, namespace, cell)
             except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
                 log.debug("lookup failed", namespace=namespace.hex(), cell=cell.suffix(), error=repr(exc))

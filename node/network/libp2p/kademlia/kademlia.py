@@ -56,6 +56,7 @@ PREFIX_REPLICAS, MODEL_REPLICAS = 8, BUCKET_SIZE
 """Peers that keep one record. Of the 8 that keep a prefix's, some live for half an hour; Kademlia's 20 cost more."""
 PROVIDERS_ENOUGH = 8
 """Number of peers nearest to a model's key that are asked for all its providers."""
+WALK_DEADLINE_S = 15.0
 REFRESH_INTERVAL_S = 600.0
 REFRESH_DEADLINE_S = 60.0
 
@@ -137,17 +138,14 @@ class Kademlia:
         """Adds ``peer``, which this node found and is connected with, to the table."""
         self.server.note(peer)
 
-    async def provide(self, key: bytes) -> int:
-        """Announces to the nearest peers that this node provides the key of a model. Returns how many peers took it."""
-        return await self._provide(key, PROVIDERS_ENOUGH, MODEL_REPLICAS)
-
     async def provide_prefix(self, key: bytes) -> int:
-        """Announces the key of a prefix as ``provide`` does, to fewer peers: a node has many prefixes."""
-        return await self._provide(key, WALK_ENOUGH, PREFIX_REPLICAS)
+        """Announces to the nearest peers that this node provides the key of a prefix. Returns how many took it."""
+        return await self._announce(await self._walk(Kind.GET_PROVIDERS, key, WALK_ENOUGH), PREFIX_REPLICAS)
 
-    async def _provide(self, key: bytes, enough: int, replicas: int) -> int:
-        request = self.server.provide(key)
-        walk = await self._walk(Kind.GET_PROVIDERS, key, enough)
+    async def _announce(self, walk: _Walk, replicas: int) -> int:
+        """Announces to the nearest peers that answered the lookup that this node provides its key. Returns how many
+        took it."""
+        request = self.server.provide(walk.key)
         took: list[bytes] = []
 
         async def announce(peer: bytes) -> None:
@@ -160,12 +158,15 @@ class Kademlia:
                 nursery.start_soon(announce, peer)
         return len(took)
 
-    async def find_providers(self, key: bytes) -> list[PeerInfo]:
-        """The providers of ``key`` that PROVIDERS_ENOUGH of the nearest peers name or that this node keeps itself."""
+    async def find_providers(self, key: bytes, announces: bool = False) -> list[PeerInfo]:
+        """The providers of ``key`` that PROVIDERS_ENOUGH of the nearest peers name or that this node keeps itself.
+        announces: announce to the nearest peers that this node provides the key, too."""
         walk = await self._walk(Kind.GET_PROVIDERS, key, PROVIDERS_ENOUGH)
         for provider in self.server.providers(key):
             own_word = [Multiaddr(address) for address in provider.addresses]
             walk.found[provider.peer] = {b"": own_word, **walk.found.get(provider.peer, {})}
+        if announces:
+            await self._announce(walk, MODEL_REPLICAS)
         return self._providers(walk)
 
     async def find_first_providers(self, key: bytes) -> list[PeerInfo]:
@@ -198,8 +199,8 @@ class Kademlia:
         return teller if not subnet or is_local(subnet) else subnet.encode()
 
     async def _walk(self, kind: Kind, key: bytes, enough: int, stops_at_providers: bool = False) -> _Walk:
-        """A lookup of ``key`` by the rules of ``proto/kademlia/lookup.py``. stops_at_providers: ends at the first
-        provider."""
+        """A lookup of ``key`` by the rules of ``proto/kademlia/lookup.py``, of at most WALK_DEADLINE_S: on a busy
+        machine part of the answers is better than none. stops_at_providers: ends at the first provider."""
         lookup = Lookup[bytes](point_of(key), enough)
         walk = _Walk(kind, key, lookup)
         for peer in self.buckets.nearest(key, BUCKET_SIZE):
@@ -219,12 +220,13 @@ class Kademlia:
                 lookup.stop()
             changed.notify()
 
-        async with trio.open_nursery() as nursery:
-            while not lookup.is_over:
-                for peer in lookup.next_peers():
-                    nursery.start_soon(ask, peer)
-                await changed.wait()
-            nursery.cancel_scope.cancel()
+        with trio.move_on_after(WALK_DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                while not lookup.is_over:
+                    for peer in lookup.next_peers():
+                        nursery.start_soon(ask, peer)
+                    await changed.wait()
+                nursery.cancel_scope.cancel()
         return walk
 
     async def _ask(self, walk: _Walk, peer: bytes) -> bool:

@@ -58,6 +58,11 @@ def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "PING_SPREAD", 0.0)
 
 
+@pytest.mark.parametrize(("num_connections", "expected_s"), [(1, 4.0), (24, 4.0), (48, 8.0), (72, 12.0), (500, 12.0)])
+def test_a_node_with_many_connections_pings_each_less_often(num_connections: int, expected_s: float) -> None:
+    assert liveness.ping_interval_s(num_connections) == expected_s
+
+
 @pytest.mark.parametrize("silent_s", [0.0, 7.0, 20.0])
 def test_only_a_silent_peer_is_pinged(silent_s: float) -> None:
     muxer = Muxer(silent_at=silent_s, answers_at=0.0)

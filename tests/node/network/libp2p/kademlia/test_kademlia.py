@@ -141,7 +141,7 @@ async def test_records_of_one_address_leave_those_of_another() -> None:
         await connect(one, honest)
         await eventually(lambda: one.peer_id in honest.peers())
         assert one.remote_address(honest.peer_id).startswith("/ip4/127.0.0.2/")
-        assert await dht_of(honest).provide(KEY) == 1
+        await dht_of(honest).find_providers(KEY, announces=True)
         await eventually(lambda: dht_of(one).server.providers(KEY))
         for _ in range(30):
             async with open_network(light_client()) as evil:
@@ -340,6 +340,27 @@ def test_lengths() -> None:
     assert length_of(b"\x80\x01abc") == (2, 128)
     with pytest.raises(RemoteError):
         length_of(b"\xff\xff\xff\xff\x01")
+
+
+async def test_a_lookup_that_takes_too_long_returns_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kademlia, "WALK_DEADLINE_S", 1.0)
+    monkeypatch.setattr(kademlia, "DIAL_DEADLINE_S", PATIENCE_S)
+
+    async def never_answer(stream: INetStream) -> None:
+        await trio.sleep_forever()
+
+    async with open_network(node()) as one, open_network(node()) as silent, open_network(node()) as other:
+        silent.host.serve(KAD_PROTOCOL, never_answer)
+        for first, second in ((silent, one), (other, one), (silent, other)):
+            await connect(first, second)
+        await eventually(lambda: len(one.peers()) == len(other.peers()) == 2)
+        told = Contact(silent.peer_id, (ADDRESS,))
+        dht_of(other).server.answer(Request(Kind.ADD_PROVIDER, KEY, (told,)), silent.peer_id)
+        with trio.fail_after(PATIENCE_S / 2):
+            found = await dht_of(one).find_providers(KEY, announces=True)
+        assert [info.peer_id.to_bytes() for info in found] == [silent.peer_id]
+        expected = {silent.peer_id, one.peer_id}
+        await eventually(lambda: {kept.peer for kept in dht_of(other).server.providers(KEY)} == expected)
 
 
 async def test_frames_within_bounds() -> None:
