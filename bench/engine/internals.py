@@ -27,11 +27,11 @@ from mycelia.node.engine.child.cells import Evicted
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.llama import OK
-from mycelia.node.engine.child.tier.tier import GIB, Tier
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.child.worker import Service, load
 from mycelia.node.engine.child_process import child_environment, load_message
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.cache.tier import GIB, Tier
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError

@@ -14,13 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from mycelia.node.doctor.network import Line
-from mycelia.node.engine.child.tier.tier import GIB, MIB
 from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
 from mycelia.node.engine.probe.probe import Library, Model, Problem, Question, probe
 from mycelia.node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
 from mycelia.node.engine.sizing import Device
 from mycelia.node.errors import one_line
 from mycelia.node.version import VERSION
+from mycelia.proto.cache.tier import GIB, MIB
 from mycelia.proto.wire.errors import LocalError
 
 LEAST_DISK_BYTES = 16 * MIB

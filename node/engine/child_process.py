@@ -8,8 +8,8 @@ import structlog
 import trio
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child.tier.tier import GIB
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.cache.tier import GIB
 from mycelia.proto.wire.messages import Vitals
 
 log = structlog.get_logger()

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mycelia.node.engine.child.tier.tier import MIB
 from mycelia.node.engine.sizing import Offload, available_kib, default_ram_mib
+from mycelia.proto.cache.tier import MIB
 from mycelia.proto.wire.errors import LocalError
 
 MAX_CELLS = 4_194_304

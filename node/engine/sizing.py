@@ -243,6 +243,30 @@ def _memories(
     return memories
 
 
+def state_cells(slots: int, trained_tokens: int) -> int:
+    """The default number of cells of a model without attention: its cells take no memory, they only count tokens."""
+    return max(DEFAULT_CELLS, min(slots * trained_tokens, MAX_GPU_CELLS))
+
+
+def choose_sequences(wanted: int, state_bytes: int, budget: CellBudget, gpu_free: Sequence[int] | None) -> int:
+    """The number of sequences, each with room for a state, in a context of a recurrent or hybrid model: at most
+    ``wanted``, and no more than take a part of the free memory, but enough for all slots. Raises LocalError when there
+    is no memory for these. gpu_free: free bytes of the GPUs that hold the model; None: it is in the host's memory."""
+    room = budget.host_bytes if gpu_free is None else sum(gpu_free)
+    least = min(2 * budget.slots + 2, wanted)
+    if room is None or not state_bytes:
+        return wanted
+    if least * state_bytes > room:
+        raise LocalError(
+            f"no memory for the states of {least} sequences: {max(room, 0) // MIB} MiB are left, and they take"
+            f" {least * state_bytes // MIB} MiB; fewer --slots take less of it"
+        )
+    return max(least, min(wanted, room // STATES_SHARE // state_bytes))
+
+
+STATES_SHARE = 8
+"""The states of a context take at most the free memory divided by this, unless the slots need more."""
+
 MAX_RAM_MIB = 4096
 """Maximum of the default: 190,000 tokens of a 135M model, 32,000 of an 8B model."""
 

@@ -32,6 +32,8 @@ class Choices:
                 with self._jobs.charged(job):
                     self._report(row, output)
             job.num_computed += row.count
+            if job.num_computed in job.stops:
+                self._jobs.sequences.save_state(job)
             if not row.wants_token:
                 continue
             if not job.max_tokens:

@@ -35,6 +35,13 @@ class Limits:
     reuse: bool = True
     demote_idle: bool = False
     """Evict all idle leaves when a request starts: the second tier keeps them and restores them at little cost."""
+    state_grid: int = 0
+    """The model keeps states, which are saved and restored at multiples of this length, see
+    ``proto/cache/checkpoints.py``. 0: it keeps none, and any prefix of cells can be reused."""
+    has_cells: bool = True
+    """False: the model keeps nothing but states, so cells only count tokens."""
+    control_tokens: frozenset[int] = frozenset()
+    """Control tokens of the vocabulary; only used with states."""
 
     def __post_init__(self) -> None:
         if not 0 < self.context_tokens <= self.num_cells:
@@ -102,6 +109,12 @@ class Job:
     """Number of leading tokens computed in chunks: the prompt; after a stop also the answer so far."""
     promised: int = 0
     """Cells that the job may use while it runs, shared cells included."""
+    state_tokens: int = 0
+    """Length of the longest saved state that the job may begin with, set by ``Prefixes.match``."""
+    known_tokens: int = 0
+    """Number of leading tokens that the cache knew then."""
+    stops: tuple[int, ...] = ()
+    """Lengths at which the job's state is saved, so a row ends there."""
     num_starts: int = 0
     """Number of starts: the first one, and one after each stop."""
     to_report: range = range(0)
@@ -140,6 +153,12 @@ class Job:
     @property
     def remaining_prefill(self) -> int:
         return max(0, self.num_to_prefill - self.num_computed)
+
+    @property
+    def next_stop(self) -> int:
+        """Maximum number of tokens of the next row."""
+        ahead = [stop - self.num_computed for stop in self.stops if stop > self.num_computed]
+        return min(self.remaining_prefill, *ahead) if ahead else self.remaining_prefill
 
     @property
     def num_generated(self) -> int:

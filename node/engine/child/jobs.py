@@ -99,6 +99,7 @@ class Jobs:
 
     def preempt(self, job: Job) -> bool:
         """Stop a running job, which then waits. False: everything was abandoned."""
+        self.sequences.save_state(job)
         if not self._share(job):
             return False
         self.sequences.clear(self._scheduler.preempt(job, time.monotonic()))
@@ -134,10 +135,11 @@ class Jobs:
         """Take a job out of the scheduler and cache its computed tokens. False: everything was abandoned."""
         if job.seq_id is None:
             self._scheduler.withdraw(job)
-        elif not self._share(job):
+            return True
+        self.sequences.save_state(job)
+        if not self._share(job):
             return False
-        else:
-            self.sequences.clear(self._scheduler.finish(job, time.monotonic()))
+        self.sequences.clear(self._scheduler.finish(job, time.monotonic()))
         return True
 
     def _share(self, job: Job) -> bool:

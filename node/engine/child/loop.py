@@ -105,6 +105,7 @@ class StepLoop:
             tiers.follow(self.scheduler.changes, lambda: self.inbox.put(Wake()))
             tiers.announce_all()
             self.scheduler.prefixes.reach = self.jobs.sequences.reach
+            self.scheduler.prefixes.state = self.jobs.sequences.state
             for tokens in tiers.open_prefixes():
                 self.scheduler.sharing.open(tokens)
 

@@ -24,6 +24,10 @@ MIN_SHARED_TOKENS = 32
 """Minimum number of tokens that waiting for another request's prefix must save: less is not worth the wait."""
 
 
+MAX_STOPS = 64
+"""Lengths at which a job's state is saved, and that other jobs may add to."""
+
+
 class Prefixes:
     """Matches, publishes and pins prefixes. All collections belong to the scheduler."""
 
@@ -46,18 +50,28 @@ class Prefixes:
         self._waiting = waiting
         self.reach: Callable[[Job, int], int] = lambda job, length: length
         """(job, length of its prefix in the tree) -> length in tree and second tier together; see ``tier.py``."""
+        self.state: Callable[[Job, int], int] = lambda job, length: 0
+        """(job, maximum) -> length of the longest saved state that the job may begin with; see ``checkpoints.py``."""
 
     def match(self, job: Job) -> tuple[int, int | None]:
         """(length, leaf) of the longest prefix that a job, not running, may reuse. Sets the job's place in the
         tree: ``num_open``."""
         if not (self._limits.reuse and job.may_share):
-            job.num_open = 0
+            job.num_open = job.state_tokens = job.known_tokens = 0
             return 0, None
         # The tokens of a stopped job are still at their old place.
         places = {self.open_tokens(job), job.num_open} if job.num_starts else {self.open_tokens(job)}
         found = [match_path(self._tree, job.owner, job.tokens[: job.num_reusable], place) for place in sorted(places)]
         length, leaf, job.num_open = max(found, key=lambda one: one[0])
-        return length, leaf
+        return self._with_state(job, length, leaf) if self._limits.state_grid else (length, leaf)
+
+    def _with_state(self, job: Job, length: int, leaf: int | None) -> tuple[int, int | None]:
+        """Cut a prefix of ``length`` cells to what the longest saved state covers, which may reach further."""
+        reach = self.reach(job, length) if self._limits.has_cells else len(job.tokens) - 1
+        job.state_tokens = self.state(job, reach)
+        job.known_tokens = max(length, reach if self._limits.has_cells else job.state_tokens)
+        length = min(length, job.state_tokens)
+        return length, leaf if length else None
 
     def open_tokens(self, job: Job) -> int:
         """Number of leading prompt tokens that any job may reuse if they are cached."""
@@ -66,7 +80,13 @@ class Prefixes:
     def still_waits(self, job: Job) -> bool:
         if job.awaits is None or job.awaits not in self._running:
             return False
-        return job.awaits.shared_tokens < job.awaited_tokens and self.match(job)[0] < job.awaited_tokens
+        length = self.match(job)[0]
+        return job.awaits.shared_tokens < job.awaited_tokens and max(length, job.state_tokens) < job.awaited_tokens
+
+    def expected(self, job: Job) -> int:
+        """Number of leading tokens of a waiting job that tree and second tier hold for it."""
+        length = self.match(job)[0]
+        return job.state_tokens if self._limits.state_grid else self.reach(job, length)
 
     def should_wait(self, job: Job, length: int) -> bool:
         """Whether a running job computes a clearly longer prefix of ``job`` than tree and second tier have. Mutates."""
@@ -78,14 +98,27 @@ class Prefixes:
             overlap = common_prefix(reusable, other.prompt)
             if other.owner.tag != job.owner.tag:
                 overlap = min(overlap, other.num_open, self.open_tokens(job))
+            if self._limits.state_grid:
+                length, overlap = max(length, job.state_tokens), self._awaitable(other, overlap)
             if overlap - length < MIN_SHARED_TOKENS or other.shared_tokens >= overlap:
                 continue
-            length = self.reach(job, length)
+            if not self._limits.state_grid:
+                length = self.reach(job, length)
             if overlap - length >= MIN_SHARED_TOKENS:
+                if self._limits.state_grid:
+                    other.stops = tuple(sorted({*other.stops, overlap}))
                 job.awaits, job.awaited_tokens, job.waited = other, overlap, True
                 job.expected_cached = overlap
                 return True
         return False
+
+    def _awaitable(self, other: Job, overlap: int) -> int:
+        """The longest prefix of the running job ``other``, of at most ``overlap`` tokens, whose state will be saved;
+        0: none."""
+        wanted = overlap // self._limits.state_grid * self._limits.state_grid
+        may_stop = len(other.stops) < MAX_STOPS and wanted < other.num_to_prefill
+        ahead = [stop for stop in (*other.stops, wanted) if stop < wanted or (stop == wanted and may_stop)]
+        return max((stop for stop in ahead if stop > other.num_computed), default=0)
 
     def publishable(self) -> list[Job]:
         """Jobs whose computed prompt tokens should enter the tree now: all are computed, or another job awaits them."""

@@ -36,10 +36,10 @@ def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int, repor
     counts = dict.fromkeys(prefilling, 0)
     if prefilling:
         first = prefilling[0]
-        counts[first] = min(first.remaining_prefill, (budget + 1) // 2)
+        counts[first] = min(first.next_stop, (budget + 1) // 2)
         budget -= counts[first]
     for job in sorted(prefilling, key=lambda job: job.remaining_prefill):
-        extra = min(job.remaining_prefill - counts[job], budget)
+        extra = min(job.next_stop - counts[job], budget)
         counts[job] += extra
         budget -= extra
     for job, count in counts.items():

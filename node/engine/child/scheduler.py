@@ -47,6 +47,7 @@ from mycelia.node.engine.child.prefixes import Prefixes
 from mycelia.node.engine.child.rows import GiveWay, Row, plan_rows
 from mycelia.proto.admission.fair_order import Key
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT, SLACK, FairQueue, share_of
+from mycelia.proto.cache.checkpoints import NEAR_END_TOKENS, lengths
 from mycelia.proto.cache.radix import RadixTree
 from mycelia.proto.cache.sharing import Owner, Sharing
 
@@ -124,7 +125,7 @@ class Scheduler:
             return Refusal("overloaded", text, True, wait_s)
         if limits.reuse:
             job.chain = self.sharing.chain(job.prompt[:-1])
-            job.expected_cached = self.prefixes.reach(job, self.prefixes.match(job)[0])
+            job.expected_cached = self.prefixes.expected(job)
         return job
 
     # --- admission ------------------------------------------------------------------------------------------------
@@ -221,6 +222,7 @@ class Scheduler:
                 return None
         job.shared_tokens = length if pinned is not None else 0
         job.num_computed, job.num_to_prefill, job.promised = length, len(job.tokens), promised
+        job.stops = self._stops(job)
         evicted = self.cells.evict_all() if self.limits.demote_idle else []
         evicted += self.cells.make_room(job.held_cells)
         job.seq_id = self.cells.free_ids.pop()
@@ -231,6 +233,15 @@ class Scheduler:
         self._is_changed = True
         self.running.append(job)
         return Admission(job, source, length, evicted)
+
+    def _stops(self, job: Job) -> tuple[int, ...]:
+        limits = self.limits
+        if not (limits.state_grid and limits.reuse):
+            return ()
+        prompt, control = job.prompt, limits.control_tokens
+        near = range(len(prompt) - 1, max(len(prompt) - NEAR_END_TOKENS, 0) - 1, -1)
+        turn = next((place + 1 for place in near if prompt[place] in control), 0)
+        return lengths(job.state_tokens, len(prompt), job.known_tokens, turn, limits.state_grid)
 
     def restored(self, job: Job, length: int) -> None:
         """Note that the worker restored the first ``length`` tokens of a just admitted job, into its reserved cells."""

@@ -8,8 +8,8 @@ from mycelia.node.engine.child.job import Job
 from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.node.engine.child.rows import Row
 from mycelia.node.engine.child.scheduler import Admission, Scheduler
-from mycelia.node.engine.child.tier.tier import Whose
 from mycelia.node.engine.child.tier.tier_store import TierStore
+from mycelia.proto.cache.tier import OPEN, Whose
 
 
 class Sequences:
@@ -27,6 +27,8 @@ class Sequences:
         if self._tiers is not None and admission.evicted:
             self._tiers.protect(job.tokens, self._whose(job))
             self._keep(admission.evicted)
+        if self._scheduler.limits.state_grid:
+            return self._occupy_with_state(admission, target)
         # Copy before clearing, because the source may be evicted. The job may even have the id of the source or of
         # another evicted leaf, whose cells copy_prefix clears.
         if source is None:
@@ -38,6 +40,40 @@ class Sequences:
             occupied = self._llama.copy_prefix(source, target, admission.length)
         self.clear(leaf.seq_id for leaf in admission.evicted if leaf.seq_id != target)
         return occupied and self._restore(job, target, prefill_rate)
+
+    def _occupy_with_state(self, admission: Admission, target: int) -> bool:
+        """The same for a model that keeps states: first the cells, then the state after them."""
+        job, source = admission.job, admission.source
+        if source is None:
+            self._llama.clear(target)
+        occupied = source is None or self._llama.copy_prefix(source, target, admission.length)
+        self.clear(leaf.seq_id for leaf in admission.evicted if leaf.seq_id != target)
+        if not occupied or not job.state_tokens:
+            return occupied
+        assert self._tiers is not None
+        tokens, whose = job.tokens[: job.state_tokens], self._whose(job)
+        if not self._tiers.restore_with_state(self._llama, target, tokens, admission.length, whose):
+            return False
+        if job.state_tokens > job.num_computed:
+            self._scheduler.restored(job, job.state_tokens)
+        return True
+
+    def save_state(self, job: Job) -> None:
+        """Save the state of a running job after its computed tokens, if prompts may begin there later."""
+        grid = self._scheduler.limits.state_grid
+        if self._tiers is None or not grid or not job.num_computed or job.num_computed % grid:
+            return
+        assert job.seq_id is not None
+        self._scheduler.prefixes.note(job)
+        # Where an open prefix is left, it is left for all; other lengths say something about the private tokens.
+        is_open = job.num_computed == self._scheduler.prefixes.open_tokens(job)
+        whose = OPEN if is_open else Whose(job.owner.tag, min(job.num_open, job.num_computed))
+        self._tiers.keep_state(self._llama, job.seq_id, job.tokens[: job.num_computed], whose)
+
+    def state(self, job: Job, length: int) -> int:
+        """See ``Prefixes.state``. Needs a second tier."""
+        assert self._tiers is not None
+        return self._tiers.state_length(job.tokens[:length], self._whose(job))
 
     def _restore(self, job: Job, seq_id: int, prefill_rate: float) -> bool:
         """Extend a job's prefix from the second tier. False: the sequence is broken."""

@@ -18,7 +18,7 @@ import time
 import traceback
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.chat import ChatTemplate
@@ -29,10 +29,10 @@ from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.bindings import bindings_version
 from mycelia.node.engine.child.llama.exact import ExactLlama
 from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama
-from mycelia.node.engine.child.llama.models import file_digest
+from mycelia.node.engine.child.llama.models import file_digest, keeps_states, open_model
+from mycelia.node.engine.child.llama.states import StateLlama
 from mycelia.node.engine.child.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
 from mycelia.node.engine.child.renders import SWITCH_S, Renders
-from mycelia.node.engine.child.tier.tier import Tier
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.prompts import PromptLimit
@@ -40,6 +40,8 @@ from mycelia.node.engine.settings import available_memory_bytes
 from mycelia.node.engine.sizing import CellBudget, Offload
 from mycelia.node.formats.choosing import control_spellings, format_name
 from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.cache.checkpoints import EVERY_TOKENS
+from mycelia.proto.cache.tier import Tier
 from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.errors import LocalError
 
@@ -101,17 +103,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     path = Path(message.model_path)
     memory = available_memory_bytes()
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
-    sizes = {
-        "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is for the second tier.
-        "num_threads": message.threads,
-        "batch_tokens": BATCH_TOKENS,
-    }
-    llama: Llama
-    if message.exact:
-        llama = ExactLlama(path, num_cells=message.cells or budget, **sizes)
-    else:
-        offload = Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
-        llama = Llama(path, num_cells=message.cells or budget, offload=offload, **sizes)
+    llama = _open_llama(message, path, budget)
     begin, end = llama.special_texts()
     limit = PromptLimit(llama.context_tokens, llama.longest_piece())
     template = ChatTemplate(
@@ -120,9 +112,11 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
     namespace = namespace_key(file_digest(path), kv_settings, message.salt)
     tiers = _open_tiers(message, llama, namespace)
-    tier_tokens = message.ram_tier_bytes // llama.cell_bytes if tiers is not None else 0
+    token_bytes = llama.cell_bytes + llama.state_bytes // EVERY_TOKENS
+    tier_tokens = message.ram_tier_bytes // token_bytes if tiers is not None else 0
     # Host memory must hold all cells that can be idle at once. On a GPU the copies are not worth their time.
-    demote_idle = not llama.offloaded and tier_tokens >= llama.num_cells
+    demote_idle = not llama.offloaded and not llama.keeps_states and tier_tokens >= llama.num_cells
+    may_reuse = llama.reuse and (tiers is not None or not llama.keeps_states)
     limits = Limits(
         num_cells=llama.num_cells,
         context_tokens=llama.context_tokens,
@@ -132,8 +126,11 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         max_waiting=message.max_waiting,
         batch_tokens=BATCH_TOKENS,
         reported_tokens=min(Limits.reported_tokens, max(REPORT_BYTES // (4 * llama.num_vocab), 1)),
-        reuse=llama.reuse,
+        reuse=may_reuse,
         demote_idle=demote_idle,
+        state_grid=llama.state_grid if llama.keeps_states else 0,
+        has_cells=llama.has_cells,
+        control_tokens=llama.control_tokens() if llama.keeps_states else frozenset(),
     )
     embeddings = EmbeddingQueue(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
     loop = StepLoop(
@@ -141,7 +138,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     )
     renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
     service.llama, service.renders, service.loop = llama, renders, loop
-    reuse = "prefix" if llama.reuse else "none"
+    reuse = "none" if not may_reuse else "checkpoints" if llama.keeps_states else "prefix"
     format_ = format_name(llama.chat_template, llama.has_token)
     piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
     return loop, ipc.Loaded(
@@ -161,6 +158,22 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     )
 
 
+def _open_llama(message: ipc.Load, path: Path, budget: CellBudget) -> Llama:
+    """Load the model into a context of its kind. Raises LocalError."""
+    sizes: dict[str, Any] = {
+        "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is for the second tier.
+        "num_threads": message.threads,
+        "batch_tokens": BATCH_TOKENS,
+    }
+    offload = Offload(0) if message.exact else Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
+    loaded, num_cells = open_model(path, offload), message.cells or budget
+    if message.exact:
+        return ExactLlama(path, num_cells=num_cells, loaded=loaded, **sizes)
+    if keeps_states(loaded.handle):
+        return StateLlama(path, num_cells=num_cells, memory=budget, loaded=loaded, **sizes)
+    return Llama(path, num_cells=num_cells, loaded=loaded, **sizes)
+
+
 def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore | None:
     """The second tier; None when it is off or this model's cells cannot be saved. Raises LocalError."""
     disk_bytes = message.disk_tier_bytes if message.cache_dir else 0
@@ -173,7 +186,7 @@ def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore 
             files = EdgeFiles(Path(message.cache_dir), cells_key)
         except OSError as exc:
             raise LocalError(f"cannot use the cache directory {message.cache_dir}: {exc.strerror or exc}") from exc
-    tiers = TierStore(Tier(message.ram_tier_bytes, disk_bytes), files)
+    tiers = TierStore(Tier(message.ram_tier_bytes, disk_bytes), files, keeps_states=llama.keeps_states)
     tiers.load(time.time())
     return tiers
 

@@ -19,6 +19,7 @@ from mycelia.node.engine.sizing import (
     ModelShape,
     Offload,
     choose_cells,
+    default_ram_mib,
     free_after_weights,
     place_layers,
     usable_gpus,
@@ -239,3 +240,18 @@ def test_a_cache_that_is_refused_is_tried_smaller(monkeypatch: pytest.MonkeyPatc
     assert "4096 KV cells did not fit" in llama.cells_note
     with pytest.raises(LocalError, match="no memory"):
         small_llama(4096)  # (an explicit number is exact)
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"),
+    [
+        ("MemTotal: 99 kB\nMemAvailable:    8388608 kB\n", 2048),
+        ("MemAvailable: 999999999 kB\n", 4096),
+        ("MemAvailable: 3000 kB\n", 0),
+        ("MemAvailable: \n", 0),
+        ("MemAvailable: many kB\n", 0),
+        ("", 0),
+    ],
+)
+def test_the_default_is_a_quarter_of_what_is_free(text: str, mib: int) -> None:
+    assert default_ram_mib(text) == mib

@@ -30,7 +30,7 @@ import numpy as np
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.devices import read_metadata
 from mycelia.node.engine.child.llama.llama import RESTORED, Llama
-from mycelia.node.engine.child.llama.models import keeps_states
+from mycelia.node.engine.child.llama.models import LoadedModel, keeps_states
 from mycelia.node.engine.sizing import CellBudget, Offload
 from mycelia.proto.wire.errors import LocalError
 
@@ -49,7 +49,14 @@ class ExactLlama(Llama):
     _has_holes = False
 
     def __init__(
-        self, path: Path, *, num_cells: int | CellBudget, num_sequences: int, num_threads: int, batch_tokens: int
+        self,
+        path: Path,
+        *,
+        num_cells: int | CellBudget,
+        num_sequences: int,
+        num_threads: int,
+        batch_tokens: int,
+        loaded: LoadedModel | None = None,
     ) -> None:
         """See ``Llama``. The rows of padding reduce ``num_cells``. Raises LocalError for refused models, ValueError
         when ``batch_tokens`` is not a multiple of ``ROWS``."""
@@ -62,6 +69,7 @@ class ExactLlama(Llama):
             num_threads=num_threads,
             batch_tokens=batch_tokens,
             offload=Offload(layers=0),
+            loaded=loaded,
         )
         self.num_cells -= ROWS - 1
         self.context_tokens = min(self.context_tokens, self.num_cells)

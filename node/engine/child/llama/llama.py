@@ -8,7 +8,6 @@ Threads: one thread makes every call that takes the context. The vocabulary is i
 the template may be used from any thread at any time. ctypes releases the GIL during calls.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mycelia.node.engine.child.llama.batch import Batch, BatchRow
-from mycelia.node.engine.child.llama.bindings import AbortFlag, L, Log, address_of
+from mycelia.node.engine.child.llama.bindings import AbortFlag, L, address_of
 from mycelia.node.engine.child.llama.devices import read_shape
-from mycelia.node.engine.child.llama.models import find_gpus, keeps_states, load_model, model_params
+from mycelia.node.engine.child.llama.models import LoadedModel, find_gpus, open_model
 from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
 from mycelia.node.engine.sizing import (
@@ -53,6 +52,13 @@ class Llama(ModelVocabulary):
     can_abort = True
     """Whether ``abort`` ends a decode in milliseconds. On a processor llama.cpp checks the flag between operations. On
     a GPU a decode cannot be stopped, so it must be short."""
+    keeps_states = False
+    """Whether sequences have states besides or instead of cells, see ``states.py``."""
+    has_cells = True
+    state_bytes = 0
+    """Size of a saved state."""
+    state_grid = 1
+    """States are saved and restored at multiples of this length."""
 
     def __init__(
         self,
@@ -63,18 +69,18 @@ class Llama(ModelVocabulary):
         num_threads: int,
         batch_tokens: int,
         offload: Offload | None = None,
+        memory: CellBudget | None = None,
+        loaded: LoadedModel | None = None,
     ) -> None:
         """Load a model. Raises LocalError, in one line, when the file, the sizes or the wanted GPUs are unusable.
-        num_cells: a number is exact; with a budget, the default or as many as fit. offload: None for the default."""
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+        num_cells: a number is exact; with a budget, the default or as many as fit. offload: None for the default.
+        memory: bounds the number of sequences of a model whose sequences take memory of their own. loaded: the model of
+        ``path`` with its ``offload``, if the caller loaded it."""
         if not 1 <= num_sequences <= MAX_SEQUENCES:
             raise LocalError(f"llama.cpp holds 1 to {MAX_SEQUENCES} sequences, not {num_sequences}")
-        self._log = Log()
-        L.llama_backend_init()
-        offload = offload or Offload()
-        gpus = find_gpus(offload)
-        self._model_params = model_params(offload, gpus)  # Kept: the model has a pointer to the split.
-        super().__init__(load_model(path, self._model_params, self._log))
+        self._loaded = loaded or open_model(path, offload or Offload())  # Kept: llama.cpp has pointers into it.
+        self._log, offload, gpus = self._loaded.log, self._loaded.offload, self._loaded.gpus
+        super().__init__(self._loaded.handle)
         self._check_kind(path)
         # In a model with windowed attention llama.cpp overwrites cells that left their sequence's window if only one
         # sequence has them, and drops all cells before them. So each sequence gets a twin there with the same cells.
@@ -86,6 +92,7 @@ class Llama(ModelVocabulary):
         self.offloaded = self.placement.offloaded > 0
         self.can_abort = not self.offloaded
         self.abort = AbortFlag()
+        num_sequences = self._plan_sequences(num_sequences, memory)
         choice = CellChoice(num_cells) if isinstance(num_cells, int) else self._choose_cells(num_cells, offload)
         self.context = None
         while not self.context:
@@ -113,6 +120,10 @@ class Llama(ModelVocabulary):
 
     def _check_kind(self, path: Path) -> None:
         """Raise LocalError for a model that llama.cpp can serve but this class cannot."""
+
+    def _plan_sequences(self, wanted: int, memory: CellBudget | None) -> int:
+        """The number of sequences of the context: as many as wanted, unless they take memory of their own."""
+        return wanted
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
         free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
@@ -239,6 +250,15 @@ class Llama(ModelVocabulary):
         self.clear(spare)
         return RESTORED if intact else BROKEN
 
+    def save_state(self, seq_id: int) -> memoryview | None:
+        """The state after the last position of ``seq_id``. Does not mutate. None: there is none."""
+        return None
+
+    def restore_state(self, blob: memoryview, seq_id: int, length: int) -> bool:
+        """Give ``seq_id``, which has at least ``length`` cells if there are cells, the state after ``length`` tokens.
+        The caller verifies the blob. False: the sequence is broken."""
+        return False
+
     def compact(self) -> bool:
         """Move all cells to the beginning of the cache in their present order, by saving and restoring a copy. False,
         with the cache empty, when llama.cpp refuses."""
@@ -270,8 +290,6 @@ class Llama(ModelVocabulary):
 
     def _probe_reuse(self) -> bool:
         """Whether prefixes can be shared: by the model's metadata, then by a test on eight tokens."""
-        if keeps_states(self.model):
-            return False
         tokens = [min(i + 1, self.num_vocab - 1) for i in range(8)]
         result, _ = self.decode([BatchRow(0, 0, tokens, True)])
         if result != OK:

@@ -4,7 +4,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -63,6 +63,26 @@ def load_model(path: Path, params: Any, log: Log) -> Any:
     return model
 
 
+class LoadedModel(NamedTuple):
+    """A model and what it was loaded with: llama.cpp keeps pointers to the log and to the parameters."""
+
+    handle: Any
+    params: Any
+    log: Log
+    gpus: tuple[Device, ...]
+    offload: Offload
+
+
+def open_model(path: Path, offload: Offload) -> LoadedModel:
+    """Load a model onto the GPUs that ``offload`` wants. Raises LocalError."""
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    log = Log()
+    L.llama_backend_init()
+    gpus = find_gpus(offload)
+    params = model_params(offload, gpus)
+    return LoadedModel(load_model(path, params, log), params, log, gpus, offload)
+
+
 def keeps_states(model: Any) -> bool:
-    """Whether the model keeps one state per sequence, besides or instead of cells: then prefixes cannot be shared."""
+    """Whether the model keeps one state per sequence, besides or instead of cells: see ``states.py``."""
     return bool(L.llama_model_is_recurrent(model) or L.llama_model_is_hybrid(model))

@@ -54,6 +54,10 @@ class ModelVocabulary:
     def ends_generation(self, token: int) -> bool:
         return bool(L.llama_vocab_is_eog(self._vocab, token))
 
+    def control_tokens(self) -> frozenset[int]:
+        vocab = self._vocab
+        return frozenset(token for token in range(self.num_vocab) if L.llama_vocab_is_control(vocab, token))
+
     @property
     def chat_template(self) -> str | None:
         """The source of the model's own Jinja template."""

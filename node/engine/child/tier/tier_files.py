@@ -27,8 +27,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from mycelia.node.engine.child.tier.tier import OPEN, TOKEN_BYTES, Edge, Whose
 from mycelia.node.storage.files import SEAL_BYTES, replacing, seal_of
+from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Whose
 
 MAGIC = b"MYCKV\x00\x00\x02"
 """The last byte is the format's version."""

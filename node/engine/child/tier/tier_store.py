@@ -18,11 +18,11 @@ from blake3 import blake3
 from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child.cells import Evicted
 from mycelia.node.engine.child.llama.llama import BROKEN, RESTORED, Llama
-from mycelia.node.engine.child.tier.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, runs
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.engine import FIRST_EDGE_ID
 from mycelia.proto.cache.meters import TokenRateMeter
 from mycelia.proto.cache.sharing import unpaint
+from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, runs
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 
@@ -38,9 +38,12 @@ class TierStore:
         files: EdgeFiles | None = None,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], object] = lambda line: sys.stderr.write(line + "\n"),
+        keeps_states: bool = False,
     ) -> None:
-        """files: None for no disk tier. say: logs one line. Call ``load`` and ``follow`` before use."""
+        """files: None for no disk tier. say: logs one line. keeps_states: prompts begin at states, so these are
+        reported and cells are not. Call ``load`` and ``follow`` before use."""
         self.tier = tier
+        self._keeps_states = keeps_states
         self._files = files
         self._clock = clock
         self._say = say
@@ -81,6 +84,7 @@ class TierStore:
         for edge in sorted(self.tier, key=lambda edge: -edge.end):
             if edge not in inner:
                 self._announce(edge)
+            if not self._keeps_states:
                 inner.update(
                     piece.edge for piece in self.tier.plan(edge.packed, 0, edge.whose) if piece.end == piece.edge.end
                 )
@@ -99,8 +103,28 @@ class TierStore:
         """Save the cells of an evicted leaf that no tier has yet. Call before they are cleared."""
         self._save(llama, leaf.seq_id, leaf.path, leaf.start, leaf.reuse)
 
+    def keep_state(self, llama: Llama, seq_id: int, tokens: Sequence[int], whose: Whose) -> None:
+        """Save the state of a sequence after all of its ``tokens``, unless ``whose`` has it already."""
+        packed, now = pack_tokens(tokens), self._clock()
+        held = self.tier.state(packed, whose)
+        if held is not None and held.end == len(tokens):
+            self.tier.touch([held], now)
+            return
+        if llama.state_bytes + len(packed) > max(self.tier.ram_bytes, self.tier.disk_bytes):
+            return
+        blob = llama.save_state(seq_id)
+        if blob is None:
+            return
+        edge = self.tier.add_state(packed, blob, blake3(blob).digest(), Reuse(now), whose)
+        self._write(edge)
+        self._settle(self.tier.trim(now))
+        if not edge.gone:
+            self._announce(edge)
+
     def _save(self, llama: Llama, seq_id: int, path: Sequence[int], start: int, reuse: Reuse) -> None:
         """Save the cells from ``start`` on that no tier has yet."""
+        if not llama.has_cells:
+            return
         tokens, num_open, tag = unpaint(path)
         packed, now = pack_tokens(tokens), self._clock()
         self._touch(packed, Whose(tag, num_open), now)
@@ -139,8 +163,36 @@ class TierStore:
     def _touch(self, packed: bytes, whose: Whose, now: float) -> None:
         """Make the edges of a used sequence recent: they must not be evicted before the edges that continue them."""
         self.tier.touch((piece.edge for piece in self.tier.plan(packed, 0, whose)), now)
+        state = self.tier.state(packed, whose)
+        if state is not None:
+            self.tier.touch([state], now)
 
     # --- to the KV cache -------------------------------------------------------------------------------------------
+
+    def state_length(self, tokens: Sequence[int], whose: Whose) -> int:
+        """Length of the longest saved state that ``whose`` may use and whose tokens begin ``tokens``; 0: none."""
+        edge = self.tier.state(pack_tokens(tokens), whose) if len(self.tier) else None
+        return edge.end if edge is not None else 0
+
+    def restore_with_state(self, llama: Llama, seq_id: int, tokens: Sequence[int], covered: int, whose: Whose) -> bool:
+        """Extend ``seq_id``, which has the cells of the first ``covered`` tokens and no state, to all ``tokens`` and
+        the state after them. False: the sequence is broken; clear it."""
+        packed = pack_tokens(tokens)
+        edge = self.tier.state(packed, whose)
+        if edge is None or edge.end != len(tokens):
+            return False
+        if llama.has_cells and covered < len(tokens):
+            covered = self.restore(llama, seq_id, tokens, covered, 0.0, whose) or 0
+            if covered < len(tokens):
+                return False
+        blob = self._verified(edge)
+        if blob is None or not llama.restore_state(blob, seq_id, len(tokens)):
+            return False
+        now = self._clock()
+        self.tier.count(edge, now)
+        self.tier.promote(edge, blob)
+        self._settle(self.tier.trim(now))
+        return True
 
     def reach(self, tokens: Sequence[int], covered: int, whose: Whose) -> int:
         """See ``Tier.reach``."""
@@ -282,6 +334,8 @@ class TierStore:
                 self._announce_rest(edge)
 
     def _announce(self, edge: Edge) -> None:
+        if edge.is_state != self._keeps_states:
+            return
         self._told[edge] = None
         self._changes.store(FIRST_EDGE_ID + edge.edge_id, edge.path)
 

@@ -25,12 +25,12 @@ from mycelia.node.engine.child.llama.exact import ExactLlama
 from mycelia.node.engine.child.llama.llama import OK, RESTORED, Llama
 from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop
-from mycelia.node.engine.child.tier.tier import MIB, Tier
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import EngineRequest, EngineTokens
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.cache.tier import MIB, Tier
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling

@@ -18,14 +18,18 @@ An edge has an owner or is open (``proto.sharing``). An owner's edge restores pr
 restores the open part of any prompt. The open part of a sequence is saved as open edges, the rest as edges of its
 owner.
 
+A recurrent or hybrid model also keeps *states*, see ``checkpoints.py``: an edge with ``start == end`` holds no cells
+but the state after its key's tokens. A state is used whole or not at all.
+
 Each edge is in memory (``blob``), on disk (``on_disk``), or both; ``writing`` while a writer copies it to disk. Budgets
 count blobs and keys. The edge of least value is evicted first: the tokens it saves per byte, times the chance of reuse
 (``proto.value``, as for the leaves of the KV cache). A restore counts as a use. A use of its sequence in the KV cache
 only makes the edge recent.
 
 Invariants (``check_invariants``):
-  - an edge has 0 <= start < end, its key holds ``end`` tokens, and it is in memory or on disk;
-  - every edge is found under its start and the hash of its key's first ``start`` tokens, and ids are unique;
+  - an edge has 0 <= start <= end, its key holds ``end`` > 0 tokens, and it is in memory or on disk;
+  - every edge is found under its start and the hash of its key's first ``start`` tokens, among the states or the
+    others, and ids are unique;
   - memory holds at most its budget, without the edges that are being written, which the writer's queue bounds;
   - files, including those to be written, hold at most the disk's budget.
 
@@ -39,7 +43,8 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from mycelia.proto.cache.sharing import paint
+from mycelia.proto.cache.checkpoints import EVERY_TOKENS
+from mycelia.proto.cache.sharing import PUBLIC, paint
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST
@@ -86,6 +91,12 @@ class Edge:
     writing: bool = False
     gone: bool = False
     """The edge left all tiers; code that still holds the object must not use it."""
+    saves: int = 0
+    """Number of tokens that need no prefill thanks to the edge."""
+
+    @property
+    def is_state(self) -> bool:
+        return self.start * TOKEN_BYTES == len(self.packed)
 
     @property
     def end(self) -> int:
@@ -103,7 +114,7 @@ class Edge:
 
     def value(self, now: float) -> float:
         """Value per byte: tokens saved times the chance of reuse."""
-        return (self.end - self.start) / self.num_bytes * self.reuse.chance(now)
+        return self.saves / self.num_bytes * self.reuse.chance(now)
 
 
 @dataclass(frozen=True)
@@ -131,10 +142,7 @@ class Tier:
         self.ram_used = self.writing_used = self.disk_used = 0
         """Bytes of the edges in memory, of those being written, and of files, including those to be written."""
         self._edges: dict[int, Edge] = {}
-        self._starts: list[int] = []
-        """Sorted, without duplicates: the only lengths at which a prompt's prefix is hashed."""
-        self._found: dict[int, dict[bytes, list[Edge]]] = {}
-        """start -> hash of the key's first ``start`` tokens -> edges."""
+        self._cells, self._states = _ByPrefix(), _ByPrefix()
         self._free_ids: list[int] = []
 
     def __len__(self) -> int:
@@ -153,7 +161,7 @@ class Tier:
         reached, hashed, hasher = covered, 0, blake3()
         best: Edge | None = None
         best_end = covered
-        for start in self._starts:
+        for start in self._cells.starts:
             if start > reached and best is not None and best_end > reached:
                 pieces.append(Piece(best, reached, best_end))
                 reached = best_end
@@ -161,7 +169,7 @@ class Tier:
                 break
             hasher.update(packed[hashed * TOKEN_BYTES : start * TOKEN_BYTES])
             hashed = start
-            for edge in self._found[start].get(hasher.digest(length=_DIGEST_BYTES), ()):
+            for edge in self._cells.found[start].get(hasher.digest(length=_DIGEST_BYTES), ()):
                 if edge.whose.tag not in (None, whose.tag):
                     continue
                 end = common_tokens(edge.packed, packed)
@@ -172,6 +180,19 @@ class Tier:
         if best is not None and best_end > reached:
             pieces.append(Piece(best, reached, best_end))
         return pieces
+
+    def state(self, packed: bytes, whose: Whose = OPEN) -> Edge | None:
+        """The longest state that ``whose`` may use and whose tokens begin the prompt ``packed``."""
+        best, hashed, hasher = None, 0, blake3()
+        for length in self._states.starts:
+            if length * TOKEN_BYTES > len(packed):
+                break
+            hasher.update(packed[hashed * TOKEN_BYTES : length * TOKEN_BYTES])
+            hashed = length
+            for edge in self._states.found[length].get(hasher.digest(length=_DIGEST_BYTES), ()):
+                if _may_use(edge, whose) and packed.startswith(edge.packed):
+                    best = edge
+        return best
 
     def reach(self, packed: bytes, covered: int, whose: Whose = OPEN) -> int:
         """Number of leading tokens of ``packed`` that the KV cache and the tiers hold together for ``whose``."""
@@ -191,7 +212,18 @@ class Tier:
     ) -> Edge:
         """Add a blob in memory. reuse: its uses so far; copied. Raises ValueError for no tokens. Call ``trim``
         afterwards, which may evict it."""
+        if start * TOKEN_BYTES >= len(packed):
+            raise ValueError("an edge needs at least one token")
         edge = self._insert(packed, start, len(blob), content_hash, reuse.copy(), whose)
+        edge.blob = blob
+        self.ram_used += edge.num_bytes
+        return edge
+
+    def add_state(
+        self, packed: bytes, blob: memoryview, content_hash: bytes, reuse: Reuse, whose: Whose = OPEN
+    ) -> Edge:
+        """Add the state after ``packed``, like ``add``. Call ``trim`` afterwards."""
+        edge = self._insert(packed, len(packed) // TOKEN_BYTES, len(blob), content_hash, reuse.copy(), whose)
         edge.blob = blob
         self.ram_used += edge.num_bytes
         return edge
@@ -205,7 +237,8 @@ class Tier:
         now: float,
         whose: Whose = OPEN,
     ) -> Edge:
-        """Add an edge that is already on disk. Call ``trim`` afterwards. Raises ValueError for no tokens."""
+        """Add an edge that is already on disk, with ``start`` at its end a state. Call ``trim`` afterwards. Raises
+        ValueError for no tokens."""
         edge = self._insert(packed, start, blob_bytes, content_hash, Reuse(now), whose)
         edge.on_disk = True
         self.disk_used += edge.num_bytes
@@ -302,28 +335,27 @@ class Tier:
         reuse: Reuse,
         whose: Whose,
     ) -> Edge:
-        if not 0 <= start * TOKEN_BYTES < len(packed):
+        if not 0 <= start * TOKEN_BYTES <= len(packed) or not packed:
             raise ValueError("an edge needs at least one token")
         edge_id = self._free_ids.pop() if self._free_ids else len(self._edges)
         edge = Edge(edge_id, packed, start, blob_bytes, content_hash, reuse, whose)
+        if edge.is_state:
+            below = self.state(packed[:-TOKEN_BYTES], whose)
+            edge.saves = edge.end - (below.end if below is not None else 0)
+        else:
+            edge.saves = edge.end - start
         self._edges[edge_id] = edge
-        if start not in self._found:
-            insort(self._starts, start)
-        self._found.setdefault(start, {}).setdefault(_key(edge), []).append(edge)
+        self._index(edge).add(edge)
         return edge
 
     def _forget(self, edge: Edge) -> None:
         edge.gone = True
         del self._edges[edge.edge_id]
         self._free_ids.append(edge.edge_id)
-        digests = self._found[edge.start]
-        edges = digests[_key(edge)]
-        edges.remove(edge)
-        if not edges:
-            del digests[_key(edge)]
-        if not digests:
-            del self._found[edge.start]
-            del self._starts[bisect_left(self._starts, edge.start)]
+        self._index(edge).remove(edge)
+
+    def _index(self, edge: Edge) -> "_ByPrefix":
+        return self._states if edge.is_state else self._cells
 
     def _drop_blob(self, edge: Edge) -> None:
         if edge.blob is not None:
@@ -335,14 +367,15 @@ class Tier:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the module's invariants do not hold."""
-        found = [edge for digests in self._found.values() for edges in digests.values() for edge in edges]
+        found = [*self._cells.edges(), *self._states.edges()]
         assert len(found) == len(self._edges), "an edge is lost or found twice"
-        assert self._starts == sorted(self._found), "starts differ from the index"
+        for index in (self._cells, self._states):
+            assert index.starts == sorted(index.found), "starts differ from the index"
         for edge_id, edge in self._edges.items():
             assert edge.edge_id == edge_id and not edge.gone, "a wrong id"
             assert edge.whose.tag is None or edge.whose.num_open <= edge.start, "an owner's edge is open in part"
-            assert 0 <= edge.start < edge.end and len(edge.packed) % TOKEN_BYTES == 0, "an edge without tokens"
-            assert edge in self._found[edge.start][_key(edge)], "an edge cannot be found"
+            assert 0 <= edge.start <= edge.end > 0 and len(edge.packed) % TOKEN_BYTES == 0, "an edge without tokens"
+            assert edge in self._index(edge).found[edge.start][_key(edge)], "an edge cannot be found"
             assert edge.blob is not None or edge.on_disk, "an edge is nowhere"
             assert not edge.writing or (edge.blob is not None and not edge.on_disk), "a write of nothing"
         held = [edge for edge in self._edges.values() if edge.blob is not None]
@@ -353,6 +386,42 @@ class Tier:
         assert self.ram_used - self.writing_used <= self.ram_bytes, "memory over its budget"
         assert self.disk_used <= self.disk_bytes, "the disk over its budget"
         assert len(self._edges) + len(self._free_ids) == len({*self._edges, *self._free_ids}), "an id is used twice"
+
+
+class _ByPrefix:
+    """Edges by their start and the tokens before it."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        """Sorted, without duplicates: the only lengths at which a prompt's prefix is hashed."""
+        self.found: dict[int, dict[bytes, list[Edge]]] = {}
+        """start -> hash of the key's first ``start`` tokens -> edges."""
+
+    def edges(self) -> Iterator[Edge]:
+        return (edge for digests in self.found.values() for edges in digests.values() for edge in edges)
+
+    def add(self, edge: Edge) -> None:
+        if edge.start not in self.found:
+            insort(self.starts, edge.start)
+        self.found.setdefault(edge.start, {}).setdefault(_key(edge), []).append(edge)
+
+    def remove(self, edge: Edge) -> None:
+        digests, key = self.found[edge.start], _key(edge)
+        digests[key].remove(edge)
+        if not digests[key]:
+            del digests[key]
+        if not digests:
+            del self.found[edge.start]
+            del self.starts[bisect_left(self.starts, edge.start)]
+
+
+def _may_use(state: Edge, whose: Whose) -> bool:
+    """Whether a state of somebody may be used for ``whose``: its owner's, or of open tokens and at a length that says
+    nothing about the private tokens of its owner's prompts."""
+    tag = state.whose.tag
+    if tag is not None and tag == whose.tag:
+        return True
+    return state.end <= whose.num_open and (tag in (None, PUBLIC.tag) or state.end % EVERY_TOKENS == 0)
 
 
 def runs(start: int, end: int) -> Iterator[tuple[int, int]]:

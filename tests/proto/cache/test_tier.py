@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mycelia.node.engine.child.tier import tier as tier_module
-from mycelia.node.engine.child.tier.tier import RUN_TOKENS, Edge, Tier, Trimmed, common_tokens, runs
-from mycelia.node.engine.sizing import default_ram_mib
+from mycelia.proto.cache import tier as tier_module
 from mycelia.proto.cache.radix import common_prefix
+from mycelia.proto.cache.tier import RUN_TOKENS, Edge, Tier, Trimmed, common_tokens, runs
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 
@@ -23,21 +22,6 @@ def add(tier: Tier, tokens: list[int], start: int, now: float = 0.0) -> Edge:
 
 def planned(tier: Tier, tokens: list[int], covered: int = 0) -> list[tuple[int, int]]:
     return [(piece.start, piece.end) for piece in tier.plan(pack_tokens(tokens), covered)]
-
-
-@pytest.mark.parametrize(
-    ("text", "mib"),
-    [
-        ("MemTotal: 99 kB\nMemAvailable:    8388608 kB\n", 2048),
-        ("MemAvailable: 999999999 kB\n", 4096),
-        ("MemAvailable: 3000 kB\n", 0),
-        ("MemAvailable: \n", 0),
-        ("MemAvailable: many kB\n", 0),
-        ("", 0),
-    ],
-)
-def test_the_default_is_a_quarter_of_what_is_free(text: str, mib: int) -> None:
-    assert default_ram_mib(text) == mib
 
 
 def test_pieces_follow_each_other_and_are_few() -> None:

@@ -1,0 +1,152 @@
+"""Recurrent and hybrid models of random weights in the step loop: prompts begin at saved states, answers stay right."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mycelia.node.engine import ipc
+from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.llama import OK, Llama
+from mycelia.node.engine.child.llama.sampler import Sampler
+from mycelia.node.engine.child.llama.states import StateLlama
+from mycelia.node.engine.child.loop import StepLoop
+from mycelia.node.engine.child.tier.tier_store import TierStore
+from mycelia.proto.cache.sharing import Owner
+from mycelia.proto.cache.tier import MIB, Tier
+from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.messages import Sampling
+from tests.node.engine.child.llama.test_exact import GreedySampler, Logits, Prompt, no_grammar
+from tests.node.engine.child.test_loop import NO_EMBEDDINGS, Inbox
+from tests.node.engine.child.tiny_models import KINDS, NUM_VOCAB, write_model
+
+CELLS, SLOTS, SEQUENCES, ANSWER = 2048, 4, 14, 3
+ME = Owner(b"me")
+CLOSE = 0.05
+"""Part of the largest logit by which logits may differ: from other kernels, not from other tokens before them."""
+
+
+class RecordedStateLlama(StateLlama):
+    def __init__(self, path: Path) -> None:
+        self.seen: dict[Prompt, Logits] = {}
+        super().__init__(path, num_cells=CELLS, num_sequences=SEQUENCES, num_threads=1, batch_tokens=512)
+
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
+        seen = self.seen[tuple(prompt)] = []
+        return GreedySampler(self, seen)
+
+    def ends_generation(self, token: int) -> bool:
+        return False
+
+
+def prompt_of(rng: random.Random, count: int) -> Prompt:
+    return tuple(rng.randrange(3, NUM_VOCAB) for _ in range(count))
+
+
+@dataclass
+class Engine:
+    """The step loop over one model."""
+
+    llama: RecordedStateLlama
+    ram_bytes: int = 64 * MIB
+    slots: int = SLOTS
+    num_cells: int = CELLS
+    replies: Inbox = field(default_factory=Inbox)
+    cached: dict[int, int] = field(default_factory=dict)
+    """Key -> cached tokens of finished requests."""
+
+    def __post_init__(self) -> None:
+        self.llama.clear_all()
+        limits = Limits(
+            num_cells=self.num_cells,
+            context_tokens=min(self.llama.context_tokens, self.num_cells),
+            num_vocab=self.llama.num_vocab,
+            num_sequences=self.llama.spare,
+            slots=self.slots,
+            batch_tokens=512,
+            state_grid=self.llama.state_grid,
+            has_cells=self.llama.has_cells,
+            reuse=self.llama.reuse and self.ram_bytes > 0,
+        )
+        self.tiers = TierStore(Tier(self.ram_bytes, 0), keeps_states=True) if self.ram_bytes else None
+        self.loop = StepLoop(self.llama, limits, self.replies, True, no_grammar, NO_EMBEDDINGS, self.tiers)
+        self.num_asked = 0
+
+    def ask(self, prompt: Prompt, max_tokens: int = ANSWER, owner: Owner = ME) -> int:
+        self.num_asked += 1
+        submit = ipc.Submit(
+            self.num_asked,
+            pack_tokens(prompt),
+            Sampling(max_tokens=max_tokens),
+            0,
+            tag=owner.tag,
+            owner_subnet=owner.subnet,
+        )
+        self.loop.inbox.put(submit)
+        return self.num_asked
+
+    def step(self) -> None:
+        self.loop.step()
+        for message in self.replies.messages:
+            assert not isinstance(message, ipc.Refused), message
+            if isinstance(message, ipc.Ended):
+                self.cached[message.key] = message.usage.cached_tokens
+        self.replies.messages.clear()
+
+    def answer(self, *prompts: Prompt, owner: Owner = ME) -> list[int]:
+        """Answer all prompts at once; returns their cached tokens."""
+        keys = [self.ask(prompt, owner=owner) for prompt in prompts]
+        while not self.cached.keys() >= set(keys):
+            self.step()
+        return [self.cached[key] for key in keys]
+
+    def check(self, *prompts: Prompt) -> None:
+        """Raise AssertionError if a prompt's answer differs from the answer in an empty cache."""
+        seen = {prompt: list(self.llama.seen[prompt]) for prompt in prompts}
+        for prompt in prompts:
+            expected = alone(self.llama, prompt, len(seen[prompt]))
+            for logits, wanted in zip(seen[prompt], expected, strict=True):
+                got, right = np.frombuffer(logits, np.float32), np.frombuffer(wanted, np.float32)
+                assert np.abs(got - right).max() < CLOSE * np.abs(right).max()
+                if got.argmax() != right.argmax():
+                    break  # (a tie: from there on the answers differ)
+
+
+def alone(llama: Llama, prompt: Prompt, count: int) -> Logits:
+    """The logits of the answer's tokens, in an empty cache."""
+    llama.clear_all()
+    seen: Logits = []
+    choose, start, tokens = GreedySampler(llama, seen), 0, list(prompt)
+    for _ in range(count):
+        result, outputs = llama.decode([BatchRow(0, start, tokens, True)])
+        assert result == OK
+        start, tokens = start + len(tokens), [choose.sample(outputs[0])]
+    return seen
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def llama(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RecordedStateLlama:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    return RecordedStateLlama(write_model(path, request.param))
+
+
+def test_the_same_prompt_again_begins_at_its_end(llama: RecordedStateLlama) -> None:
+    rng, engine = random.Random(1), Engine(llama)
+    prompt = prompt_of(rng, 150)
+    assert engine.answer(prompt) == [0]
+    assert engine.answer(prompt) == [149]
+    engine.check(prompt)
+
+
+def test_prompts_begin_where_two_others_were_seen_to_branch(llama: RecordedStateLlama) -> None:
+    rng, engine = random.Random(2), Engine(llama)
+    shared = prompt_of(rng, 100)
+    prompts = [shared + prompt_of(rng, 30) for _ in range(4)]
+    assert engine.answer(prompts[0]) == [0]
+    assert engine.answer(prompts[1]) == [0], "nobody knew the place before"
+    assert engine.answer(prompts[2], prompts[3]) == [100, 100]
+    engine.check(*prompts)
