@@ -124,6 +124,7 @@ class Node:
                     self._engine.vitals(),
                     self._epoch,
                     self._engine.vocabulary,
+                    info.has_states,
                 )
             )
             nursery.start_soon(self._follow_cache)
@@ -287,7 +288,10 @@ class Node:
                 if leaf >= FIRST_EDGE_ID:
                     continue  # In memory or on disk: announced, but not a part of the tree of KV cells.
                 self._tree.insert(path, leaf, self._driver.now())
-            self._driver.handle(CacheChanged(namespace, change.stored, change.evicted, change.reset))
+            stored = change.stored
+            if self._engine.info.has_states:
+                stored = [(leaf, path) for leaf, path in stored if leaf >= FIRST_EDGE_ID]  # Cells alone are of no use.
+            self._driver.handle(CacheChanged(namespace, stored, change.evicted, change.reset))
 
     async def _follow_vitals(self) -> None:
         namespace = self._engine.info.namespace

@@ -109,6 +109,9 @@ class ModelServed:
     """Version epoch of this node's digest: larger than every earlier one, normally the Unix time in ms."""
     vocabulary: Vocabulary | None = None
     """The model's vocabulary, by which peers' answers are checked. None: they cannot be."""
+    has_states: bool = False
+    """Prompts of this model begin at saved states, see ``cache/checkpoints.py``: what the cache holds is of use as a
+    whole only, and its digests list nothing but the last block of each."""
 
 
 @dataclass(frozen=True)

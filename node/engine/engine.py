@@ -48,7 +48,8 @@ class ModelInfo:
     """Maximum length of prompt plus answer, in tokens."""
     num_vocab: int
     reuse: str
-    """``prefix`` or ``none`` (recurrent and hybrid models), as the capability probe found."""
+    """``prefix``, ``checkpoints`` (recurrent and hybrid models, see ``proto/cache/checkpoints.py``) or ``none``, as the
+    capability probe found."""
     num_cells: int = 0
     token_bytes: int = 2**16
     """Length of the vocabulary's longest token or an upper bound: a text of more than ``context_tokens`` times this
@@ -57,6 +58,10 @@ class ModelInfo:
     """The form in which the model writes thoughts and calls (``node/formats``); empty: unknown."""
     spellings: Mapping[int, str] = field(default_factory=dict)
     """The control tokens that belong to the format."""
+
+    @property
+    def has_states(self) -> bool:
+        return self.reuse == "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,16 @@ remove cancelled out: a reader inside the range would keep what was removed.
 
 The epoch grows with every start of the owner, so that versions never repeat even if the owner's memory was lost.
 
-Invariants of ``OwnDigest``: the announced set is prefix-closed and within the budget; the log's ranges are adjacent and
-end at the current seq; ``seq`` grows with every published head, heartbeats included.
+A model that keeps states (``cache/checkpoints.py``) restores certain lengths only. Its digest lists the last block of
+each: a block in it means that all tokens up to there can be restored, and says nothing of the blocks before it.
+
+Invariants of ``OwnDigest``: the announced set is within the budget and prefix-closed (not with states); the log's
+ranges are adjacent and end at the current seq; ``seq`` grows with every published head, heartbeats included.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -166,8 +169,11 @@ class _Leaf(NamedTuple):
 class OwnDigest:
     """The owner's side for one namespace: what the local prefix cache holds, and the set last announced."""
 
-    def __init__(self, owner: bytes, namespace: bytes, epoch: int, sign: Sign, config: DigestConfig) -> None:
+    def __init__(
+        self, owner: bytes, namespace: bytes, epoch: int, sign: Sign, config: DigestConfig, has_states: bool = False
+    ) -> None:
         self._owner = owner
+        self._has_states = has_states
         self._namespace = namespace
         self._epoch = epoch
         self._sign = sign
@@ -211,6 +217,12 @@ class OwnDigest:
         best = 0
         for leaf in self._leaves.values():
             # (a block's hash covers all blocks before it, so equal blocks at ``best`` mean equal prefixes)
+            if self._has_states:
+                length = len(leaf.chain)
+                may_use = leaf.tag == tag or leaf.num_open >= length
+                if may_use and best < length <= len(chain) and leaf.chain[-1] == chain[length - 1]:
+                    best = length
+                continue
             usable = min(len(leaf.chain) if leaf.tag == tag else leaf.num_open, len(leaf.chain), len(chain))
             while best < usable and leaf.chain[best] == chain[best]:
                 best += 1
@@ -250,8 +262,13 @@ class OwnDigest:
             self._log.check_invariants(self._head.seq)
 
     def _advertised(self) -> EntrySet:
-        """The newest leaves first, each from its root, until the budget is spent: always prefix-closed."""
+        """The newest leaves first, each from its root, until the budget is spent: always prefix-closed. With states,
+        the last blocks only."""
         target: dict[int, int] = {}
+        if self._has_states:
+            leaves = (leaf for leaf in reversed(self._leaves.values()) if leaf.chain)
+            lasts = (leaf.chain[-1] for leaf in leaves if leaf.num_told >= len(leaf.chain))
+            return EntrySet.of(dict.fromkeys(islice(dict.fromkeys(lasts), self._config.advert_budget), 0))
         for chain in self.chains():
             for key in chain:
                 if len(target) >= self._config.advert_budget and key not in target:

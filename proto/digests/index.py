@@ -4,6 +4,9 @@ Theory: a peer's announced set is prefix-closed. So along a prompt's block hashe
 only shrinks with i, and a peer that holds the last block before a change, and not the one after, matches up to there.
 Equal sets share one number: a walk reads the numbers of all blocks at once and then looks only where they change.
 
+The sets of a model that keeps states have gaps (``digest.py``): there a peer matches up to the last block that it
+holds, whatever it holds before.
+
 A peer whose set is not prefix-closed (it lies, or its digest was cut to a budget) gets a match between the true one and
 its deepest block. Routing hints may be wrong; answers are not, because the engine compares tokens.
 
@@ -27,7 +30,8 @@ _FEW = 16
 class Index:
     """Which peers hold which blocks in one namespace."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_gaps: bool = False) -> None:
+        self._has_gaps = has_gaps
         self._table = BlockTable()
         """Block -> number of the set of its holders."""
         self._sets: list[int] = [0]
@@ -73,14 +77,26 @@ class Index:
     def matches(self, chain: Collection[int]) -> "Matches":
         """Peer -> how much of the beginning of ``chain`` it holds. Fastest for the ``array("Q")`` that ``block_hashes``
         returns. Use the result before the next change of this index."""
-        numbers = self._table.get_leading(_keys(chain))
+        numbers = self._table.get(_keys(chain)) if self._has_gaps else self._table.get_leading(_keys(chain))
         if not len(numbers):
             return Matches((), self._bit_of, self._peer_at)
+        if self._has_gaps:
+            return self._matches_with_gaps(numbers.tolist())
         (changes,) = (numbers[1:] != numbers[:-1]).nonzero()
         lasts = [*changes.tolist(), len(numbers) - 1]
         sets = self._sets
         levels = [(last + 1, sets[number]) for last, number in zip(lasts, numbers[lasts].tolist(), strict=True)]
         return Matches(levels, self._bit_of, self._peer_at)
+
+    def _matches_with_gaps(self, numbers: Sequence[int]) -> "Matches":
+        """Matches whose levels are as without gaps: each peer is in all levels up to its last block."""
+        levels, holders = list[tuple[int, int]](), 0
+        for place in range(len(numbers) - 1, -1, -1):
+            more = holders | self._sets[numbers[place]]
+            if more != holders:
+                levels.append((place + 1, more))
+                holders = more
+        return Matches(levels[::-1], self._bit_of, self._peer_at)
 
     def _change(self, keys: Keys, added: int, removed: int) -> None:
         """Add the bits ``added`` to the sets of ``keys`` and remove the bits ``removed``."""

@@ -38,9 +38,12 @@ class EstimateStore:
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
-    def follow(self, namespace: bytes, covers: Callable[[bytes], bool] = lambda owner: True) -> None:
-        """Accept digests of ``namespace`` from now on: of connected owners, and of those that ``covers`` accepts."""
-        self._indexes.setdefault(namespace, Index())
+    def follow(
+        self, namespace: bytes, covers: Callable[[bytes], bool] = lambda owner: True, has_states: bool = False
+    ) -> None:
+        """Accept digests of ``namespace`` from now on: of connected owners, and of those that ``covers`` accepts.
+        has_states: see ``ModelServed``."""
+        self._indexes.setdefault(namespace, Index(has_gaps=has_states))
         self._covers[namespace] = covers
 
     def follows(self, namespace: bytes) -> bool:

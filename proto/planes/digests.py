@@ -103,10 +103,12 @@ class DigestPlane:
         if event.namespace in self._own:
             return []
         is_first = not self._own
-        self._own[event.namespace] = OwnDigest(self._me, event.namespace, event.epoch, self._sign, self._config)
+        self._own[event.namespace] = OwnDigest(
+            self._me, event.namespace, event.epoch, self._sign, self._config, event.has_states
+        )
         position = CellPosition(event.namespace, self._me, self._cell_config, self._rng, now)
         self._positions[event.namespace] = position
-        self.estimates.follow(event.namespace, position.covers)
+        self.estimates.follow(event.namespace, position.covers, event.has_states)
         effects = self._announcer.on_served(event.namespace, now)
         if is_first:
             effects.append(

@@ -31,7 +31,7 @@ def write_model(path: Path, kind: str, num_layers: int = 4, seed: int = 0, width
     """Write a model of one of ``KINDS``. Mutates nothing else; returns ``path``."""
     rng = np.random.default_rng(seed)
     metadata = {"general.architecture": kind, **_vocabulary(), **_sizes(kind, num_layers)}
-    shapes = {"token_embd.weight": [WIDTH, NUM_VOCAB], "output.weight": [WIDTH, NUM_VOCAB]}
+    shapes: dict[str, Shape] = {"token_embd.weight": [WIDTH, NUM_VOCAB], "output.weight": [WIDTH, NUM_VOCAB]}
     shapes["token_embd_norm.weight" if kind == "lfm2" else "output_norm.weight"] = [WIDTH]
     for layer in range(num_layers):
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in _layer(kind, layer).items()}

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.llama.llama import BROKEN, REFUSED
 from mycelia.node.engine.child.loop import Close
-from mycelia.node.engine.child.tier import tier as tier_module
 from mycelia.node.engine.child.tier import tier_files
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.child.tier.tier_store import TRY_AGAIN_EVERY, TierStore
 from mycelia.node.engine.engine import FIRST_EDGE_ID
+from mycelia.proto.cache import tier as tier_module
 from mycelia.proto.cache.sharing import Owner, plain
 from mycelia.proto.cache.tier import Edge, Tier, Whose
 from mycelia.proto.cache.value import Reuse
