@@ -176,14 +176,14 @@ def _hints(library: Library | None, model: Model | None) -> list[str]:
 
 def _model(name: str, path: str, found: Model) -> ModelReport:
     kept = "its KV cache can be shared, which a node tests when it starts"
-    lost = "it keeps one state per sequence, so every prompt is computed in full"
+    states = "it keeps one state per sequence, so prompts begin at states that were saved in host memory or on disk"
     return ModelReport(
         name=name,
         path=path,
         description=one_line(found.description),
         weight_bytes=found.weight_bytes,
-        reuse="prefix" if found.may_reuse else "none",
-        reuse_reason=kept if found.may_reuse else lost,
+        reuse="checkpoints" if found.keeps_states else "prefix",
+        reuse_reason=states if found.keeps_states else kept,
         layers=found.layers,
         gpu_layers=found.gpu_layers,
         offload=one_line(found.offload),

@@ -113,6 +113,8 @@ class Job:
     """Length of the longest saved state that the job may begin with, set by ``Prefixes.match``."""
     known_tokens: int = 0
     """Number of leading tokens that the cache knew then."""
+    num_written: int = 0
+    """Number of leading prompt tokens before those that another node generated for this request."""
     stops: tuple[int, ...] = ()
     """Lengths at which the job's state is saved, so a row ends there."""
     num_starts: int = 0

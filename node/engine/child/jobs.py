@@ -59,6 +59,7 @@ class Jobs:
             message.owner,
             message.open_tokens,
             range(start, max(len(prompt) - message.resumed_tokens, start)) if is_reported else range(0),
+            message.resumed_tokens,
         )
         if isinstance(outcome, Refusal):
             self._grammars.drop(message.key)
@@ -99,7 +100,7 @@ class Jobs:
 
     def preempt(self, job: Job) -> bool:
         """Stop a running job, which then waits. False: everything was abandoned."""
-        self.sequences.save_state(job)
+        self.sequences.settle(job)
         if not self._share(job):
             return False
         self.sequences.clear(self._scheduler.preempt(job, time.monotonic()))
@@ -136,7 +137,7 @@ class Jobs:
         if job.seq_id is None:
             self._scheduler.withdraw(job)
             return True
-        self.sequences.save_state(job)
+        self.sequences.settle(job)
         if not self._share(job):
             return False
         self.sequences.clear(self._scheduler.finish(job, time.monotonic()))

@@ -29,7 +29,7 @@ from mycelia.node.engine.child.jobs import Jobs
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, Llama
 from mycelia.node.engine.child.rates import prefill_budget
-from mycelia.node.engine.child.rows import Row, TextPace, plan_rows
+from mycelia.node.engine.child.rows import Row, TextPace, plan_rows, single_row
 from mycelia.node.engine.child.scheduler import Scheduler
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE
@@ -100,6 +100,8 @@ class StepLoop:
         """The time until which a request is likely to arrive while another one runs, because one did lately. The same
         is assumed at the start, when requests that had no other node arrive at once."""
         self._is_decoding = False
+        self._last_key = -1
+        """Key of the job of the last row, where rows are computed one by one."""
         self._tiers = tiers
         if tiers is not None:
             tiers.follow(self.scheduler.changes, lambda: self.inbox.put(Wake()))
@@ -273,6 +275,9 @@ class StepLoop:
         rate, num_prefilling = self._reports.prefill.rate, len(jobs) - num_decoding
         budget = prefill_budget(rate, num_decoding, batch_tokens, can_abort, is_shared, num_prefilling)
         rows = plan_rows(jobs, budget, batch_tokens, self.scheduler.limits.reported_tokens)
+        if self.scheduler.limits.state_grid > 1:
+            rows = single_row(rows, self._last_key, self.scheduler.limits.state_grid)
+            self._last_key = rows[0].job.key if rows else -1
         self.prefilling = frozenset(row.job.key for row in rows if row.job.remaining_prefill)
         return rows
 

@@ -67,7 +67,7 @@ class Prefixes:
 
     def _with_state(self, job: Job, length: int, leaf: int | None) -> tuple[int, int | None]:
         """Cut a prefix of ``length`` cells to what the longest saved state covers, which may reach further."""
-        reach = self.reach(job, length) if self._limits.has_cells else len(job.tokens) - 1
+        reach = self.reach(job, length) if self._limits.has_cells else job.num_reusable
         job.state_tokens = self.state(job, reach)
         job.known_tokens = max(length, reach if self._limits.has_cells else job.state_tokens)
         length = min(length, job.state_tokens)
@@ -130,7 +130,7 @@ class Prefixes:
                 awaited[job.awaits] = min(job.awaited_tokens, awaited.get(job.awaits, job.awaited_tokens))
         ready = []
         for job in self._running:
-            needed = min(len(job.prompt), awaited.get(job, len(job.prompt)))
+            needed = self.kept(job, min(len(job.prompt), awaited.get(job, len(job.prompt))))
             if job.shared_tokens < needed <= job.num_computed and self._may_pin(job):
                 ready.append(job)
         return ready
@@ -142,7 +142,7 @@ class Prefixes:
         if not self._limits.reuse:
             return None
         self.note(job)
-        length, source = self._tree.match(job.path(job.num_computed))
+        length, source = self._tree.match(job.path(self.kept(job, job.num_computed)))
         if source is None or source == job.seq_id or length <= job.shared_tokens:
             return None
         return source, length
@@ -151,14 +151,20 @@ class Prefixes:
         """Insert the job's computed prompt tokens into the tree; returns the sequences to clear. Does nothing if the
         job may not pin its leaf, which cannot happen for jobs of ``publishable``."""
         self.note(job)
-        count = min(job.num_computed, len(job.prompt))
-        if not self._may_pin(job):
+        count = self.kept(job, min(job.num_computed, len(job.prompt)))
+        if not count or not self._may_pin(job):
             return []
         cleared = self.insert(job, count, now)
         _, leaf = self._tree.match(job.path(count))
         assert leaf is not None
         self.pin(job, leaf, count)
         return cleared
+
+    def kept(self, job: Job, count: int) -> int:
+        """How many of the first ``count`` tokens of a job may be reused: all, but in exact mode with states only those
+        that are computed in the same way in every prompt; see ``exact.py``."""
+        grid = self._limits.state_grid
+        return count if grid <= 1 else min(count, job.num_written) // grid * grid
 
     def insert(self, job: Job, count: int, now: float) -> list[int]:
         """Insert the job's first ``count`` tokens under its id. Frees and returns the ids that became redundant and

@@ -52,6 +52,23 @@ def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int, repor
     return rows
 
 
+def single_row(rows: Sequence[Row], last_key: int, grid: int) -> list[Row]:
+    """The one of ``rows`` that follows the job ``last_key``, cut at multiples of ``grid`` in its prompt and to single
+    generated tokens; see ``exact.py``."""
+    if not rows:
+        return []
+    row = min(rows, key=lambda row: (row.job.key <= last_key, row.job.key))
+    job, start = row.job, row.start
+    count = min(job.next_stop, job.num_written - start)
+    if start >= job.num_written:
+        count = 1
+    elif row.count < count:
+        count = min(max((start + row.count) // grid * grid, (start // grid + 1) * grid) - start, count)
+    if count > 1 and (start + count) % grid == 1:
+        count -= 1  # A micro-batch of one token is computed in a call of its own.
+    return [Row(job, start, count, count >= job.remaining_prefill)]
+
+
 class GiveWay:
     """Chooses running jobs that skip a step, so that clients with little work are served nearly as fast as alone.
 

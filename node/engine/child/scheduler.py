@@ -103,11 +103,12 @@ class Scheduler:
         owner: Owner = Owner(),  # noqa: B008  immutable
         declared_open: int = 0,
         to_report: range = range(0),
+        resumed: int = 0,
     ) -> Job | Refusal:
         """Queue a request, or return the refusal. ``max_tokens`` is cut to fit the context. due_s: see ``expired``.
         client, subnet: the share of the queue to take; owner: the owner of the prefixes that the request may reuse.
-        declared_open: leading tokens that every request may reuse. to_report: see ``Job``. The client also
-        pays for an invalid request."""
+        declared_open: leading tokens that every request may reuse. to_report: see ``Job``. resumed: number of tokens at
+        the end of the prompt that another node generated. The client also pays for an invalid request."""
         limits = self.limits
         self.accounts.look(self.running, now)
         refusal = limits.refusal(prompt, max_tokens)
@@ -117,6 +118,7 @@ class Scheduler:
         most = min(max_tokens, limits.context_tokens - len(prompt))
         job = Job(key, tuple(prompt), most, now, list(prompt), due_s=due_s, client=client, subnet=subnet, owner=owner)
         job.declared_open, job.num_to_prefill, job.to_report = declared_open, len(prompt), to_report
+        job.num_written = len(prompt) - resumed
         self._is_changed = True
         wait_s = self.waiting.join(job, now, self.accounts.first_start_s(self.running))
         if wait_s:

@@ -9,7 +9,7 @@ from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.node.engine.child.rows import Row
 from mycelia.node.engine.child.scheduler import Admission, Scheduler
 from mycelia.node.engine.child.tier.tier_store import TierStore
-from mycelia.proto.cache.tier import OPEN, Whose
+from mycelia.proto.cache.tier import OPEN, Edge, Whose
 
 
 class Sequences:
@@ -19,6 +19,11 @@ class Sequences:
         self._llama = llama
         self._scheduler = scheduler
         self._tiers = tiers
+        if tiers is not None:
+            tiers.covered = self._covered
+
+    def _covered(self, state: Edge) -> int:
+        return len(state.path) if not self._llama.has_cells else self._scheduler.tree.match(state.path)[0]
 
     def occupy(self, admission: Admission, prefill_rate: float) -> bool:
         """Give the job's sequence exactly the cells of the prefix it reuses. False: the sequence is broken."""
@@ -60,8 +65,7 @@ class Sequences:
 
     def save_state(self, job: Job) -> None:
         """Save the state of a running job after its computed tokens, if prompts may begin there later."""
-        grid = self._scheduler.limits.state_grid
-        if self._tiers is None or not grid or not job.num_computed or job.num_computed % grid:
+        if self._tiers is None or self._scheduler.prefixes.kept(job, job.num_computed) != job.num_computed:
             return
         assert job.seq_id is not None
         self._scheduler.prefixes.note(job)
@@ -69,6 +73,19 @@ class Sequences:
         is_open = job.num_computed == self._scheduler.prefixes.open_tokens(job)
         whose = OPEN if is_open else Whose(job.owner.tag, min(job.num_open, job.num_computed))
         self._tiers.keep_state(self._llama, job.seq_id, job.tokens[: job.num_computed], whose)
+
+    def settle(self, job: Job) -> None:
+        """Make a running job's computed tokens ready for reuse, before it leaves."""
+        limits = self._scheduler.limits
+        if not (limits.state_grid and limits.reuse):
+            return
+        length = self._scheduler.prefixes.kept(job, job.num_computed)
+        if length < job.num_computed:
+            assert job.seq_id is not None
+            self._llama.truncate(job.seq_id, length)
+            job.num_computed = length
+        else:
+            self.save_state(job)
 
     def state(self, job: Job, length: int) -> int:
         """See ``Prefixes.state``. Needs a second tier."""
@@ -143,8 +160,11 @@ class Sequences:
         scheduler.check_invariants()
         if self._tiers is not None:
             self._tiers.check_invariants()
+        has_states = scheduler.limits.state_grid > 0
         expected = {seq_id: len(scheduler.tree.tokens_of(seq_id)) for seq_id in scheduler.tree.seq_ids()}
         expected |= {job.seq_id: job.num_computed for job in scheduler.running if job.seq_id is not None}
         for seq_id in range(scheduler.limits.num_sequences):
             length = self._llama.end(seq_id)
+            if has_states and not length and seq_id in scheduler.tree:
+                continue  # (cells without a state)
             assert length == expected.get(seq_id, 0), f"sequence {seq_id}: {length} cells, expected {expected}"

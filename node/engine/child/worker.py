@@ -27,7 +27,7 @@ from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import GrammarServer
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.bindings import bindings_version
-from mycelia.node.engine.child.llama.exact import ExactLlama
+from mycelia.node.engine.child.llama.exact import ExactLlama, ExactStateLlama
 from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama
 from mycelia.node.engine.child.llama.models import file_digest, keeps_states, open_model
 from mycelia.node.engine.child.llama.states import StateLlama
@@ -167,6 +167,8 @@ def _open_llama(message: ipc.Load, path: Path, budget: CellBudget) -> Llama:
     }
     offload = Offload(0) if message.exact else Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
     loaded, num_cells = open_model(path, offload), message.cells or budget
+    if message.exact and keeps_states(loaded.handle):
+        return ExactStateLlama(path, num_cells=num_cells, memory=budget, loaded=loaded, **sizes)
     if message.exact:
         return ExactLlama(path, num_cells=num_cells, loaded=loaded, **sizes)
     if keeps_states(loaded.handle):

@@ -48,7 +48,7 @@ class Model(Struct, frozen=True, tag="model"):
     description: str
     weight_bytes: int
     trained_tokens: int
-    may_reuse: bool
+    keeps_states: bool
     layers: int
     """Number of layers; the output counts as one, as in ``--gpu-layers``."""
     gpu_layers: int

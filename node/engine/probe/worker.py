@@ -53,7 +53,7 @@ def inspect_model(path: Path, question: Question) -> Model:
         description=text.value.decode("utf-8", "replace"),
         weight_bytes=shape.weight_bytes,
         trained_tokens=shape.trained_tokens,
-        may_reuse=not keeps_states(model),
+        keeps_states=keeps_states(model),
         layers=shape.num_layers + 1,
         gpu_layers=placement.offloaded,
         offload=placement.describe(),

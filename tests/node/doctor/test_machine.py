@@ -107,7 +107,7 @@ def test_a_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         description="llama 8B Q4_K",
         weight_bytes=5 * GIB,
         trained_tokens=131_072,
-        may_reuse=True,
+        keeps_states=False,
         layers=33,
         gpu_layers=33,
         offload="all 33 layers on CUDA0 (NVIDIA H200)",
@@ -122,10 +122,10 @@ def test_a_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert report.model is not None and report.model.context_tokens == 65_536
     for words in ("all 33 layers on CUDA0", "130.0 GiB of 139.0 GiB free", "65536 cells take 8.0 GiB", "GPU: yes"):
         assert words in text
-    recurrent = msgspec.structs.replace(model, may_reuse=False, trained_tokens=0)
+    recurrent = msgspec.structs.replace(model, keeps_states=True, trained_tokens=0)
     pretend(monkeypatch, LIBRARY, recurrent)
     report = examine("smollm2", tmp_path)
-    assert report.model is not None and report.model.reuse == "none" and report.ok
+    assert report.model is not None and report.model.reuse == "checkpoints" and report.ok
 
 
 def test_hints_at_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ order. This copy of the cache (10 ms for 1,000 tokens of a 135M model) is the pr
 So generated tokens are reused like prompts: a decode row is computed by the same kernels as a prefill row.
 
 Refused are models with windowed attention (llama.cpp overwrites cells that left the window), models with experts (an
-expert computes as many rows as are routed to it), recurrent models (which reuse nothing), and models without flash
-attention, whose sums depend on the gaps. GPUs are not used: they choose kernels by other rules.
+expert computes as many rows as are routed to it), and models without flash attention, whose sums depend on the gaps.
+GPUs are not used: they choose kernels by other rules.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.devices import read_metadata
 from mycelia.node.engine.child.llama.llama import RESTORED, Llama
 from mycelia.node.engine.child.llama.models import LoadedModel, keeps_states
+from mycelia.node.engine.child.llama.states import StateLlama
 from mycelia.node.engine.sizing import CellBudget, Offload
 from mycelia.proto.wire.errors import LocalError
 
@@ -40,13 +42,66 @@ MICRO_BATCH_ROWS = 32
 """Fewer than 64, from which attention is computed in tiles whose borders depend on the places of the cells."""
 
 
-class ExactLlama(Llama):
-    """A ``Llama`` whose logits are the same bits with and without reuse, alone or beside other rows."""
+class PackedLlama(Llama):
+    """A ``Llama`` that keeps its cells without holes and in the order of their positions, and computes few rows at
+    once."""
 
     micro_batch_tokens = MICRO_BATCH_ROWS
     flash_attention: Sequence[int] = (1,)
 
     _has_holes = False
+
+    def _check_kind(self, path: Path) -> None:
+        kind = read_metadata(L, self.model, "general.architecture")
+        for is_refused, why in (
+            (L.llama_model_n_swa(self.model) > 0, "its attention is windowed"),
+            (keeps_states(self.model) != self.keeps_states, "it is recurrent"),
+            (read_metadata(L, self.model, f"{kind}.expert_count") not in ("", "0"), "it has experts"),
+        ):
+            if is_refused:
+                raise LocalError(f"cannot serve {path} in exact mode: {why}")
+
+    def _decode(self, length: int) -> int:
+        self._close_holes()
+        result = super()._decode(length)
+        L.llama_memory_seq_rm(self._memory, self.spare, -1, -1)  # These are the last cells: no hole.
+        return result
+
+    def _close_holes(self) -> None:
+        if self._has_holes and self.has_cells and not self.compact():
+            raise LocalError("llama.cpp cannot move the cells of this model, which exact mode needs")
+        self._has_holes = False
+
+    def clear(self, seq_id: int) -> None:
+        if not self._is_empty(seq_id):
+            self._has_holes = True
+            super().clear(seq_id)
+
+    def clear_all(self) -> None:
+        super().clear_all()
+        self._has_holes = False
+
+    def truncate(self, seq_id: int, length: int) -> bool:
+        if self.end(seq_id) > length:
+            self._has_holes = True
+        return super().truncate(seq_id, length)
+
+    def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
+        had_holes = self._has_holes
+        blob = super().save_range(seq_id, start, end)
+        self._has_holes = had_holes  # The spare sequence only shared cells.
+        return blob
+
+    def restore_range(self, blob: memoryview, held: tuple[int, int], target: int, start: int, end: int) -> int:
+        self._close_holes()
+        result = super().restore_range(blob, held, target, start, end)
+        if result == RESTORED and held == (start, end):
+            self._has_holes = False  # The target now has all cells of the spare sequence.
+        return result
+
+
+class ExactLlama(PackedLlama):
+    """A ``Llama`` whose logits are the same bits with and without reuse, alone or beside other rows."""
 
     def __init__(
         self,
@@ -74,16 +129,6 @@ class ExactLlama(Llama):
         self.num_cells -= ROWS - 1
         self.context_tokens = min(self.context_tokens, self.num_cells)
 
-    def _check_kind(self, path: Path) -> None:
-        kind = read_metadata(L, self.model, "general.architecture")
-        for is_refused, why in (
-            (L.llama_model_n_swa(self.model) > 0, "its attention is windowed"),
-            (keeps_states(self.model), "it is recurrent"),
-            (read_metadata(L, self.model, f"{kind}.expert_count") not in ("", "0"), "it has experts"),
-        ):
-            if is_refused:
-                raise LocalError(f"cannot serve {path} in exact mode: {why}")
-
     def _decode(self, length: int) -> int:
         padded = length + -length % ROWS
         self._batch.tokens[length:padded] = 0
@@ -93,29 +138,7 @@ class ExactLlama(Llama):
         for start in range(0, padded, MICRO_BATCH_ROWS):
             outputs = self._batch.outputs[start : min(start + MICRO_BATCH_ROWS, padded)]
             outputs[np.flatnonzero(outputs == 0)[: -int(outputs.sum()) % ROWS]] = 1
-        self._close_holes()
-        result = super()._decode(padded)
-        L.llama_memory_seq_rm(self._memory, self.spare, -1, -1)  # These are the last cells: no hole.
-        return result
-
-    def _close_holes(self) -> None:
-        if self._has_holes and not self.compact():
-            raise LocalError("llama.cpp cannot move the cells of this model, which exact mode needs")
-        self._has_holes = False
-
-    def clear(self, seq_id: int) -> None:
-        if L.llama_memory_seq_pos_max(self._memory, seq_id) >= 0:
-            self._has_holes = True
-            super().clear(seq_id)
-
-    def clear_all(self) -> None:
-        super().clear_all()
-        self._has_holes = False
-
-    def truncate(self, seq_id: int, length: int) -> bool:
-        if L.llama_memory_seq_pos_max(self._memory, seq_id) >= length:
-            self._has_holes = True
-        return super().truncate(seq_id, length)
+        return super()._decode(padded)
 
     def replace_prefix(self, source: int, target: int, length: int) -> bool:
         # The source's cells may be behind the cells that ``target`` keeps: so these are moved behind all others.
@@ -128,15 +151,34 @@ class ExactLlama(Llama):
             return False
         return tail is None or self.restore_range(tail, (length, end), target, length, end) == RESTORED
 
-    def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
-        had_holes = self._has_holes
-        blob = super().save_range(seq_id, start, end)
-        self._has_holes = had_holes  # The spare sequence only shared cells.
-        return blob
 
-    def restore_range(self, blob: memoryview, held: tuple[int, int], target: int, start: int, end: int) -> int:
-        self._close_holes()
-        result = super().restore_range(blob, held, target, start, end)
-        if result == RESTORED and held == (start, end):
-            self._has_holes = False  # The target now has all cells of the spare sequence.
-        return result
+class ExactStateLlama(PackedLlama, StateLlama):
+    """The same for a model that keeps states, whose kernels also depend on the tokens of a sequence in a micro-batch.
+
+    So each decode computes one sequence, from a multiple of ``state_grid`` up to the next one or to the end of the
+    prompt, and generated tokens one by one, also when they are computed again. States are saved, and cells shared, at
+    these multiples in prompts only: then every token of a prompt is computed in the same company, with and without
+    reuse. The caller plans such rows, see ``rows.py``. Attention splits a single row over threads, in a way that
+    depends on other sequences: beside a single row goes one of the spare sequence.
+    """
+
+    state_grid = MICRO_BATCH_ROWS
+
+    def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
+        if len(rows) > 1:
+            raise ValueError("one row at a time")
+        padding = [BatchRow(self.spare, 0, [0], False)] if self.has_cells and len(rows[0].tokens) == 1 else []
+        result, outputs = super().decode([*rows, *padding])
+        return result, outputs[:1]
+
+    def replace_prefix(self, source: int, target: int, length: int) -> bool:
+        if not self.has_cells:
+            return True
+        # As in ``ExactLlama``; the state waits in host memory, as the spare sequence is needed for the tail.
+        end, state, tail = self.end(target), self.save_state(target), None
+        if length < end:
+            tail = self.save_range(target, length, end)
+        if state is None or (length < end and tail is None) or not self.copy_prefix(source, target, length):
+            return False
+        moved = tail is None or self.restore_range(tail, (length, end), target, length, end) == RESTORED
+        return moved and self.restore_state(state, target, end)

@@ -186,6 +186,9 @@ class Llama(ModelVocabulary):
             raise LocalError(f"sequence {seq_id} begins at position {first}")
         return last + 1
 
+    def _is_empty(self, seq_id: int) -> bool:
+        return bool(L.llama_memory_seq_pos_max(self._memory, seq_id) < 0)
+
     def clear(self, seq_id: int) -> None:
         """Free the cells that only ``seq_id`` uses."""
         self._remove(seq_id, -1, -1)

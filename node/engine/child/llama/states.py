@@ -70,16 +70,16 @@ class StateLlama(Llama):
     def end(self, seq_id: int) -> int:
         return int(L.llama_memory_seq_pos_max(self._memory, seq_id)) + 1
 
+    def _is_empty(self, seq_id: int) -> bool:
+        return bool(L.llama_memory_seq_pos_min(self._memory, seq_id) < 0)
+
     def truncate(self, seq_id: int, length: int) -> bool:
-        """Not possible: a state cannot be rolled back."""
-        return False
+        """Drop the state and all cells from ``length`` on."""
+        return self._drop_state(seq_id) and self._remove(seq_id, length, -1)
 
     def copy_prefix(self, source: int, target: int, length: int) -> bool:
         """Clear ``target``, then let it share the first ``length`` cells of ``source``, but no state. Both may be the
-        same sequence. False, with ``target`` empty, when ``source`` has fewer positions."""
-        if self.end(source) < length:
-            self.clear(target)
-            return False
+        same sequence."""
         if source == target:
             self._copy(source, self.spare, 0, length)
             source = self.spare
@@ -122,13 +122,14 @@ class StateLlama(Llama):
     # --- cells ------------------------------------------------------------------------------------------------------
 
     def save_range(self, seq_id: int, start: int, end: int) -> memoryview | None:
-        if not self.has_cells or self.end(seq_id) < end:
+        if not self.has_cells:
             return None
         self.clear(self.spare)
         self._copy(seq_id, self.spare, start, end)
         blob = self._save_cells() if self._drop_state(self.spare) else None
+        first = L.llama_memory_seq_pos_min(self._memory, self.spare)
         self.clear(self.spare)
-        return blob
+        return blob if blob is not None and first == start and _num_cells(blob) == end - start else None
 
     def _save_cells(self) -> memoryview | None:
         size = int(L.llama_state_seq_get_size(self.context, self.spare))
@@ -143,7 +144,8 @@ class StateLlama(Llama):
         data = np.frombuffer(blob, np.uint8)
         self.clear(self.spare)
         read = L.llama_state_seq_set_data(self.context, address_of(data), len(data), self.spare)
-        is_whole = read == len(data) and L.llama_memory_seq_pos_min(self._memory, self.spare) == held[0]
+        first = L.llama_memory_seq_pos_min(self._memory, self.spare)
+        is_whole = read == len(data) and first == held[0] and _num_cells(blob) == held[1] - held[0]
         if is_whole:
             self._copy(self.spare, target, start, end)
         self.clear(self.spare)
@@ -200,3 +202,8 @@ class StateLlama(Llama):
             works = works and self.restore_state(state, 1, _PROBED) and self.save_range(1, 0, _PROBED) == cells
         self.clear_all()
         return works
+
+
+def _num_cells(blob: memoryview) -> int:
+    """The number of cells in llama.cpp's blob of a sequence; before it are a mark, an id and the number of streams."""
+    return int(np.frombuffer(blob, np.int32, 4)[3])

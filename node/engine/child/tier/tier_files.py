@@ -3,10 +3,11 @@
     magic 8 | cells key 16 | start 4 | tokens 4 | blob bytes 8 | BLAKE3 of the blob 32 | open tokens 4 | tag 17
     tokens x 4 | BLAKE3 of all before 16 | blob
 
-Integers are little-endian. A tag is its length and its bytes; the length 255 means that the edge is open (``Whose``).
-The header contains every token from the root, so the index is rebuilt from the headers alone. If the length of a file
-does not match its header, or the header does not match its hash, the file is torn or foreign and is deleted. The hash
-of the blob is checked when it is read. So no fsync is needed: a file torn by a crash is a miss.
+Integers are little-endian. In the file of a state (``Edge.is_state``) ``start`` is the number of tokens. A tag is its
+length and its bytes; the length 255 means that the edge is open (``Whose``). The header contains every token from the
+root, so the index is rebuilt from the headers alone. If the length of a file does not match its header, or the header
+does not match its hash, the file is torn or foreign and is deleted. The hash of the blob is checked when it is read. So
+no fsync is needed: a file torn by a crash is a miss.
 
 ``cells key`` is a hash of everything that decides what cells mean: model, settings, version of llama.cpp. Each key has
 its own folder in the cache directory. Nodes with the same model may share it: each checks the hashes of every file, and
@@ -75,7 +76,7 @@ def read_header(path: Path, cells_key: bytes) -> Found | None:
         if len(fixed) < _FIXED.size:
             return None
         magic, key, start, end, blob_bytes, content_hash, num_open, tag_bytes, padded = _FIXED.unpack(fixed)
-        if (magic, key) != (MAGIC, cells_key) or not start < end <= MAX_KEY_TOKENS:
+        if (magic, key) != (MAGIC, cells_key) or not 0 < max(start, 1) <= end <= MAX_KEY_TOKENS:
             return None
         is_open = tag_bytes == _NO_TAG
         if not is_open and (tag_bytes > _MAX_TAG_BYTES or num_open > start):

@@ -12,6 +12,7 @@ rest. All methods are for the thread that owns the llama.cpp context. On one cor
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from blake3 import blake3
 
@@ -27,6 +28,8 @@ from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 
 RATE_WINDOW_TOKENS = 8192
+DOUBTS_PER_STEP = 16
+"""Number of states checked per step: 0.1 ms each."""
 TRY_AGAIN_EVERY = 16
 """Number of restores judged too slow after which the rates are measured again: the disk may be fast again."""
 
@@ -51,7 +54,11 @@ class TierStore:
         self._unwritten: dict[Edge, None] = {}
         """Edges in memory that the writer had no room for."""
         self._told: dict[Edge, None] = {}
-        """Edges that are reported as leaves: the last of each chain, which stands for all tokens before it."""
+        """Edges that are reported as leaves: states, or the last of each chain, which stands for the tokens before."""
+        self._doubtful: dict[Edge, None] = {}
+        """Reported states whose cells may be lost."""
+        self.covered: Callable[[Edge], int] = lambda edge: 0
+        """Number of leading tokens of a state's key whose cells are in the KV cache."""
         self.ram_rate, self.disk_rate = TokenRateMeter(RATE_WINDOW_TOKENS), TokenRateMeter(RATE_WINDOW_TOKENS)
         """Tokens restored per second from memory and from disk, hashing included."""
         self._num_slow = 0
@@ -109,6 +116,8 @@ class TierStore:
         held = self.tier.state(packed, whose)
         if held is not None and held.end == len(tokens):
             self.tier.touch([held], now)
+            if held not in self._told:
+                self._announce(held)
             return
         if llama.state_bytes + len(packed) > max(self.tier.ram_bytes, self.tier.disk_bytes):
             return
@@ -146,6 +155,7 @@ class TierStore:
                 break
             blob = llama.save_range(seq_id, run_start, run_end)
             if blob is None:
+                self.lost_cells()
                 break
             key = packed[: run_end * TOKEN_BYTES]
             last = self.tier.add(key, run_start, blob, blake3(blob).digest(), reuse, whose)
@@ -273,6 +283,15 @@ class TierStore:
         """Process finished writes and start the next. Call between steps and after ``wake``; never waits."""
         if self._files is not None and self._files.is_writing:
             self.note_written(0.0)
+        for edge in list(islice(self._doubtful, DOUBTS_PER_STEP)):
+            del self._doubtful[edge]
+            if edge in self._told and self.tier.reach(edge.packed, self.covered(edge), edge.whose) < edge.end:
+                self._retract(edge)
+
+    def lost_cells(self) -> None:
+        """Some cells are in no cache any more: check in the next steps which states still can be restored."""
+        if self._keeps_states:
+            self._doubtful.update(self._told)
 
     def close(self, llama: Llama, leaves: Iterable[tuple[int, Sequence[int]]], deadline_s: float) -> None:
         """Write everything that is only in the KV cache or in memory. leaves: (id, path), the most valuable first; they
@@ -326,6 +345,8 @@ class TierStore:
         for edge in trimmed.unlink:
             assert self._files is not None
             self._files.remove(edge)
+        if any(not edge.is_state for edge in trimmed.gone):
+            self.lost_cells()
         for edge in trimmed.gone:
             self._unwritten.pop(edge, None)
             was_told = edge in self._told
@@ -348,6 +369,7 @@ class TierStore:
     def _retract(self, edge: Edge) -> None:
         if edge in self._told:
             del self._told[edge]
+            self._doubtful.pop(edge, None)
             self._changes.evict(FIRST_EDGE_ID + edge.edge_id)
 
     def check_invariants(self) -> None:

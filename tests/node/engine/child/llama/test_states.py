@@ -7,22 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trio
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.batch import BatchRow
+from mycelia.node.engine.child.llama.exact import ExactStateLlama
 from mycelia.node.engine.child.llama.llama import OK, Llama
 from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.llama.states import StateLlama
 from mycelia.node.engine.child.loop import StepLoop
 from mycelia.node.engine.child.tier.tier_store import TierStore
+from mycelia.node.engine.engine import FIRST_EDGE_ID, EngineRequest
+from mycelia.node.engine.process import open_engine
+from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.cache.sharing import Owner
 from mycelia.proto.cache.tier import MIB, Tier
-from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.llama.test_exact import GreedySampler, Logits, Prompt, no_grammar
 from tests.node.engine.child.test_loop import NO_EMBEDDINGS, Inbox
 from tests.node.engine.child.tiny_models import KINDS, NUM_VOCAB, write_model
+from tests.node.engine.test_process import answer, done
 
 CELLS, SLOTS, SEQUENCES, ANSWER = 2048, 4, 14, 3
 ME = Owner(b"me")
@@ -30,10 +36,12 @@ CLOSE = 0.05
 """Part of the largest logit by which logits may differ: from other kernels, not from other tokens before them."""
 
 
-class RecordedStateLlama(StateLlama):
-    def __init__(self, path: Path) -> None:
+class Recorder(StateLlama):
+    """A mixin for the ``StateLlama`` under test."""
+
+    def __init__(self, path: Path, num_cells: int = CELLS) -> None:
         self.seen: dict[Prompt, Logits] = {}
-        super().__init__(path, num_cells=CELLS, num_sequences=SEQUENCES, num_threads=1, batch_tokens=512)
+        super().__init__(path, num_cells=num_cells, num_sequences=SEQUENCES, num_threads=1, batch_tokens=512)
 
     def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
         seen = self.seen[tuple(prompt)] = []
@@ -41,6 +49,14 @@ class RecordedStateLlama(StateLlama):
 
     def ends_generation(self, token: int) -> bool:
         return False
+
+
+class RecordedStateLlama(Recorder, StateLlama):
+    pass
+
+
+class RecordedExactLlama(Recorder, ExactStateLlama):
+    pass
 
 
 def prompt_of(rng: random.Random, count: int) -> Prompt:
@@ -51,13 +67,15 @@ def prompt_of(rng: random.Random, count: int) -> Prompt:
 class Engine:
     """The step loop over one model."""
 
-    llama: RecordedStateLlama
+    llama: Recorder
     ram_bytes: int = 64 * MIB
     slots: int = SLOTS
     num_cells: int = CELLS
     replies: Inbox = field(default_factory=Inbox)
     cached: dict[int, int] = field(default_factory=dict)
     """Key -> cached tokens of finished requests."""
+    reported: dict[int, Prompt] = field(default_factory=dict)
+    """Id -> tokens of what others may know to be restorable."""
 
     def __post_init__(self) -> None:
         self.llama.clear_all()
@@ -91,11 +109,31 @@ class Engine:
 
     def step(self) -> None:
         self.loop.step()
+        self._take()
+
+    def _take(self) -> None:
         for message in self.replies.messages:
             assert not isinstance(message, ipc.Refused), message
             if isinstance(message, ipc.Ended):
                 self.cached[message.key] = message.usage.cached_tokens
+            if isinstance(message, ipc.CacheDelta):
+                self._note(message)
         self.replies.messages.clear()
+
+    def look(self) -> None:
+        """Let the second tier check what it reports."""
+        assert self.tiers is not None
+        for _ in range(100):
+            self.tiers.poll()
+        self.loop.jobs.reports.cache()
+        self._take()
+
+    def _note(self, change: ipc.CacheDelta) -> None:
+        for leaf in change.evicted:
+            self.reported.pop(leaf, None)
+        for stored in change.stored:
+            if stored.leaf >= FIRST_EDGE_ID:
+                self.reported[stored.leaf] = tuple(unpack_tokens(stored.tokens))
 
     def answer(self, *prompts: Prompt, owner: Owner = ME) -> list[int]:
         """Answer all prompts at once; returns their cached tokens."""
@@ -121,6 +159,9 @@ def alone(llama: Llama, prompt: Prompt, count: int) -> Logits:
     llama.clear_all()
     seen: Logits = []
     choose, start, tokens = GreedySampler(llama, seen), 0, list(prompt)
+    if llama.state_grid > 1 and len(tokens) % llama.state_grid == 1 < len(tokens):
+        assert llama.decode([BatchRow(0, 0, tokens[:-1], False)])[0] == OK
+        start, tokens = len(tokens) - 1, tokens[-1:]
     for _ in range(count):
         result, outputs = llama.decode([BatchRow(0, start, tokens, True)])
         assert result == OK
@@ -150,3 +191,63 @@ def test_prompts_begin_where_two_others_were_seen_to_branch(llama: RecordedState
     assert engine.answer(prompts[1]) == [0], "nobody knew the place before"
     assert engine.answer(prompts[2], prompts[3]) == [100, 100]
     engine.check(*prompts)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RecordedExactLlama:
+    path = tmp_path_factory.mktemp("exact") / "tiny.gguf"
+    return RecordedExactLlama(write_model(path, request.param), num_cells=512)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+async def test_an_engine_begins_at_states_also_after_a_restart(exact: bool, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.gguf", "qwen35")
+    settings = EngineSettings(
+        model, threads=1, cells=512, slots=2, sequences=9, check=True, cache_dir=tmp_path / "cache", exact=exact
+    )
+    rng = random.Random(6)
+    first = prompt_of(rng, 140)
+    second = first[:120] + prompt_of(rng, 20)
+    cached = []
+    with trio.fail_after(60):
+        for _ in range(2):
+            async with open_engine(settings) as running:
+                assert running.info.reuse == "checkpoints"
+                for prompt in (first, second, second):
+                    items = await answer(running, EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=6)))
+                    cached.append(done(items).usage.cached_tokens)
+    assert cached == ([0, 0, 128, 128, 128, 128] if exact else [0, 0, 139, 139, 139, 139])
+
+
+def test_reuse_never_changes_a_bit_in_exact_mode(exact: RecordedExactLlama) -> None:
+    """Prompts share prefixes or continue answers, at once, in a cache that holds a part of them: they wait for each
+    other, stop for each other and begin at states."""
+    rng = random.Random(5)
+    prompts: list[Prompt] = []
+    for _ in range(24):
+        base = rng.choice(prompts)[: rng.randint(1, 200)] if prompts and rng.random() < 0.8 else ()
+        prompts.append(base + prompt_of(rng, rng.randint(1, 100)))
+    engine = Engine(exact, ram_bytes=MIB, num_cells=exact.num_cells)
+    cached = [length for first in range(0, 24, 6) for length in engine.answer(*prompts[first : first + 6])]
+    assert sum(length > 0 for length in cached) >= 8
+    assert all(length % 32 == 0 for length in cached)
+    for prompt in prompts:
+        assert exact.seen[prompt] == alone(exact, prompt, len(exact.seen[prompt]))
+
+
+def test_what_is_reported_can_be_restored(llama: RecordedStateLlama) -> None:
+    """In a cache that holds a part of the prompts."""
+    rng = random.Random(8)
+    llama.seen.clear()
+    engine = Engine(llama, ram_bytes=20 * (llama.state_bytes + 150 * llama.cell_bytes), num_cells=400)
+    num_reused = 0
+    for _ in range(60):
+        base = rng.choice(list(llama.seen))[: rng.randint(1, 150)] if llama.seen and rng.random() < 0.7 else ()
+        engine.answer(base + prompt_of(rng, rng.randint(1, 60)))
+        engine.look()
+        if engine.reported:
+            known = rng.choice(list(engine.reported.values()))
+            (cached,) = engine.answer(known + prompt_of(rng, 1))
+            assert cached >= len(known)
+            num_reused += 1
+    assert num_reused > 30
