@@ -79,7 +79,7 @@ class Node:
         self._engine = engine
         self._network = network
         self._epoch = epoch
-        self._swarm = swarm
+        self.swarm = swarm
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self.overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._kept = kept or Kept()
@@ -138,7 +138,7 @@ class Node:
             self._network.serve(ASK, partial(self._work, serve_ask), is_forgiving=True)
             self._network.serve(MODELS, self.swarm_models.serve_stream)
             nursery.start_soon(self.swarm_models.keep_asking)
-            self._drain.begin = partial(self._driver.handle, Leaving())
+            self._drain.on_begin.append(partial(self._driver.handle, Leaving()))
             task_status.started()
 
     async def _work(self, serve: Callable[[MessageStream], Awaitable[None]], stream: MessageStream) -> None:
@@ -204,7 +204,7 @@ class Node:
         info, vitals = self._engine.info, self._engine.vitals()
         return NodeState(
             peer=peer_text(self._network.peer_id),
-            swarm=self._swarm,
+            swarm=self.swarm,
             version=VERSION,
             addresses=self._network.addresses(),
             model=info.name,

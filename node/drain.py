@@ -20,7 +20,7 @@ class Drain:
     def __init__(self) -> None:
         self._num_working = 0
         self._changed = Signal()
-        self.begin: Callable[[], None] = lambda: None
+        self.on_begin: list[Callable[[], None]] = []
         """Called once, when the node stops accepting requests."""
 
     @contextmanager
@@ -37,7 +37,8 @@ class Drain:
     async def leave(self, within_s: float) -> None:
         """Waits until all work is finished, at most ``within_s`` seconds. Unfinished requests then continue at other
         nodes."""
-        self.begin()
+        for begin in self.on_begin:
+            begin()
         give_up_at = trio.current_time() + within_s
         while self._num_working and (left_s := give_up_at - trio.current_time()) > 0:
             log.info(

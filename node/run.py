@@ -3,10 +3,9 @@
 import os
 import random
 import signal
-import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,31 +22,32 @@ from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
-from mycelia.node.network.addresses import parse_listen
+from mycelia.node.engine.shares import EngineShares
+from mycelia.node.network.addresses import parse_listen, with_next_port
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.mapping.mapper import PortMapper
-from mycelia.node.network.network import Network, NetworkSettings
+from mycelia.node.network.network import NetworkSettings
 from mycelia.node.network.supervise import supervised
-from mycelia.node.peer_id import peer_text
 from mycelia.node.plugins import OWN_POLICY, policies
 from mycelia.node.private_swarm.member import PrivateSwarm
 from mycelia.node.queries import reach
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api, url_of
-from mycelia.node.settings import NodeSettings
-from mycelia.node.storage.data_dir import prepare_data_dir
+from mycelia.node.settings import UNNAMED, NodeSettings
+from mycelia.node.storage.data_dir import PUBLIC, prepare_data_dir
 from mycelia.node.storage.identity_file import load_or_create_identity
 from mycelia.node.storage.private_swarms import state_dir_of
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
 from mycelia.node.storage.saving import load_kept
+from mycelia.node.swarms import Swarms
 from mycelia.node.telemetry.journal import open_request_log
+from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.routing.choose import Policy
 
 log = structlog.get_logger()
 
 
-OpenEngine = Callable[[bytes], AbstractAsyncContextManager[Engine]]
-"""Opens an engine, given the salt of the namespaces in its swarm."""
+OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 
 
 async def run_node(settings: NodeSettings) -> None:
@@ -59,7 +59,7 @@ async def run_node(settings: NodeSettings) -> None:
         if settings.exit_with_parent:
             nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
         log.info("loading_model", model=str(model_path))
-        await host_node(settings, lambda salt: open_engine(_engine_settings(settings, model_path, salt)), drain)
+        await host_node(settings, lambda: open_engine(_engine_settings(settings, model_path)), drain)
     log.info("left")
 
 
@@ -71,53 +71,100 @@ async def host_node(
 ) -> None:
     """Runs a node with the engine that ``opened`` gives, until cancelled. One process may run several nodes."""
     data_dir = prepare_data_dir(settings.data_dir)
-    for address in settings.listen:
+    swarms = [settings, in_public(settings)] if settings.public else [settings]
+    for address in (address for one in swarms for address in one.listen):
         parse_listen(address)
     with locked(data_dir), bind_api(settings.api_host, settings.api_port) as listener:
-        identity = load_or_create_identity(data_dir)
-        swarm = PrivateSwarm(data_dir, settings.swarm, identity.peer_id) if settings.swarm else None
-        state_dir = state_dir_of(data_dir, settings.swarm) if swarm else data_dir
-        epoch = next_epoch(data_dir, time.time())
-        kept = load_kept(state_dir, time.time())
-        network_settings = NetworkSettings(
-            identity=identity,
-            listen=settings.listen,
-            bootstrap=swarm.contacts if swarm else settings.bootstrap,
-            swarm_key=settings.swarm_key,
-            access=swarm,
-            remembered=kept.known.full_addresses,
-            announce=settings.announce,
-            relay=settings.relay,
-            mdns=settings.mdns,
-            debug=settings.debug,
-        )
         async with (
             open_request_log(data_dir if settings.journal else None) as requests,
-            opened(swarm.roster.salt if swarm else _salt(settings.swarm_key)) as engine,
-            open_network(network_settings) as network,
+            opened() as engine,
             trio.open_nursery() as nursery,
         ):
-            policy: Policy | None = None
-            if settings.policy != OWN_POLICY:  # (only the oracle uses ``look``, and no node follows it)
-                rng = random.Random(os.urandom(16))  # noqa: S311  no secret
-                policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)
-            node = Node(
-                identity,
-                engine,
-                network,
-                epoch,
-                kept,
-                policy=policy,
-                drain=drain,
-                requests=requests,
-                swarm=settings.swarm,
-            )
-            if swarm is not None:
-                nursery.start_soon(swarm.run, network)
-            async with _keep_reachable(node, network, settings) as keep_reachable:
-                await _run_until_cancelled(
-                    node, network, listener, settings, state_dir, drain, keep_reachable, task_status
-                )
+            shares = EngineShares(engine)
+            join = partial(_run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public)
+            nodes: list[Node] = [await nursery.start(join, one) for one in swarms]
+            nursery.start_soon(shares.run)
+            await nursery.start(serve_gateway, Swarms(*nodes), listener, _access(settings), drain)
+            _tell_ready(settings, nodes, url_of(listener))
+            task_status.started(nodes[0])
+
+
+def in_public(settings: NodeSettings) -> NodeSettings:
+    """The settings of the second part of a node that is in a private swarm and in the open network: an identity, ports
+    and memories of its own, so that no stranger can connect the two."""
+    return replace(
+        settings,
+        data_dir=prepare_data_dir(settings.data_dir / PUBLIC),
+        swarm="",
+        swarm_key=b"",
+        announce=(),
+        listen=tuple(map(with_next_port, settings.listen)),
+    )
+
+
+async def _run_in_swarm(
+    settings: NodeSettings,
+    shares: EngineShares,
+    requests: RequestLog,
+    drain: Drain,
+    is_first: bool,
+    task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Runs a node in one swarm until cancelled. is_first: prompts of a private swarm come before those of others."""
+    if settings.public or settings.data_dir.name == PUBLIC:
+        structlog.contextvars.bind_contextvars(swarm=settings.swarm or PUBLIC)
+    data_dir = settings.data_dir
+    identity = load_or_create_identity(data_dir)
+    swarm = PrivateSwarm(data_dir, settings.swarm, identity.peer_id) if settings.swarm else None
+    state_dir = state_dir_of(data_dir, settings.swarm) if swarm else data_dir
+    salt = swarm.roster.salt if swarm else _salt(settings.swarm_key)
+    epoch = next_epoch(data_dir, time.time())
+    kept = load_kept(state_dir, time.time())
+    network_settings = NetworkSettings(
+        identity=identity,
+        listen=settings.listen,
+        bootstrap=swarm.contacts if swarm else settings.bootstrap,
+        swarm_key=settings.swarm_key,
+        access=swarm,
+        remembered=kept.known.full_addresses,
+        announce=settings.announce,
+        relay=settings.relay,
+        mdns=settings.mdns,
+        debug=settings.debug,
+    )
+    async with open_network(network_settings) as network, trio.open_nursery() as nursery:
+        node = Node(
+            identity,
+            shares.of(salt, is_first and bool(salt)),
+            network,
+            epoch,
+            kept,
+            policy=_policy(settings),
+            drain=drain,
+            requests=requests,
+            swarm=_name_of(settings),
+        )
+        if swarm is not None:
+            nursery.start_soon(swarm.run, network)
+        async with _keep_reachable(node, network, settings) as keep_reachable:
+            await nursery.start(node.run)
+            if not settings.announce:  # (the user who announces addresses knows how the node is reached)
+                nursery.start_soon(keep_reachable, PortMapper() if settings.port_mapping else None)
+            nursery.start_soon(supervised, node.state_saver(state_dir).run)
+            task_status.started(node)
+            await trio.sleep_forever()
+
+
+def _name_of(settings: NodeSettings) -> str:
+    return settings.swarm or (UNNAMED if settings.swarm_key else "")
+
+
+def _policy(settings: NodeSettings) -> Policy | None:
+    if settings.policy == OWN_POLICY:
+        return None
+    rng = random.Random(os.urandom(16))  # noqa: S311  no secret
+    policy: Policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)  # (the oracle alone looks)
+    return policy
 
 
 KeepReachable = Callable[[PortMapper | None], Awaitable[None]]
@@ -136,7 +183,7 @@ async def _keep_reachable(node: Node, network: Libp2pNetwork, settings: NodeSett
         yield partial(reach.keep_reachable, carrier, carrier.peers, carrier.came)
 
 
-def _engine_settings(settings: NodeSettings, model_path: Path, salt: bytes) -> EngineSettings:
+def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings:
     """Sizes that the user left open keep the engine's defaults. Raises LocalError for impossible ones."""
     given: dict[str, Any] = {
         "threads": settings.threads,
@@ -151,50 +198,35 @@ def _engine_settings(settings: NodeSettings, model_path: Path, salt: bytes) -> E
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
         "exact": settings.exact,
-        "salt": salt,
         "fake": settings.model == FAKE_MODEL,
     }
     defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
-async def _run_until_cancelled(
-    node: Node,
-    network: Network,
-    listener: socket.socket,
-    settings: NodeSettings,
-    state_dir: Path,
-    drain: Drain,
-    keep_reachable: KeepReachable,
-    task_status: trio.TaskStatus[Node],
-) -> None:
-    api_url = url_of(listener)
-    access = Access(settings.api_keys, settings.cors_origins)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(node.run)
-        if not settings.announce:  # (the user who announces addresses knows how the node is reached)
-            nursery.start_soon(keep_reachable, PortMapper() if settings.port_mapping else None)
-        nursery.start_soon(supervised, node.state_saver(state_dir).run)
-        await nursery.start(serve_gateway, node, listener, access, drain)
-        write_run_info(
-            settings.data_dir,
-            RunInfo(
-                os.getpid(), api_url, peer_text(network.peer_id), next(iter(settings.api_keys), ""), settings.swarm
-            ),
-        )
-        state = node.state()
-        log.info(
-            "ready",
-            peer=state.peer,
-            model=state.model,
-            listen=state.addresses,
-            api=api_url,
-            reuse=state.reuse,
-            data_dir=str(settings.data_dir),
-        )
-        if not settings.bootstrap and not settings.swarm:
-            log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
-        task_status.started(node)
+def _access(settings: NodeSettings) -> Access:
+    return Access(settings.api_keys, settings.cors_origins)
+
+
+def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str) -> None:
+    """Writes the run file and the line of the log that programs wait for."""
+    states = [node.state() for node in nodes]
+    key = next(iter(settings.api_keys), "")
+    write_run_info(
+        settings.data_dir, RunInfo(os.getpid(), api_url, states[0].peer, key, _name_of(settings), settings.public)
+    )
+    log.info(
+        "ready",
+        peer=states[0].peer,
+        model=states[0].model,
+        listen=states[0].addresses,
+        api=api_url,
+        reuse=states[0].reuse,
+        data_dir=str(settings.data_dir),
+        **({"public_listen": states[1].addresses} if settings.public else {}),
+    )
+    if not settings.bootstrap and (settings.public or not settings.swarm):
+        log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
 
 
 async def _leave_on_signal(

@@ -10,6 +10,8 @@ DEFAULT_PORT = 7117
 DEFAULT_API_HOST = "127.0.0.1"
 DEFAULT_API_PORT = 7118
 DEFAULT_DRAIN_S = 30.0
+UNNAMED = "(unnamed)"
+"""Stands for a private swarm that has only a key."""
 
 
 class UsageError(LocalError):
@@ -60,6 +62,8 @@ class NodeSettings:
     """Budget of ``cache_dir``; None: the engine's default."""
     exact: bool = False
     """Exact mode: slower, with logits that do not depend on cached prefixes."""
+    public: bool = False
+    """Serve the open network beside a private one, with prefixes, an identity and ports of its own."""
     relay: bool = True
     """Pass on connections for nodes that peers cannot dial, and be reached through such a relay if necessary."""
     mdns: bool = True

@@ -22,6 +22,8 @@ from mycelia.proto.wire.messages import (
 
 MAX_TIMEOUT_S = 86_400.0
 """A day: a longer timeout is a typing error."""
+PUBLIC_SUFFIX = "@public"
+"""Ends the name of a model that is asked for in the open network, at a node that is in a private one as well."""
 
 
 class CandidateView(msgspec.Struct, frozen=True):
@@ -342,6 +344,15 @@ class RelayedView(msgspec.Struct, frozen=True):
     max_bytes_per_s: int = 0
 
 
+class PublicPart(msgspec.Struct, frozen=True):
+    """The part of a node in the open network, if the node is in a private one as well. Fields: see ``NodeState``."""
+
+    peer: str
+    addresses: list[str]
+    peers: list[PeerRow]
+    attempts: list[Attempt]
+
+
 class NodeState(msgspec.Struct, frozen=True):
     """The state that a running node reports of itself."""
 
@@ -374,3 +385,5 @@ class NodeState(msgspec.Struct, frozen=True):
     """Name of the private swarm in which the node runs; empty: the open network."""
     attempts: list[Attempt] = []
     """What was tried to find a first peer, and what came of it, while no peer is connected."""
+    public: PublicPart | None = None
+    """The same node in the open network; all else but the engine's load and ``stats`` is of the private one then."""

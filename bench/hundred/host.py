@@ -83,9 +83,9 @@ def look(node: Node, peers: Sequence[bytes], now: float) -> Look:
 
 
 @asynccontextmanager
-async def open_fake_engine(salt: bytes) -> AsyncIterator[Engine]:
+async def open_fake_engine() -> AsyncIterator[Engine]:
     """An engine of the speed of ``--model fake``."""
-    sizes = FakeSettings(cells=CELLS, slots=SLOTS, salt=salt)
+    sizes = FakeSettings(cells=CELLS, slots=SLOTS)
     yield FakeEngine(replace(sizes, prefill_rate=PREFILL_RATE, decode_rate=DECODE_RATE, coalesce_s=COALESCE_S))
 
 

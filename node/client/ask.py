@@ -16,8 +16,11 @@ from mycelia.node.client.thoughts import ThoughtSplitter
 from mycelia.node.errors import first_error
 from mycelia.node.peer_id import peer_from_text
 from mycelia.node.requests.rejoin import SILENCE_DEADLINE_S, AnswerSoFar
+from mycelia.node.storage.data_dir import PUBLIC
+from mycelia.node.storage.private_swarms import swarm_names
 from mycelia.node.storage.rundir import RunInfo, find_running, is_held
 from mycelia.node.views import (
+    PUBLIC_SUFFIX,
     AnsweredView,
     FailedView,
     FrameView,
@@ -83,12 +86,18 @@ async def _follow(
     info = find_running(data_dir)
     if info is not None:
         try:
-            await _ask_local(so_far, info, due_at, send)
-        except _EntryLostError as exc:
+            await ask_local(so_far, info, due_at, send)
+        except EntryLostError as exc:
             from mycelia.node.storage.known_peers import entries_known  # (imports multiaddr)
 
+            is_public = ask.model.endswith(PUBLIC_SUFFIX)
+            if info.swarm and not (is_public or client.swarm_key):  # (no other node may read the prompt)
+                raise LocalError(
+                    f"{exc}; its private swarm is asked through it alone: start it, then ask again"
+                ) from exc
             # The lost node may have sent the prompt to any node that it remembered, even if it served it itself.
-            entries = [*bootstrap, *entries_known(data_dir, so_far.namespace, time.time())]
+            where = data_dir / PUBLIC if info.public and is_public else data_dir
+            entries = [*bootstrap, *entries_known(where, so_far.namespace, time.time())]
             if not entries:
                 raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
             so_far.num_rejoins += 1
@@ -97,6 +106,11 @@ async def _follow(
         await ask_as_light_client(so_far, bootstrap, due_at, send, client)
     elif is_held(data_dir):
         raise LocalError(STARTING.format(data_dir))
+    elif names := swarm_names(data_dir):
+        raise LocalError(
+            f"no node is running here, and this machine is in the private swarm {names[0]}: start its node with"
+            f" 'mycelia node --swarm {names[0]}', or give --public to ask the open network"
+        )
     else:
         raise LocalError(
             f"no node is running here and no bootstrap peer is known; {START_HINT},"
@@ -104,13 +118,11 @@ async def _follow(
         )
 
 
-class _EntryLostError(Exception):
+class EntryLostError(Exception):
     """The node on this machine went away before the answer was finished."""
 
 
-async def _ask_local(
-    so_far: AnswerSoFar, info: RunInfo, due_at: float, send: trio.MemorySendChannel[FrameView]
-) -> None:
+async def ask_local(so_far: AnswerSoFar, info: RunInfo, due_at: float, send: trio.MemorySendChannel[FrameView]) -> None:
     ask = so_far.rest()
     body = {
         "model": ask.model,
@@ -138,11 +150,11 @@ async def _ask_local(
                 elif isinstance(frame, RouteView):
                     so_far.routed(bytes.fromhex(frame.namespace))
                 if isinstance(frame, FailedView) and frame.code == LEAVING:
-                    raise _EntryLostError(f"the node at {info.api_url} is leaving")
+                    raise EntryLostError(f"the node at {info.api_url} is leaving")
                 is_over = isinstance(frame, AnsweredView | FailedView)
                 await tell(send, frame)
     except HTTP_ERRORS as exc:
         if not (has_begun and isinstance(exc, httpx.TransportError)):
             raise no_answer(info, exc) from exc
     if not is_over:
-        raise _EntryLostError(f"the node at {info.api_url} went away before the answer was finished")
+        raise EntryLostError(f"the node at {info.api_url} went away before the answer was finished")

@@ -5,6 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import trio
+from msgspec.structs import replace
 
 from mycelia.node.client.local import START_HINT
 from mycelia.node.network.identity import Identity, new_identity
@@ -12,7 +13,7 @@ from mycelia.node.network.network import DialError, MessageStream, Network, Netw
 from mycelia.node.peer_id import peer_text
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
-from mycelia.node.views import FrameView, frame_view, is_keep_alive
+from mycelia.node.views import PUBLIC_SUFFIX, FrameView, frame_view, is_keep_alive
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask
 
@@ -72,7 +73,7 @@ async def ask_as_light_client(
                     raise
                 stream = await _open_entry(network, bootstrap)
             client.entry = stream.peer
-            await stream.send(ask)
+            await stream.send(replace(ask, model=ask.model.removesuffix(PUBLIC_SUFFIX)))
             return stream
 
         try:

@@ -15,6 +15,7 @@ from mycelia.node.commands.options import (
     json_option,
     model_option,
     no_think_option,
+    public_option,
     seed_option,
     swarm_key_option,
     system_option,
@@ -106,6 +107,7 @@ Examples:
 @system_option
 @model_option
 @no_think_option
+@public_option
 @click.option("--explain", is_flag=True, help="Show all candidate nodes with their costs, and why one was chosen.")
 @bootstrap_option
 @swarm_key_option
@@ -130,6 +132,7 @@ def ask(
     system: str,
     model: str,
     no_think: bool,
+    public: bool,
     explain: bool,
     bootstrap: tuple[str, ...],
     swarm_key: Path | None,
@@ -140,15 +143,17 @@ def ask(
 
     The prompt enters at the local node, if one is running, else at a bootstrap peer.
 
+    On a machine in a private swarm, prompts go to its members only, unless you give --public or --bootstrap.
+
     The node that serves a prompt can read it. If the local node stops before the answer is finished, the answer
     continues at a bootstrap peer or at another node that the local node knew. That node can then read the prompt and
     the answer, even if only the local node had read them before.
     """
     import secrets
 
-    from mycelia.node.commands.checks import read_bootstrap, read_swarm_key
+    from mycelia.node.commands.checks import entries_for, read_swarm_key
     from mycelia.node.storage.data_dir import default_data_dir
-    from mycelia.node.views import MAX_TIMEOUT_S
+    from mycelia.node.views import MAX_TIMEOUT_S, PUBLIC_SUFFIX
     from mycelia.proto.wire.codec import check_sampling
     from mycelia.proto.wire.errors import LocalError
     from mycelia.proto.wire.messages import MAX_SALT_CHARS, Ask, ChatMessage, Sampling
@@ -168,7 +173,7 @@ def ask(
     turns.append(ChatMessage(role="user", content=text))
     request = Ask(
         request_id=secrets.token_bytes(16),
-        model=model,
+        model=model + PUBLIC_SUFFIX * public,
         messages=tuple(turns),
         sampling=Sampling(
             max_tokens=max_tokens,
@@ -190,8 +195,8 @@ def ask(
     except LocalError as exc:
         field, _, problem = str(exc).partition(":")
         raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
-    peers, key = read_bootstrap(bootstrap), read_swarm_key(swarm_key)
-    where = data_dir or default_data_dir()
+    key, where = read_swarm_key(swarm_key), data_dir or default_data_dir()
+    peers = entries_for(where, bootstrap, public, key)
     run(
         lambda: _ask(
             request, where, peers, key, timeout, wait=wait, explain=explain, as_json=as_json, no_think=no_think

@@ -15,6 +15,7 @@ from mycelia.node.commands.options import (
     data_dir_option,
     model_option,
     no_think_option,
+    public_option,
     seed_option,
     swarm_key_option,
     system_option,
@@ -43,6 +44,7 @@ Examples:
 @system_option
 @model_option
 @no_think_option
+@public_option
 @bootstrap_option
 @swarm_key_option
 @data_dir_option
@@ -53,6 +55,7 @@ def chat(
     system: str,
     model: str,
     no_think: bool,
+    public: bool,
     bootstrap: tuple[str, ...],
     swarm_key: Path | None,
     data_dir: Path | None,
@@ -63,16 +66,17 @@ def chat(
     """
     from mycelia.node.client.ask import ask_swarm
     from mycelia.node.client.light import LightClient
-    from mycelia.node.commands.checks import read_bootstrap, read_swarm_key
+    from mycelia.node.commands.checks import entries_for, read_swarm_key
     from mycelia.node.storage.data_dir import default_data_dir
     from mycelia.node.terminal.conversation import Chat
+    from mycelia.node.views import PUBLIC_SUFFIX
     from mycelia.proto.wire.messages import Sampling
 
     check_unicode("--system", system)
     check_unicode("--model", model)
     check_model(model)
-    peers, client = read_bootstrap(bootstrap), LightClient(swarm_key=read_swarm_key(swarm_key))
-    where = data_dir or default_data_dir()
+    where, client = data_dir or default_data_dir(), LightClient(swarm_key=read_swarm_key(swarm_key))
+    peers = entries_for(where, bootstrap, public, client.swarm_key)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     talk = Chat(
         lambda ask: ask_swarm(ask, where, peers, client=client),
@@ -81,6 +85,7 @@ def chat(
         model,
         system,
         hides_thoughts=no_think,
+        suffix=PUBLIC_SUFFIX if public else "",
     )
     _chat(talk)
 

@@ -17,6 +17,7 @@ Examples:
   mycelia node --bootstrap /dnsaddr/bootstrap.example.org   join through the nodes that a name lists
   mycelia node --announce /ip4/203.0.113.7/tcp/7117         behind a router that forwards this port
   mycelia node --swarm home                                 in the private swarm that you made or joined
+  mycelia node --swarm home --public                        in the open network as well
   mycelia node --model ./model.gguf --gpu-layers 20         20 layers on the GPU, the rest on the processor
   mycelia node --data-dir /tmp/second --listen /ip4/127.0.0.1/tcp/0 --api-port 0 \\
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
@@ -36,6 +37,13 @@ Examples:
 @bootstrap_option
 @swarm_option
 @swarm_key_option
+@click.option(
+    "--public",
+    is_flag=True,
+    help="Be in the open network, too, beside --swarm or --swarm-key: with the same model in memory, and with an"
+    " identity, ports (--listen plus 2) and cached prefixes of its own. Prompts of members come first. Your own prompts"
+    " enter the private swarm, except those of 'mycelia ask --public'.",
+)
 @data_dir_option
 @click.option(
     "--model",
@@ -163,6 +171,7 @@ def node(
     bootstrap: tuple[str, ...],
     swarm: str,
     swarm_key: Path | None,
+    public: bool,
     data_dir: Path | None,
     model: str,
     api_port: int | None,
@@ -226,6 +235,7 @@ def node(
         bootstrap=read_bootstrap(bootstrap),
         swarm_key=read_swarm_key(swarm_key),
         swarm=swarm,
+        public=public and bool(swarm or swarm_key),
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         api_host=host,
         api_keys=read_api_keys(host, api_key_file, key),

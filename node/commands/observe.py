@@ -11,7 +11,7 @@ import click
 
 from mycelia.node.commands.node import node
 from mycelia.node.commands.options import data_dir_option, json_option
-from mycelia.node.commands.running import print_view, run, running
+from mycelia.node.commands.running import console, print_view, run, running
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -101,9 +101,13 @@ def peers(data_dir: Path | None, as_json: bool) -> None:
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_state
-        from mycelia.node.terminal.tables import show_peers
+        from mycelia.node.terminal.tables import show_all_peers, show_peers
 
-        print_view((await fetch_state(running(data_dir))).peers, as_json, show_peers)
+        state = await fetch_state(running(data_dir))
+        if as_json:
+            print_view([*state.peers, *(state.public.peers if state.public else [])], as_json, show_peers)
+        else:
+            show_all_peers(console(), state)
 
     run(show)
 

@@ -39,6 +39,12 @@ model_option = click.option("--model", default="", help="Model to ask.  [default
 no_think_option = click.option(
     "--no-think", is_flag=True, help="Do not show the model's thoughts.  [default: dimmed, on a terminal]"
 )
+public_option = click.option(
+    "--public",
+    is_flag=True,
+    help="Ask the open network, on a machine that is in a private one: through its node if that runs with --public, or"
+    " without a node.",
+)
 system_option = click.option("--system", default="", help="System message.")
 temperature_option = click.option(
     "--temperature",

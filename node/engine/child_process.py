@@ -60,7 +60,6 @@ def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
         sequences=settings.sequences,
         slots=settings.slots,
         max_waiting=settings.max_waiting,
-        salt=settings.salt,
         check=settings.check,
         check_idle=settings.check_idle,
         ram_tier_bytes=settings.ram_tier_bytes,

@@ -7,7 +7,7 @@ changes of its cache. It never raises for a bad request: the request's stream en
 
 from collections.abc import AsyncIterator, Mapping, MutableSequence, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.cache.sharing import Owner
+from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.messages import (
     MAX_LOGPROBS_PER_FRAME,
     MAX_TEXT_BYTES_PER_FRAME,
@@ -43,7 +44,7 @@ class ModelInfo:
     name: str
     """The name that users give the model: the registered name (``smollm2``) or the file's stem."""
     namespace: bytes
-    """16 bytes, see ``proto.blocks.namespace_key``."""
+    """16 bytes, see ``proto.blocks.namespace_key``; without a swarm's salt that of the open network."""
     context_tokens: int
     """Maximum length of prompt plus answer, in tokens."""
     num_vocab: int
@@ -58,6 +59,13 @@ class ModelInfo:
     """The form in which the model writes thoughts and calls (``node/formats``); empty: unknown."""
     spellings: Mapping[int, str] = field(default_factory=dict)
     """The control tokens that belong to the format."""
+    model_digest: bytes = b""
+    kv_settings: str = ""
+    """What the namespace is made of."""
+
+    def in_swarm(self, salt: bytes) -> "ModelInfo":
+        """The same model in the swarm whose namespaces have this salt."""
+        return replace(self, namespace=namespace_key(self.model_digest, self.kv_settings, salt))
 
     @property
     def has_states(self) -> bool:

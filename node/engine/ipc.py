@@ -41,7 +41,6 @@ class Load(_Frame, frozen=True):
     sequences: int
     slots: int
     max_waiting: int
-    salt: bytes
     check: bool
     check_idle: bool
     ram_tier_bytes: int
@@ -66,14 +65,15 @@ class Submit(_Frame, frozen=True):
     """Deadline of the answer by ``time.monotonic``, which is one clock for all processes; None: no deadline."""
     client: bytes = b""
     subnet: str = ""
-    """See ``EngineRequest`` for client, subnet, and the owner's tag and subnet."""
+    """See ``EngineRequest`` for client, subnet, and the owner's tag, subnet and swarm."""
     tag: bytes = b""
     owner_subnet: str = ""
+    swarm: bytes = b""
     open_tokens: int = 0
 
     @property
     def owner(self) -> Owner:
-        return Owner(self.tag, self.owner_subnet)
+        return Owner(self.tag, self.owner_subnet, self.swarm)
 
 
 class Cancel(_Frame, frozen=True):
@@ -126,7 +126,7 @@ class Ping(_Frame, frozen=True):
 class Loaded(_Frame, frozen=True):
     """The child is ready. Facts of the model: see ``ModelInfo``."""
 
-    namespace: bytes
+    model_digest: bytes
     context_tokens: int
     num_vocab: int
     reuse: str
@@ -144,6 +144,7 @@ class Loaded(_Frame, frozen=True):
     format: str = ""
     spellings: dict[int, str] = {}
     """See ``ModelInfo``."""
+    kv_settings: str = ""
 
 
 class LoadFailed(_Frame, frozen=True):
@@ -221,17 +222,20 @@ class StoredLeaf(_Frame, frozen=True):
     tokens: bytes
     num_open: int
     tag: bytes | None
+    swarm: bytes = b""
 
     @classmethod
     def of(cls, leaf: int, path: Sequence[int]) -> "StoredLeaf":
-        tokens, num_open, tag = unpaint(path)
-        return cls(leaf, pack_tokens(tokens), num_open, tag)
+        tokens, num_open, tag, swarm = unpaint(path)
+        return cls(leaf, pack_tokens(tokens), num_open, tag, swarm)
 
     @property
     def path(self) -> Sequence[int]:
         """The path. Raises RemoteError for invalid tokens."""
         tokens = unpack_tokens(self.tokens)
-        return tokens if self.tag is None else paint(tokens, self.num_open, self.tag)
+        if self.tag is None and not self.swarm:
+            return tokens
+        return paint(tokens, len(tokens) if self.tag is None else self.num_open, self.tag, self.swarm)
 
 
 class CacheDelta(_Frame, frozen=True):

@@ -45,7 +45,7 @@ from mycelia.node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
 from mycelia.node.signals import Signal
 from mycelia.node.sockets import receive_some
 from mycelia.proto.answers.spelling import Vocabulary
-from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
+from mycelia.proto.wire.blocks import namespace_key, pack_tokens, token_array, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LimitExceeded, LocalError, RemoteError
 from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
@@ -300,7 +300,7 @@ class ProcessEngine:
         settings = self._settings
         info = ModelInfo(
             name=settings.model_name or settings.model_path.stem,
-            namespace=message.namespace,
+            namespace=namespace_key(message.model_digest, message.kv_settings),
             context_tokens=message.context_tokens,
             num_vocab=message.num_vocab,
             reuse=message.reuse,
@@ -308,6 +308,8 @@ class ProcessEngine:
             token_bytes=message.token_bytes,
             format=message.format,
             spellings=message.spellings,
+            model_digest=message.model_digest,
+            kv_settings=message.kv_settings,
         )
         if self._info is not None and self._info != info:
             raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")

@@ -35,8 +35,6 @@ class EngineSettings:
     """Number of llama.cpp's sequence ids, for running requests and cached leaves; at most 256."""
     max_waiting: int = 64
     """Maximum number of queued requests; further ones are refused as overloaded."""
-    salt: bytes = b""
-    """The swarm's salt: part of the namespace."""
     ram_tier_mib: int | None = None
     """Host memory for prefixes that left the KV cache, in MiB. 0: none. None: a quarter of the free memory at the start
     of the engine, at most 4096."""

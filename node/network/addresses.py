@@ -204,6 +204,13 @@ def is_loopback(address: Multiaddr) -> bool:
     return text.startswith(("/ip4/127.", "/ip6/::1/"))
 
 
+def with_next_port(text: str) -> str:
+    """A listen address of the same host, with the port after the next (7119 after 7117, as the API has the next one). A
+    port that is chosen by the system stays so."""
+    head, _, port = text.rpartition("/")
+    return f"{head}/{(int(port) + 2) % 65_536 if int(port) else 0}"
+
+
 def is_wildcard(address: Multiaddr) -> bool:
     return str(address).startswith(("/ip4/0.0.0.0/", "/ip6/::/"))
 

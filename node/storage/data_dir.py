@@ -7,6 +7,9 @@ import platformdirs
 
 from mycelia.proto.wire.errors import LocalError
 
+PUBLIC = "public"
+"""The folder in which a node of a private swarm keeps what it has in the open network, if it is there, too."""
+
 
 def default_data_dir() -> Path:
     """The data directory of this user's node without --data-dir."""

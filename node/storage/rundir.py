@@ -37,7 +37,9 @@ class RunInfo:
     api_key: str = ""
     """A key that the API accepts; empty: it needs none. Only the directory's owner can read the file."""
     swarm: str = ""
-    """The private swarm in which the node runs; empty: the open network."""
+    """The private swarm in which the node runs, or UNNAMED; empty: the open network."""
+    public: bool = False
+    """Whether the node is in a private swarm and in the open network."""
 
 
 @contextmanager

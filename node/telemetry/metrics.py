@@ -33,6 +33,8 @@ class _NodeCollector(Collector):
         yield _info(state)
         yield _gauge("mycelia_uptime_seconds", "Time since the node's start.", state.uptime_s)
         yield _gauge("mycelia_peers", "Connected nodes.", len(state.peers))
+        if state.public is not None:
+            yield _gauge("mycelia_public_peers", "Connected nodes of the open network.", len(state.public.peers))
         ways = Counter(peer.path for peer in state.peers)
         yield _gauges(
             "mycelia_paths", "Connected nodes by the way to them.", "path", {path: ways[path] for path in PATHS}

@@ -41,6 +41,8 @@ class Chat:
     model: str = ""
     system: str = ""
     hides_thoughts: bool = False
+    suffix: str = ""
+    """Added to each model's name."""
     turns: list[ChatMessage] = field(default_factory=list)
     routes: list[RouteView] = field(default_factory=list)
     """The routes of the last prompt: several if it moved."""
@@ -81,7 +83,7 @@ class Chat:
             return
         request = Ask(
             request_id=secrets.token_bytes(16),
-            model=self.model,
+            model=self.model + self.suffix,
             messages=(*before, *self.turns, user),
             sampling=self.sampling,
         )

@@ -28,7 +28,8 @@ def status_table(state: NodeState) -> Table:
     models = sorted({model for peer in state.peers for model in peer.models} - {state.model})
     rates = state.traffic.received_bytes_per_s
     table.add_row("node", f"{state.peer}, version {state.version}, up {duration(state.uptime_s)}")
-    table.add_row("swarm", f"{printable(state.swarm)}, private" if state.swarm else "the open network")
+    swarm = f"{printable(state.swarm)}, private" if state.swarm else "the open network"
+    table.add_row("swarm", f"{swarm}, and the open network" if state.public else swarm)
     table.add_row("listens", "\n".join(state.addresses) or "-")
     table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, reuse {state.reuse}")
     if models:
@@ -40,6 +41,11 @@ def status_table(state: NodeState) -> Table:
     )
     if state.attempts:
         table.add_row("found nobody", printable("\n".join(map(str, state.attempts))))
+    if state.public is not None:
+        table.add_row("in public", f"{len(state.public.peers)} peers, as {state.public.peer}")
+        table.add_row("", "\n".join(state.public.addresses) or "-")
+        if state.public.attempts:
+            table.add_row("", printable("found nobody: " + "\n".join(map(str, state.public.attempts))))
     table.add_row("requests", f"{hits(state.stats)}; {ttft(state.stats)}")
     table.add_row("receives", ", ".join(f"{size(rate)}/s {plane}" for plane, rate in rates.items()))
     if state.refused:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from mycelia.node.views import AnsweredView, FailedView, ModelRow, PeerRow, RouteView, TreeRowView
+from mycelia.node.views import AnsweredView, FailedView, ModelRow, NodeState, PeerRow, RouteView, TreeRowView
 from mycelia.proto.admission.overload import OVERLOADED
 
 SHORT_ID = 8
@@ -103,11 +103,20 @@ def tokens_per_s(answered: AnsweredView) -> float:
     return max(answered.completion_tokens - 1, 0) / max(answered.decode_ms / 1000, 1e-3)
 
 
-def show_peers(console: Console, peers: Sequence[PeerRow]) -> None:
+def show_all_peers(console: Console, state: NodeState) -> None:
+    """The peers of a node, by swarm if it is in two."""
+    if state.public is None:
+        show_peers(console, state.peers)
+    else:
+        show_peers(console, state.peers, f"in the private swarm {printable(state.swarm)}")
+        show_peers(console, state.public.peers, "in the open network")
+
+
+def show_peers(console: Console, peers: Sequence[PeerRow], title: str | None = None) -> None:
     if not peers:
-        console.print("no peers")
+        console.print(f"no peers {title}" if title else "no peers")
         return
-    table = Table()
+    table = Table(title=title, title_justify="left")
     for name in ("node", "path", "models", "digest,\nblocks"):
         table.add_column(name, overflow="fold")
     # (two lines: with a short model's name it fits a terminal of 80)

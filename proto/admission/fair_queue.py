@@ -1,12 +1,14 @@
 """The requests that wait at an engine, and which starts next: fair among clients by work done, bounded for each.
 
-*Levels.* Keys are free, so the order has three levels (``fair_order.py`` three times): the owner and all others share
-the engine, subnets (``subnets.py``) the part of the others, and the keys of a subnet its part. A client without a
-subnet is a subnet of its own. Below, *client* means a share of any level.
+*Levels.* Keys are free, so the order has three levels (``fair_order.py`` three times): three *sides* share the engine,
+which are the owner, the members of its private swarm if the node serves strangers as well, and all others; subnets
+(``subnets.py``) share the part of a side, and the keys of a subnet its part. A client without a subnet is a subnet of
+its own. Below, *client* means a share of any level.
 
 *Owner.* This node's own requests (client ``b""``) come before others while the two counters are near each other, and
 ``OWNER_WEIGHT`` tokens for the owner count as one. So they start first; of an engine that all want, others get 1 / (1 +
-``OWNER_WEIGHT``). The owner's places in the queue are separate.
+``OWNER_WEIGHT``). The owner's places in the queue are separate. The same holds for members beside strangers, with
+``MEMBER_WEIGHT``.
 
 *Order.* Every client has a counter of the service it received: prompt tokens computed for it plus ``ANSWER_WEIGHT`` x
 tokens of answers. Next comes, of the clients whose counters are at most ``SLACK`` above the least, the one whose turn
@@ -43,15 +45,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from mycelia.proto.admission.fair_order import OWNER, FairOrder, Key
+from mycelia.proto.admission.fair_order import MEMBERS, OWNER, FairOrder, Key
 from mycelia.proto.admission.shares import Shares, has_room
-from mycelia.proto.admission.subnets import LOCAL_SHARE, is_local
+from mycelia.proto.admission.subnets import LOCAL_SHARE, is_local, is_member
 
 ANSWER_WEIGHT = 2.0
 """Service of an answer's token / a prompt's token: the paper's value, and about the real cost. On two cores a 135M
 model prefills 292 tokens/s and decodes 115 to 223."""
 OWNER_WEIGHT = 8.0
 """How much a token counts for others / for the owner."""
+MEMBER_WEIGHT = 4.0
+"""How much a token counts for a stranger / for a member of the node's private swarm."""
 SLACK = 1_024.0
 """Tokens of a prompt: about two requests. Eight times as much gains no more."""
 MAX_WAIT_S = 120.0
@@ -75,6 +79,7 @@ class Waiting(Protocol):
 T = TypeVar("T", bound=Waiting)
 
 _OTHERS = "others"
+"""The key of those that are neither the owner nor members."""
 _Subnets = FairOrder[FairOrder[deque[T]]]
 
 
@@ -83,8 +88,20 @@ def share_of(item: Waiting) -> Key:
     return (item.subnet or item.client) if item.client else OWNER
 
 
-def weighted(client: bytes, service: float) -> float:
-    return service if client else service / OWNER_WEIGHT
+def side_of(item: Waiting) -> Key:
+    """The owner, members, or others."""
+    return path_of(item.client, item.subnet)[0]
+
+
+def weight_of(client: bytes, subnet: str) -> float:
+    """The number of tokens that count as one for this client."""
+    if not client:
+        return OWNER_WEIGHT
+    return MEMBER_WEIGHT if is_member(subnet) else 1.0
+
+
+def weighted(client: bytes, subnet: str, service: float) -> float:
+    return service / weight_of(client, subnet)
 
 
 class FairQueue(Generic[T]):
@@ -95,7 +112,7 @@ class FairQueue(Generic[T]):
             return FairOrder(slack, MAX_CLIENTS, lambda: FairOrder[deque[T]](slack, MAX_KEYS, deque))
 
         self._shares = Shares(max_waiting, max_wait_s)
-        self._order = FairOrder[_Subnets[T]](slack, 2, subnets)
+        self._order = FairOrder[_Subnets[T]](slack, 3, subnets)
         self._num_waiting = 0
 
     def __len__(self) -> int:
@@ -161,10 +178,10 @@ class FairQueue(Generic[T]):
     def charge(self, client: bytes, service: float, subnet: str = "") -> None:
         """``client`` received service, in tokens of a prompt; below 0: gives it back. Mutates."""
         for order, key in self._levels(client, subnet):
-            order.charge(key, weighted(client, service))
+            order.charge(key, weighted(client, subnet, service))
 
     def counter(self, client: bytes, subnet: str = "", level: int = 1) -> float:
-        """The service counted for the client at a level. 0: the owner or all others; 1: its subnet; 2: itself."""
+        """The service counted for the client at a level. 0: its side; 1: its subnet; 2: itself."""
         order, key = self._levels(client, subnet)[level]
         return order.counter(key)
 
@@ -186,7 +203,7 @@ class FairQueue(Generic[T]):
         if not item.client:
             return self._shares.join(OWNER, num_own, num_own, 1.0, now, guess_s)
         share = share_of(item)
-        others = self._order.line(_OTHERS)
+        others = self._order.line(side_of(item))
         keys = others.line(share) if others is not None else None
         num_taken, num_subnet = len(others or ()), len(keys or ())
         part = 1 / ((others.num_waiting if others else 0) + (keys is None))
@@ -224,7 +241,9 @@ class FairQueue(Generic[T]):
 
 
 def path_of(client: bytes, subnet: str) -> tuple[Key, Key, Key]:
-    return (_OTHERS, subnet or client, client) if client else (OWNER, OWNER, OWNER)
+    if not client:
+        return OWNER, OWNER, OWNER
+    return MEMBERS if is_member(subnet) else _OTHERS, subnet or client, client
 
 
 def _name(share: Key) -> bytes:

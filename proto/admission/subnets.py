@@ -24,6 +24,7 @@ LOCAL_SHARE = 3.0
 """One address of a private network gets three quarters: a swarm on one machine."""
 LOCAL = "local "
 VIA = "via "
+MEMBER = "member "
 
 
 def subnet_of(address: str) -> str:
@@ -49,7 +50,16 @@ def of_client(client: bytes) -> str:
 
 def is_local(subnet: str) -> bool:
     """Whether the subnet is in a private network of this node, or on its machine."""
-    return subnet.startswith(LOCAL)
+    return subnet.removeprefix(MEMBER).startswith(LOCAL)
+
+
+def of_member(client: bytes, subnet: str) -> str:
+    """The subnet of a member of this node's private swarm, where strangers are served as well. Never empty."""
+    return MEMBER + (subnet or client.hex())
+
+
+def is_member(subnet: str) -> bool:
+    return subnet.startswith(MEMBER)
 
 
 class Places:

@@ -14,11 +14,15 @@ and the user, or from the ``cache_salt`` of the request (``node/requests/salts.p
 can therefore use it at no other node (``Salt``). Every node knows the tag ``PUBLIC``. An owner without a subnet opens
 nothing.
 
+An engine may answer the prompts of several swarms. Each *swarm* is a cache of its own: what a request of one swarm
+computed is reused by requests of the same swarm alone, and opens by what its own subnets ask.
+
 What others computed and is not open is not only unused, it leaves no trace. Each sequence has its own place in the
 tree: a *path* is its open tokens as they are and then the others, the first of which carries the tag, so that no other
-owner's match continues there (``paint``). If equal prefixes of two owners were one entry, an owner would notice that
-its entry outlives its own use, and a flood that displaces everything else would reveal single tokens. The price is that
-cells of equal private prefixes are computed and held once per owner.
+owner's match continues there (``paint``). The first token carries the swarm, unless that is the open network. If equal
+prefixes of two owners were one entry, an owner would notice that its entry outlives its own use, and a flood that
+displaces everything else would reveal single tokens. The price is that cells of equal private prefixes are computed and
+held once per owner.
 
 Why *continued differently*: the second subnet must have got the tokens from elsewhere than the first one's
 conversation. A user who continues a conversation through another entry node is no second subnet.
@@ -45,7 +49,7 @@ from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens
 
 CLIENTS, SALTED, EVERYBODY = range(3)
 """``Generate.scope``: whether computed tokens become open: by the rule of two subnets; never; to all at once."""
-TAG_BYTES = 16
+TAG_BYTES = SWARM_BYTES = 16
 
 BLOCK_BYTES = 4 * STRIDE
 MAX_BLOCKS = 16_384
@@ -54,6 +58,9 @@ MAX_SUBNETS = 4
 
 _UNIT_BITS = 64
 _UNIT = (1 << _UNIT_BITS) - 1
+_SWARM_SHIFT = _UNIT_BITS + 8 * (1 + TAG_BYTES)
+_COLOURED = (1 << _SWARM_SHIFT) - 1
+"""A unit with the tag of an owner."""
 
 
 class Owner(NamedTuple):
@@ -62,6 +69,13 @@ class Owner(NamedTuple):
     tag: bytes = b""
     subnet: str = ""
     """Empty: what it computes never opens."""
+    swarm: bytes = b""
+    """Of SWARM_BYTES, see ``swarm_of``; empty: the open network."""
+
+    @property
+    def is_public(self) -> bool:
+        """Whether all its tokens are open, in its swarm."""
+        return self.tag == PUBLIC.tag
 
 
 PUBLIC = Owner(b"public")
@@ -74,6 +88,13 @@ def owner_of(tag: bytes, scope: int, peer: bytes, subnet: str) -> Owner:
     secret, what = (tag, b"tag") if tag else (peer, b"peer")
     name = blake3(what + secret, derive_key_context="mycelia 2026 prefix owner v1").digest(length=TAG_BYTES)
     return Owner(name, "" if scope == SALTED else subnet)
+
+
+def swarm_of(salt: bytes) -> bytes:
+    """The name of a swarm inside an engine, by the salt of its namespaces; empty for the open network, without one."""
+    if not salt:
+        return b""
+    return blake3(salt, derive_key_context="mycelia 2026 prefix swarm v1").digest(length=SWARM_BYTES)
 
 
 class Salt(NamedTuple):
@@ -104,33 +125,46 @@ class Path(NamedTuple):
     """Number of leading open tokens."""
     tag: bytes | None
     """The owner's tag of the other tokens; None: there are no others."""
+    swarm: bytes = b""
 
 
-def paint(tokens: Sequence[int], num_open: int, tag: bytes) -> tuple[int, ...]:
-    """The place of ``tokens`` in a tree: a match never continues from one owner's into another's. Units may be tokens
-    or block hashes, anything below 2**64."""
-    if num_open >= len(tokens):
-        return tuple(tokens)
-    return (*tokens[:num_open], _colour(tag) | tokens[num_open], *tokens[num_open + 1 :])
+def paint(tokens: Sequence[int], num_open: int, tag: bytes | None, swarm: bytes = b"") -> tuple[int, ...]:
+    """The place of ``tokens`` in a tree: a match never continues from one owner's into another's, nor from one swarm's.
+    Units may be tokens or block hashes, anything below 2**64. tag: may be None if all tokens are open."""
+    path = list(tokens)
+    if num_open < len(path):
+        assert tag is not None
+        path[num_open] |= _colour(tag) << _UNIT_BITS
+    if swarm and path:
+        path[0] |= _colour(swarm) << _SWARM_SHIFT
+    return tuple(path)
 
 
 def unpaint(path: Sequence[int]) -> Path:
     """The inverse of ``paint``."""
+    swarm, path = split_swarm(path)
     highest = max(path, default=0)
     if highest <= _UNIT:
-        return Path(path, len(path), None)
-    place, colour = path.index(highest), highest >> _UNIT_BITS
+        return Path(path, len(path), None, swarm)
+    place = path.index(highest)
     tokens = (*path[:place], highest & _UNIT, *path[place + 1 :])
-    return Path(tokens, place, colour.to_bytes((colour.bit_length() + 7) // 8)[1:])
+    return Path(tokens, place, _name(highest >> _UNIT_BITS), swarm)
+
+
+def split_swarm(path: Sequence[int]) -> tuple[bytes, Sequence[int]]:
+    """The swarm of a path, and the path that it would be in the open network."""
+    if not path or path[0] <= _COLOURED:
+        return b"", path
+    return _name(path[0] >> _SWARM_SHIFT), (path[0] & _COLOURED, *path[1:])
 
 
 def match(tree: RadixTree, owner: Owner, tokens: Sequence[int], num_open: int) -> tuple[int, int | None, int]:
     """The longest prefix of ``tokens``, ``num_open`` of which are open, in a tree of paths that ``owner`` may reuse; a
     leaf that covers it; and how many tokens of its path are open there, 0 or ``num_open``. Does not mutate."""
-    own = tree.match(paint(tokens, 0, owner.tag))
-    opened = tree.match(paint(tokens, num_open, owner.tag)) if num_open else own
+    own = tree.match(paint(tokens, 0, owner.tag, owner.swarm))
+    opened = tree.match(paint(tokens, num_open, owner.tag, owner.swarm)) if num_open else own
     # Open tokens can only be left at whole blocks, and those of PUBLIC are also in the tree as its own.
-    if own[0] >= opened[0] if owner == PUBLIC else own[0] > opened[0]:
+    if own[0] >= opened[0] if owner.is_public else own[0] > opened[0]:
         return *own, 0
     return *opened, num_open
 
@@ -153,8 +187,12 @@ def plain(path: Sequence[int]) -> list[int]:
     return [unit & _UNIT for unit in path]
 
 
-def _colour(tag: bytes) -> int:
-    return int.from_bytes(b"\x01" + tag) << _UNIT_BITS
+def _colour(name: bytes) -> int:
+    return int.from_bytes(b"\x01" + name)
+
+
+def _name(colour: int) -> bytes:
+    return colour.to_bytes((colour.bit_length() + 7) // 8)[1:]
 
 
 class Sharing:
@@ -168,9 +206,9 @@ class Sharing:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def chain(self, tokens: Sequence[int]) -> Sequence[int]:
-        """The hashes by which ``num_open`` knows a prompt. Does not mutate."""
-        return block_hashes(self._secret, tokens)
+    def chain(self, tokens: Sequence[int], swarm: bytes = b"") -> Sequence[int]:
+        """The hashes by which ``num_open`` knows a prompt in a swarm. Does not mutate."""
+        return block_hashes(self._secret + swarm, tokens)
 
     def num_open(self, chain: Sequence[int]) -> int:
         """Number of leading tokens that any request may reuse: whole blocks. Mutates only their age."""
@@ -183,8 +221,8 @@ class Sharing:
     def note(self, owner: Owner, tokens: Sequence[int], declared: int = 0) -> Sequence[int]:
         """``owner`` has computed ``tokens``, or reused what it may. declared: number of leading tokens that hold no
         secrets. Returns the ``chain`` of ``tokens``. Mutates."""
-        chain = self.chain(tokens)
-        if owner.tag == PUBLIC.tag or owner.subnet or declared >= STRIDE:
+        chain = self.chain(tokens, owner.swarm)
+        if owner.is_public or owner.subnet or declared >= STRIDE:
             self.note_blocks(owner, chain, pack_tokens(tokens), BLOCK_BYTES, declared // STRIDE)
         return chain
 
@@ -192,8 +230,8 @@ class Sharing:
         self, owner: Owner, chain: Sequence[int], content: bytes, block_bytes: int, declared: int = 0
     ) -> None:
         """The same for a sequence of blocks whose contents are ``block_bytes`` long, and a rest. Mutates."""
-        self._open(chain, len(chain) if owner.tag == PUBLIC.tag else declared)
-        if owner.subnet and owner.tag != PUBLIC.tag:
+        self._open(chain, len(chain) if owner.is_public else declared)
+        if owner.subnet and not owner.is_public:
             for place in range(len(chain) - 1, -1, -1):
                 begin = (place + 1) * block_bytes
                 if self._note_block(owner.subnet, chain[place], content[begin : begin + block_bytes]):
@@ -203,9 +241,9 @@ class Sharing:
         while len(self._blocks) > self._max_blocks:
             self._blocks.popitem(last=False)
 
-    def open(self, tokens: Sequence[int]) -> None:
+    def open(self, tokens: Sequence[int], swarm: bytes = b"") -> None:
         """The whole blocks of ``tokens`` were open in an earlier run. Mutates."""
-        chain = self.chain(tokens)
+        chain = self.chain(tokens, swarm)
         self._open(chain, len(chain))
         self._touch(chain)
         while len(self._blocks) > self._max_blocks:

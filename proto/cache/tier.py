@@ -15,8 +15,8 @@ A hash of ``tokens[:start]`` only finds candidates; it never decides. An edge wh
 prefix may be computed again, but it is not used any more, so it is evicted first.
 
 An edge has an owner or is open (``proto.sharing``). An owner's edge restores prompts of the same owner; an open edge
-restores the open part of any prompt. The open part of a sequence is saved as open edges, the rest as edges of its
-owner.
+restores the open part of any prompt of its swarm. The open part of a sequence is saved as open edges, the rest as edges
+of its owner.
 
 A recurrent or hybrid model also keeps *states*, see ``checkpoints.py``: an edge with ``start == end`` holds no cells
 but the state after its key's tokens. A state is used whole or not at all.
@@ -63,14 +63,19 @@ _DIGEST_BYTES = 16
 
 
 class Whose(NamedTuple):
-    """The owner and the open part of a prompt or of an edge's sequence, see ``proto.sharing``."""
+    """The owner, the open part and the swarm of a prompt or of an edge's sequence, see ``proto.sharing``."""
 
     tag: bytes | None
     """The owner's tag; None: open."""
     num_open: int
+    swarm: bytes = b""
 
 
-OPEN = Whose(None, MAX_TOKENS_PER_REQUEST)
+def open_in(swarm: bytes) -> Whose:
+    return Whose(None, MAX_TOKENS_PER_REQUEST, swarm)
+
+
+OPEN = open_in(b"")
 
 
 @dataclass(eq=False)
@@ -106,7 +111,7 @@ class Edge:
     def path(self) -> Sequence[int]:
         """The key as a path, see ``proto.sharing``."""
         tokens = unpack_tokens(self.packed)
-        return tokens if self.whose.tag is None else paint(tokens, self.whose.num_open, self.whose.tag)
+        return paint(tokens, self.whose.num_open, self.whose.tag, self.whose.swarm)
 
     @property
     def num_bytes(self) -> int:
@@ -170,7 +175,7 @@ class Tier:
             hasher.update(packed[hashed * TOKEN_BYTES : start * TOKEN_BYTES])
             hashed = start
             for edge in self._cells.found[start].get(hasher.digest(length=_DIGEST_BYTES), ()):
-                if edge.whose.tag not in (None, whose.tag):
+                if edge.whose.swarm != whose.swarm or edge.whose.tag not in (None, whose.tag):
                     continue
                 end = common_tokens(edge.packed, packed)
                 if edge.whose.tag is None:
@@ -419,6 +424,8 @@ def _may_use(state: Edge, whose: Whose) -> bool:
     """Whether a state of somebody may be used for ``whose``: its owner's, or of open tokens and at a length that says
     nothing about the private tokens of its owner's prompts."""
     tag = state.whose.tag
+    if state.whose.swarm != whose.swarm:
+        return False
     if tag is not None and tag == whose.tag:
         return True
     return state.end <= whose.num_open and (tag in (None, PUBLIC.tag) or state.end % EVERY_TOKENS == 0)

@@ -60,7 +60,7 @@ class Announcer:
         for leaf in event.evicted:
             own.evict(leaf)
         for leaf, path in event.stored:
-            tokens, num_open, tag = unpaint(path)
+            tokens, num_open, tag, _ = unpaint(path)
             own.store(leaf, block_hashes(event.namespace, tokens), num_open // STRIDE, tag)
         at = self._next_delta(event.namespace, now)
         if at >= self._due[event.namespace] or not own.is_behind():

@@ -53,3 +53,34 @@ async def test_one_word_is_enough_to_join_and_ask(tmp_path: Path) -> None:
             await admin.wait_event(lambda event: event.get("event") == "node_left")
             guest.terminate()
             await guest.wait()
+
+
+async def test_a_node_in_both_swarms_answers_each_from_its_own_prefixes(tmp_path: Path) -> None:
+    """The private one's prompts by default; the open network sees another identity, another port and nothing else."""
+    first, prompt = ["--data-dir", str(tmp_path / "first")], "Say hello, and then say it again. " * 20
+    with trio.fail_after(DEADLINE_S):
+        await told("swarm", "create", "home", "--model", "fake", *first)
+        async with open_local_swarm(tmp_path) as swarm:
+            both = await swarm.start("first", options=["--swarm", "home", "--public"])
+            ready = await both.wait_event(lambda event: event.get("event") == "ready")
+            public_address = json.loads(json.dumps(ready["public_listen"]))[0]
+            member_address = await both.address()
+            assert public_address.split("/")[-1] != member_address.split("/")[-1], "two identities"
+            stranger = await swarm.start("stranger", [public_address], options=["--model", "fake"])
+            await stranger.wait_peers(1)
+            state = await fetch_state(running_node(tmp_path / "first"))
+            assert state.swarm == "home" and not state.peers
+            assert state.public is not None and len(state.public.peers) == 1
+
+            async def cached(*where: str) -> int:
+                output = await told("ask", "--json", "--cache-salt", "public", *first, *where, prompt)
+                return parse_answer(output).answered.cached_tokens
+
+            assert [await cached(), await cached() > 640] == [0, True]
+            assert await cached("--public") == 0
+            assert await cached("--public") > 640
+            peers = json.loads(await told("peers", "--json", *first))
+            assert len(peers) == 1 and "home, private, and the open network" in await told("status", *first)
+            known = json.dumps(list(stranger.events)).encode()
+            assert b"home" not in known and member_address.encode() not in known
+        assert not list((tmp_path / "stranger").rglob("*.swarm"))

@@ -1,13 +1,14 @@
 """The choice of running requests to stop for a waiting one: no client holds more than its share while others wait.
 
 The *holding* of a client is its dominant share (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011): the larger of
-its part of the slots and its part of the promised KV cells. The owner's holding counts ``OWNER_WEIGHT`` times less.
+its part of the slots and its part of the promised KV cells. The owner's holding counts ``OWNER_WEIGHT`` times less,
+that of members of its private swarm ``MEMBER_WEIGHT`` times less than that of strangers.
 A running request stops for a waiting one if the waiting client, even *with* its request, would hold less than the
 running client holds now. So every stop reduces the largest holding, a stopped request cannot claim its place back, and
 without new requests the stops come to an end. There are two exceptions. A request does not stop for a client that
 received more service than its own client by ``SLACK``. And it stops for a client that received less service by
 ``SLICE``, whatever both hold, so that waiting clients are served even at an engine full of endless answers. The
-comparison is between the owner and all others, between subnets, or between two clients of one subnet.
+comparison is between the sides (the owner, members, others), between subnets, or between two clients of one subnet.
 
 A stopped request loses nothing: its computed tokens stay cached, and it goes on where it stopped.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from mycelia.node.engine.child.job import Job, Limits
 from mycelia.proto.admission.fair_order import Key
-from mycelia.proto.admission.fair_queue import OWNER_WEIGHT, SLACK, share_of
+from mycelia.proto.admission.fair_queue import SLACK, share_of, side_of, weight_of
 
 SLICE = 4_096.0
 """Service of an answer of 2,048 tokens: 40 s on one core. Clients that always have requests waiting seldom differ by so
@@ -99,18 +100,18 @@ def largest(jobs: Sequence[Job], limits: Limits, lacks_cells: bool = True) -> Jo
 
 
 def group_of(job: Job, beside: Job) -> tuple[Key, bytes]:
-    """The group of ``job`` in a comparison with ``beside``: the owner or all others if one job is the owner's; the
-    client if both have the same subnet; else the subnet."""
+    """The group of ``job`` in a comparison with ``beside``: its side if the sides differ; the client if both have the
+    same subnet; else the subnet."""
     share = share_of(job)
-    if not (job.client and beside.client):
-        return (b"", b"") if not job.client else ("others", b"")
+    if side_of(job) != side_of(beside):
+        return side_of(job), b""
     return (share, job.client) if share == share_of(beside) else (share, b"")
 
 
 def level_of(job: Job, beside: Job) -> int:
     """The level of ``FairQueue.counter`` for a comparison of the two jobs."""
-    return 0 if not (job.client and beside.client) else 2 if share_of(job) == share_of(beside) else 1
+    return 0 if side_of(job) != side_of(beside) else 2 if share_of(job) == share_of(beside) else 1
 
 
 def _weight(job: Job) -> float:
-    return 1.0 if job.client else OWNER_WEIGHT
+    return weight_of(job.client, job.subnet)

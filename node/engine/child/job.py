@@ -130,7 +130,7 @@ class Job:
 
     def path(self, count: int) -> tuple[int, ...]:
         """The path of the first ``count`` tokens in the tree, see ``proto.sharing.paint``."""
-        return paint(self.tokens[:count], self.num_open, self.owner.tag)
+        return paint(self.tokens[:count], self.num_open, self.owner.tag, self.owner.swarm)
 
     @property
     def num_reusable(self) -> int:

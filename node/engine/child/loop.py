@@ -108,8 +108,8 @@ class StepLoop:
             tiers.announce_all()
             self.scheduler.prefixes.reach = self.jobs.sequences.reach
             self.scheduler.prefixes.state = self.jobs.sequences.state
-            for tokens in tiers.open_prefixes():
-                self.scheduler.sharing.open(tokens)
+            for tokens, swarm in tiers.open_prefixes():
+                self.scheduler.sharing.open(tokens, swarm)
 
     def pulse(self) -> tuple[bool, float]:
         """(whether in a decode call, seconds since the last progress or 0 while idle). For any thread."""

@@ -34,7 +34,7 @@ class Precedence:
     def _received(self, job: Job, beside: Job) -> tuple[float, float]:
         own = [one for one in self._running if group_of(one, beside) == group_of(job, beside)]
         counter = self._waiting.counter(job.client, job.subnet, level_of(job, beside))
-        return counter, counter - weighted(job.client, sum(one.remaining_prefill for one in own))
+        return counter, counter - weighted(job.client, job.subnet, sum(one.remaining_prefill for one in own))
 
     def first_behind(self, items: Iterable[WaitingT], service: float) -> WaitingT | None:
         """The first of ``items``, which wait outside this queue, that may receive ``service`` beside the jobs; None if
@@ -46,7 +46,7 @@ class Precedence:
         for job in self._running:
             path = path_of(job.client, job.subnet)
             for level in range(NUM_LEVELS):
-                ahead[path[: level + 1]] += weighted(job.client, job.remaining_prefill)
+                ahead[path[: level + 1]] += weighted(job.client, job.subnet, job.remaining_prefill)
         clients = {(job.client, job.subnet) for job in [*self._running, *self._waiting]}
         received = defaultdict[tuple[Key, ...], dict[Key, float]](dict)
         for client, subnet in clients:
@@ -59,7 +59,8 @@ class Precedence:
             path = path_of(item.client, item.subnet)
             for level in range(NUM_LEVELS):
                 # The client's own prompts that are not computed yet count: texts must not get ahead of them.
-                after = self._waiting.counter(item.client, item.subnet, level) + weighted(item.client, service)
+                after = self._waiting.counter(item.client, item.subnet, level)
+                after += weighted(item.client, item.subnet, service)
                 after -= SLACK if path[level] == OWNER else 0.0
                 for other, counter in received[path[:level]].items():
                     if other != path[level] and after > counter - (SLACK if other == OWNER else 0.0):

@@ -17,7 +17,7 @@ from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child.cells import Cells
 from mycelia.node.engine.child.job import Job, Limits
 from mycelia.proto.cache.radix import RadixTree, common_prefix
-from mycelia.proto.cache.sharing import PUBLIC, Sharing
+from mycelia.proto.cache.sharing import Sharing
 from mycelia.proto.cache.sharing import match as match_path
 
 MIN_SHARED_TOKENS = 32
@@ -95,6 +95,8 @@ class Prefixes:
             return False
         reusable = job.prompt[: min(job.num_reusable, len(job.prompt) - 1)]
         for other in self._running:
+            if other.owner.swarm != job.owner.swarm:
+                continue
             overlap = common_prefix(reusable, other.prompt)
             if other.owner.tag != job.owner.tag:
                 overlap = min(overlap, other.num_open, self.open_tokens(job))
@@ -201,7 +203,7 @@ class Prefixes:
         job.noted_tokens = job.num_computed
         chain = self.sharing.note(job.owner, job.tokens[: job.num_computed], job.declared_open)
         assert job.seq_id is not None
-        if job.owner != PUBLIC and job.seq_id not in self._tree and job.shared_tokens <= job.num_open:
+        if not job.owner.is_public and job.seq_id not in self._tree and job.shared_tokens <= job.num_open:
             job.num_open = max(job.num_open, self.sharing.num_open(chain))
 
     def _may_pin(self, job: Job) -> bool:

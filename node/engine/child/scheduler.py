@@ -126,7 +126,7 @@ class Scheduler:
             text = f"{num_waiting} requests are waiting already, {num_own} of them of this client"
             return Refusal("overloaded", text, True, wait_s)
         if limits.reuse:
-            job.chain = self.sharing.chain(job.prompt[:-1])
+            job.chain = self.sharing.chain(job.prompt[:-1], owner.swarm)
             job.expected_cached = self.prefixes.expected(job)
         return job
 

@@ -9,7 +9,7 @@ from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.node.engine.child.rows import Row
 from mycelia.node.engine.child.scheduler import Admission, Scheduler
 from mycelia.node.engine.child.tier.tier_store import TierStore
-from mycelia.proto.cache.tier import OPEN, Edge, Whose
+from mycelia.proto.cache.tier import Edge, Whose, open_in
 
 
 class Sequences:
@@ -70,8 +70,8 @@ class Sequences:
         assert job.seq_id is not None
         self._scheduler.prefixes.note(job)
         # Where an open prefix is left, it is left for all; other lengths say something about the private tokens.
-        is_open = job.num_computed == self._scheduler.prefixes.open_tokens(job)
-        whose = OPEN if is_open else Whose(job.owner.tag, min(job.num_open, job.num_computed))
+        swarm, is_open = job.owner.swarm, job.num_computed == self._scheduler.prefixes.open_tokens(job)
+        whose = open_in(swarm) if is_open else Whose(job.owner.tag, min(job.num_open, job.num_computed), swarm)
         self._tiers.keep_state(self._llama, job.seq_id, job.tokens[: job.num_computed], whose)
 
     def settle(self, job: Job) -> None:
@@ -108,7 +108,7 @@ class Sequences:
         return self._tiers.reach(job.tokens[: job.num_reusable], length, self._whose(job))
 
     def _whose(self, job: Job) -> Whose:
-        return Whose(job.owner.tag, self._scheduler.prefixes.open_tokens(job))
+        return Whose(job.owner.tag, self._scheduler.prefixes.open_tokens(job), job.owner.swarm)
 
     def _keep(self, leaves: Iterable[Evicted]) -> None:
         """Save evicted leaves to the second tier. Call before any of their cells is cleared."""

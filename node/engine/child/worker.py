@@ -110,8 +110,8 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token, limit=limit
     )
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
-    namespace = namespace_key(file_digest(path), kv_settings, message.salt)
-    tiers = _open_tiers(message, llama, namespace)
+    digest = file_digest(path)
+    tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))
     token_bytes = llama.cell_bytes + llama.state_bytes // EVERY_TOKENS
     tier_tokens = message.ram_tier_bytes // token_bytes if tiers is not None else 0
     # Host memory must hold all cells that can be idle at once. On a GPU the copies are not worth their time.
@@ -142,7 +142,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     format_ = format_name(llama.chat_template, llama.has_token)
     piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
     return loop, ipc.Loaded(
-        namespace,
+        digest,
         llama.context_tokens,
         llama.num_vocab,
         reuse,
@@ -155,6 +155,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         token_bytes=limit.token_bytes,
         format=format_,
         spellings=control_spellings(format_, partial(llama.tokenize, special=True), llama.piece),
+        kv_settings=kv_settings,
     )
 
 

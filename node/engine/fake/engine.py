@@ -36,7 +36,7 @@ from mycelia.proto.admission.fair_queue import FairQueue
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.cache.meters import HoldMeter
 from mycelia.proto.cache.radix import RadixTree
-from mycelia.proto.cache.sharing import PUBLIC, Sharing, match, paint
+from mycelia.proto.cache.sharing import Sharing, match, paint
 from mycelia.proto.wire.blocks import namespace_key, pack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError
@@ -70,7 +70,6 @@ class FakeSettings:
     """Rate of each request; requests do not slow each other."""
     coalesce_s: float = 0.0
     """See ``COALESCE_S``; 0: one item per token."""
-    salt: bytes = b""
 
 
 @dataclass(eq=False)
@@ -131,9 +130,18 @@ class FakeEngine:
     @property
     def info(self) -> ModelInfo:
         settings = self.settings
-        namespace = namespace_key(settings.model_name.encode(), "fake", settings.salt)
-        cells = settings.cells
-        return ModelInfo(settings.model_name, namespace, cells, NUM_VOCAB, "prefix", cells, token_bytes=1)
+        digest, kv_settings, cells = settings.model_name.encode(), "fake", settings.cells
+        return ModelInfo(
+            settings.model_name,
+            namespace_key(digest, kv_settings),
+            cells,
+            NUM_VOCAB,
+            "prefix",
+            cells,
+            token_bytes=1,
+            model_digest=digest,
+            kv_settings=kv_settings,
+        )
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -253,7 +261,7 @@ class FakeEngine:
             request = work.request
             reported = _reported(request)
             prompt = request.prompt[: (reported.start if reported else len(request.prompt)) - 1]
-            num_open = self._sharing.num_open(self._sharing.chain(prompt))
+            num_open = self._sharing.num_open(self._sharing.chain(prompt, request.owner.swarm))
             work.cached_tokens, _, work.num_open = match(self._tree, request.owner, prompt, num_open)
             self._waiting.start(work, len(request.prompt) - work.cached_tokens, trio.current_time())
             self._running.add(work)
@@ -356,10 +364,10 @@ class FakeEngine:
     def _store(self, work: _Work) -> None:
         """Cache a finished sequence, evicting the least valuable leaves beyond ``cells``."""
         owner, tokens = work.request.owner, [*work.request.prompt, *work.generated]
-        self._sharing.note(owner, tokens, work.request.open_tokens)
-        if owner != PUBLIC and work.cached_tokens <= work.num_open:
-            work.num_open = self._sharing.num_open(self._sharing.chain(tokens))
-        path = paint(tokens, work.num_open, owner.tag)
+        chain = self._sharing.note(owner, tokens, work.request.open_tokens)
+        if not owner.is_public and work.cached_tokens <= work.num_open:
+            work.num_open = self._sharing.num_open(chain)
+        path = paint(tokens, work.num_open, owner.tag, owner.swarm)
         seq_id, self._next_id = self._next_id, self._next_id + 1
         redundant = self._tree.insert(path, seq_id, trio.current_time())
         if seq_id in redundant:

@@ -84,6 +84,7 @@ class FakeService:
             resumed_tokens=message.resumed_tokens,
             deadline_s=None if message.due_s is None else max(0.0, message.due_s - time.monotonic()),
             client=message.client,
+            subnet=message.subnet,
             owner=message.owner,
             open_tokens=message.open_tokens,
         )
@@ -155,7 +156,6 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
         prefill_rate=PREFILL_RATE,
         decode_rate=DECODE_RATE,
         coalesce_s=COALESCE_S,
-        salt=wanted.salt,
     )
     engine = FakeEngine(settings)
     info = engine.info
@@ -167,7 +167,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
         nursery.start_soon(service.follow_vitals)
         replies.send(
             ipc.Loaded(
-                info.namespace,
+                info.model_digest,
                 info.context_tokens,
                 info.num_vocab,
                 info.reuse,
@@ -176,6 +176,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
                 piece_ends=piece_ends,
                 pieces=pieces,
                 token_bytes=info.token_bytes,
+                kv_settings=info.kv_settings,
             )
         )
         read = partial(ipc.read_message, sys.stdin.buffer)

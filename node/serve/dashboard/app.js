@@ -119,7 +119,8 @@ function tell(name, text) {
 
 function onState(value) {
   state = value;
-  state.peers = state.peers.slice(0, MAX_PEERS);
+  const strangers = (state.public ? state.public.peers : []).map((peer) => ({ ...peer, swarm: "public" }));
+  state.peers = [...state.peers, ...strangers].slice(0, MAX_PEERS);
   traffic.push([Date.now(), value.traffic.received_bytes_per_s.digests || 0]);
   traffic = traffic.filter(([at]) => at > Date.now() - TRAFFIC_MS);
   by("main").hidden = false;
@@ -152,7 +153,8 @@ async function every(period, path, use) {
 
 // --- drawing ---
 function draw() {
-  by("who").textContent = `${short(state.peer)} · ${clip(state.model)} · ${clip(state.version)} · up ${since(state.uptime_s)}`;
+  const swarm = state.swarm ? `${clip(state.swarm)}${state.public ? " and public" : ""} · ` : "";
+  by("who").textContent = `${swarm}${short(state.peer)} · ${clip(state.model)} · ${clip(state.version)} · up ${since(state.uptime_s)}`;
   by("who").title = state.peer;
   drawFacts(); drawMap(); drawPeers(); drawCharts(); drawRequests();
 }
@@ -225,7 +227,7 @@ function drawMap() {
     edges.push(edge);
     if (rtt !== null) labels.push(shape("text", { class: "rtt", x: middle + (x - middle) * 0.56, y: MIDDLE_Y + (y - MIDDLE_Y) * 0.56 + 4 }, ms(rtt)));
     const busy = peer.active_requests + peer.waiting_requests;
-    nodes.push(node(x, y, 15, busy, peer.slots, short(peer.peer), busy ? `${busy} request${busy > 1 ? "s" : ""}` : "idle", "peer"));
+    nodes.push(node(x, y, 15, busy, peer.slots, short(peer.peer), busy ? `${busy} request${busy > 1 ? "s" : ""}` : peer.swarm || "idle", "peer"));
   }
   const me = node(middle, MIDDLE_Y, 21, state.active_requests + state.waiting_requests, state.slots, "this node", "", "me");
   by("map").replaceChildren(...under, ...edges, ...labels, ...nodes, me);
@@ -248,7 +250,7 @@ function pulse(peer) {
 function drawPeers() {
   const told = state.peers.map((peer) => ({ ...peer, connected_s: 0 }));
   replace(by("peers").tBodies[0], told, () => told.map((peer) => {
-    const name = el("td", short(peer.peer), "id");
+    const name = el("td", peer.swarm ? [short(peer.peer), el("small", ` ${peer.swarm}`)] : short(peer.peer), "id");
     name.title = peer.peer;
     const load = `${peer.active_requests + peer.waiting_requests}${peer.slots ? ` / ${peer.slots}` : ""}`;
     const path = el("td", peer.relay ? `via ${short(peer.relay)}` : peer.path);

@@ -13,6 +13,7 @@ _CELLS = 200
 _STOPS = ("a", "ab", "\x00", "é😀", "x" * 64)
 _COUNTS = (0, 1, 2, 3, 63, 64, 65, 128, 199, 200, 201, 10**6)
 _SUBNETS = ("", "198.51.100.0/24", "203.0.113.0/24")
+_SWARMS = (b"", b"s" * 16, b"")
 _TAGS = (b"", b"t" * 16, b"u" * 16)
 _MAX_STEPS = 3_000
 
@@ -92,5 +93,6 @@ def _submit(key: int, request: Request) -> ipc.Submit:
         _SUBNETS[subnet],
         _TAGS[tag],
         _SUBNETS[subnet],
+        _SWARMS[subnet],
         open_tokens,
     )

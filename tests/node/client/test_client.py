@@ -9,13 +9,19 @@ import trio
 import trio.testing
 
 from mycelia.bench.chaos.chaos import ask_once
+from mycelia.node.client import ask
 from mycelia.node.client.ask import ask_swarm
 from mycelia.node.client.light import LightClient, NoEntryError
 from mycelia.node.commands.ask import _ask
+from mycelia.node.commands.checks import entries_for, read_bootstrap
+from mycelia.node.network.identity import new_identity
 from mycelia.node.network.memory import MemoryNetwork, MemorySwarm
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
+from mycelia.node.storage.private_swarms import create_swarm
+from mycelia.node.storage.rundir import RunInfo
 from mycelia.node.views import AnsweredView, TextView
+from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Failed
 from tests.node.members import LONG, Member, an_ask, open_members
 
@@ -71,10 +77,10 @@ async def test_asking_finds_a_place_when_it_comes_again_as_told(
                 rivals.start_soon(keep_busy, member, f"rival {number} of {peer_text(member.peer)}")
         await trio.sleep(60)  # (of virtual time)
         with trio.fail_after(600):
-            ask, where = an_ask("at last", max_tokens=8), addresses(members)
+            prompt, where = an_ask("at last", max_tokens=8), addresses(members)
             for _ in range(5):  # (a place may be free at this moment)
                 opened.peers.clear()
-                await _ask(ask, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
+                await _ask(prompt, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
                 if len(opened.peers) > 1:
                     break
         rivals.cancel_scope.cancel()
@@ -106,11 +112,11 @@ async def test_who_waits_tries_again_while_no_node_can_be_reached(
 ) -> None:
     async with open_members(1) as (opened.swarm, members):
         opened.swarm.cut(members[0].peer)
-        ask, where = an_ask("hello", max_tokens=4), addresses(members)
+        prompt, where = an_ask("hello", max_tokens=4), addresses(members)
         with pytest.raises(NoEntryError, match="no node could be reached"):
-            await _ask(ask, tmp_path, where, b"", None, wait=False, explain=False, as_json=False)
+            await _ask(prompt, tmp_path, where, b"", None, wait=False, explain=False, as_json=False)
         with pytest.raises(NoEntryError):
-            await _ask(ask, tmp_path, where, b"", 30.0, wait=True, explain=False, as_json=False)
+            await _ask(prompt, tmp_path, where, b"", 30.0, wait=True, explain=False, as_json=False)
         num_tries = len(opened.peers)
         assert 4 < num_tries < 20
 
@@ -121,7 +127,7 @@ async def test_who_waits_tries_again_while_no_node_can_be_reached(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heal)
-            await _ask(ask, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
+            await _ask(prompt, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
         told = capsys.readouterr()
         assert told.out.strip() and told.err.count("trying again") == 2, "once a command"
         opened.swarm.cut(members[0].peer)
@@ -140,3 +146,44 @@ async def test_of_a_node_that_takes_long_only_words_are_told(
             told = [frame async for frame in frames]
     assert isinstance(told[-1], AnsweredView) and told[-1].ttft_ms > 300_000
     assert "" not in [frame.text for frame in told if isinstance(frame, TextView)]
+
+
+@pytest.mark.parametrize(("model", "num_opened"), [("", 0), ("@public", 1)])
+async def test_a_prompt_of_a_private_swarm_goes_to_nobody_else_when_its_node_is_lost(
+    model: str,
+    num_opened: int,
+    opened: Opened,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The bootstrap peers are those of the open network."""
+
+    async def lost(*_: object) -> None:
+        raise ask.EntryLostError("the node went away")
+
+    home = RunInfo(1, "http://127.0.0.1:1", peer_text(new_identity().peer_id), swarm="home", public=True)
+    monkeypatch.setattr(ask, "ask_local", lost)
+    monkeypatch.setattr(ask, "find_running", lambda _: home)
+    async with open_members(1) as (opened.swarm, members):
+
+        async def answered() -> bool:
+            async with ask_swarm(an_ask("hello", model=model), tmp_path, addresses(members)) as frames:
+                return isinstance([frame async for frame in frames][-1], AnsweredView)
+
+        if num_opened:
+            assert await answered()
+        else:
+            with pytest.raises(LocalError, match="private swarm is asked through it alone"):
+                await answered()
+    assert len(opened.peers) == num_opened
+
+
+def test_where_a_private_swarm_is_known_nobody_else_is_asked_unless_the_user_says_so(tmp_path: Path) -> None:
+    default = read_bootstrap(())
+    assert entries_for(tmp_path, (), public=False, swarm_key=b"") == default
+    create_swarm(tmp_path, "home", new_identity().peer_id, (), (), 0.0)
+    given = f"/ip4/192.0.2.1/tcp/1/p2p/{peer_text(new_identity().peer_id)}"
+    assert entries_for(tmp_path, (), public=False, swarm_key=b"") == ()
+    assert entries_for(tmp_path, (), public=True, swarm_key=b"") == default
+    assert entries_for(tmp_path, (given,), public=False, swarm_key=b"") == (given,)

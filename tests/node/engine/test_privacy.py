@@ -114,6 +114,16 @@ def test_with_a_salt_nobody_can_tell_that_anything_was_asked(
     assert transcript(actions, salted, in_steps) == transcript(actions, None, in_steps)
 
 
+@given(ACTIONS, st.booleans(), st.sampled_from([PUBLIC, *strangers(1)]))
+@settings(max_examples=100, deadline=None)
+def test_of_another_swarm_nothing_shows_whatever_its_members_declare(
+    actions: list[tuple[bool, int, list[int]]], in_steps: bool, member: Owner
+) -> None:
+    """Not even prompts that hold no secrets, and not for the same peer, if it is in both swarms."""
+    victim = member._replace(swarm=b"s" * 16)
+    assert transcript(actions, victim, in_steps) == transcript(actions, None, in_steps)
+
+
 @given(ACTIONS, st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_without_one_only_whole_blocks_can_show(actions: list[tuple[bool, int, list[int]]], in_steps: bool) -> None:
@@ -186,3 +196,18 @@ def test_what_is_open_is_so_in_the_second_tier_and_after_a_restart(tmp_path: Pat
         assert tiers.ask([*prefix, 14, 15], 1, OTHER) == 2 * STRIDE
     with opened(tmp_path, cells=500) as tiers:
         assert tiers.ask([*prefix, 9], 1, strangers(9)[8]) == 2 * STRIDE
+
+
+def test_the_second_tier_keeps_swarms_apart_also_after_a_restart(tmp_path: Path) -> None:
+    prefix, swarm = a_prefix(), b"s" * 16
+    members, others = [one._replace(swarm=swarm) for one in strangers(4)], strangers(4)
+    with opened(tmp_path, cells=500) as tiers:
+        for key, member in enumerate(members[:2]):
+            tiers.ask([*prefix, key + 10], 1, member)
+        for first in range(3):
+            tiers.ask([first] * 400, 1, Owner(b"flood".ljust(16)))
+        assert tiers.ask([*prefix, 13], 1, others[0]) == tiers.ask([*prefix, 13], 1, PUBLIC) == 0
+        assert tiers.ask([*prefix, 14], 1, members[2]) == 2 * STRIDE
+    with opened(tmp_path, cells=500) as tiers:
+        assert tiers.ask([*prefix, 15], 1, others[3]) == 0
+        assert tiers.ask([*prefix, 16], 1, members[3]) == 2 * STRIDE

@@ -32,12 +32,17 @@ PREFILL_RATE = 10.0
 
 
 async def probed(
-    stranger: Member, victim: Member, prompt: Sequence[int], tag: bytes = b"", scope: int = CLIENTS
+    stranger: Member,
+    victim: Member,
+    prompt: Sequence[int],
+    tag: bytes = b"",
+    scope: int = CLIENTS,
+    namespace: bytes = b"",
 ) -> tuple[int, float]:
     """(tokens reported as cached, seconds until the first token) of a request that only a peer can send."""
     generate = Generate(
         request_id=blake3(pack_tokens(prompt) + tag).digest(length=16),
-        namespace=victim.engine.info.namespace,
+        namespace=namespace or victim.engine.info.namespace,
         prompt=pack_tokens(prompt),
         sampling=Sampling(max_tokens=1),
         promised_tokens=0,

@@ -5,7 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycelia.proto.cache.radix import RadixTree, common_prefix
-from mycelia.proto.cache.sharing import MAX_SUBNETS, PUBLIC, Owner, Path, Sharing, paint, plain, unpaint
+from mycelia.proto.cache.sharing import (
+    MAX_SUBNETS,
+    PUBLIC,
+    Owner,
+    Path,
+    Sharing,
+    paint,
+    plain,
+    split_swarm,
+    swarm_of,
+    unpaint,
+)
 from mycelia.proto.wire.blocks import STRIDE
 from tests.profiles import examples
 
@@ -80,11 +91,38 @@ def test_a_path_names_its_owner_and_what_is_open() -> None:
         for cut in (0, 1, 4):
             assert unpaint(paint([5, 0, 2**32 - 1, 7, 9], cut, tag)) == Path((5, 0, 2**32 - 1, 7, 9), cut, tag)
     assert unpaint(paint([1, 2], 2, b"t")) == Path((1, 2), 2, None) and unpaint(()) == Path((), 0, None)
-    assert plain(paint([1, 2, 3], 1, b"t")) == [1, 2, 3]
+    assert plain(paint([1, 2, 3], 1, b"t", b"s" * 16)) == [1, 2, 3]
+
+
+def test_a_path_names_its_swarm() -> None:
+    swarm, tokens = b"s" * 16, (5, 0, 2**32 - 1, 7, 9)
+    for tag in (b"", PUBLIC.tag, b"\xff" * 16):
+        for cut in (0, 1, 4):
+            path = paint(tokens, cut, tag, swarm)
+            assert unpaint(path) == Path(tokens, cut, tag, swarm)
+            assert split_swarm(path) == (swarm, paint(tokens, cut, tag))
+    assert unpaint(paint(tokens, 5, None, swarm)) == Path(tokens, 5, None, swarm)
+    assert split_swarm(paint(tokens, 0, b"t")) == (b"", paint(tokens, 0, b"t")) and split_swarm(()) == (b"", ())
+    assert swarm_of(b"") == b"" and len({swarm_of(salt) for salt in (b"a", b"b")}) == 2
+
+
+def test_what_opens_in_one_swarm_is_not_open_in_another() -> None:
+    sharing, swarm = Sharing(b"secret"), b"s" * 16
+    for number, owner in enumerate((ONE, TWO)):
+        sharing.note(owner._replace(swarm=swarm), [*PREFIX, number])
+    assert num_open(sharing, PREFIX) == 0
+    assert sharing.num_open(sharing.chain(PREFIX, swarm)) == 3 * STRIDE
+    sharing.note(ONE, [*PREFIX, 1])
+    assert num_open(sharing, PREFIX) == 0, "the swarms' subnets do not add up"
+    sharing.note(PUBLIC, PREFIX[:STRIDE])
+    assert num_open(sharing, PREFIX) == STRIDE
 
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
-OWNERS = st.sampled_from([ONE, TWO, SALTED, PUBLIC])
+SWARMS = (b"", b"s" * 16)
+OWNERS = st.builds(
+    lambda one, swarm: one._replace(swarm=swarm), st.sampled_from([ONE, TWO, SALTED, PUBLIC]), st.sampled_from(SWARMS)
+)
 
 
 @pytest.mark.properties
@@ -92,13 +130,13 @@ OWNERS = st.sampled_from([ONE, TWO, SALTED, PUBLIC])
 @settings(max_examples=examples(100), deadline=None)
 def test_an_owner_sees_its_own_tokens_and_whole_open_ones_alone(kept: list[tuple[Owner, list[int], int]]) -> None:
     """One tree for all behaves as if each owner had its own: a match is explained by what the same owner left with the
-    same number of open tokens, or by the open tokens of others."""
+    same number of open tokens, or by the open tokens of others in its swarm."""
     tree, left = RadixTree(), list[tuple[Owner, list[int], int]]()
     for number, (owner, tokens, cut) in enumerate(kept):
-        seen = tree.match(paint(tokens, cut, owner.tag))[0]
+        seen = tree.match(paint(tokens, cut, owner.tag, owner.swarm))[0]
         mine = [common_prefix(tokens, other) for who, other, at in left if who == owner and at == cut]
-        opened = [min(common_prefix(tokens, other), at, cut) for _, other, at in left]
+        opened = [min(common_prefix(tokens, other), at, cut) for who, other, at in left if who.swarm == owner.swarm]
         assert seen == max([0, *opened, *(length for length in mine if length > cut)])
-        for gone in tree.insert(paint(tokens, cut, owner.tag), number, float(number)):
+        for gone in tree.insert(paint(tokens, cut, owner.tag, owner.swarm), number, float(number)):
             assert gone == number or gone not in tree
         left.append((owner, tokens, cut))

@@ -1,13 +1,13 @@
 """The files of the disk tier, one per edge, and the thread that writes them. It never touches llama.cpp or ``Tier``.
 
     magic 8 | cells key 16 | start 4 | tokens 4 | blob bytes 8 | BLAKE3 of the blob 32 | open tokens 4 | tag 17
-    tokens x 4 | BLAKE3 of all before 16 | blob
+    swarm 17 | tokens x 4 | BLAKE3 of all before 16 | blob
 
-Integers are little-endian. In the file of a state (``Edge.is_state``) ``start`` is the number of tokens. A tag is its
-length and its bytes; the length 255 means that the edge is open (``Whose``). The header contains every token from the
-root, so the index is rebuilt from the headers alone. If the length of a file does not match its header, or the header
-does not match its hash, the file is torn or foreign and is deleted. The hash of the blob is checked when it is read. So
-no fsync is needed: a file torn by a crash is a miss.
+Integers are little-endian. In the file of a state (``Edge.is_state``) ``start`` is the number of tokens. A tag or a
+swarm is its length and its bytes; the length 255 of a tag means that the edge is open (``Whose``). The header contains
+every token from the root, so the index is rebuilt from the headers alone. If the length of a file does not match its
+header, or the header does not match its hash, the file is torn or foreign and is deleted. The hash of the blob is
+checked when it is read. So no fsync is needed: a file torn by a crash is a miss.
 
 ``cells key`` is a hash of everything that decides what cells mean: model, settings, version of llama.cpp. Each key has
 its own folder in the cache directory. Nodes with the same model may share it: each checks the hashes of every file, and
@@ -29,16 +29,16 @@ from pathlib import Path
 from blake3 import blake3
 
 from mycelia.node.storage.files import SEAL_BYTES, replacing, seal_of
-from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Whose
+from mycelia.proto.cache.tier import TOKEN_BYTES, Edge, Whose, open_in
 
-MAGIC = b"MYCKV\x00\x00\x02"
+MAGIC = b"MYCKV\x00\x00\x03"
 """The last byte is the format's version."""
 SUFFIX, TEMPORARY = ".edge", ".tmp"
 MAX_KEY_TOKENS = 2**22
 MAX_QUEUED_BYTES = 256 * 2**20
 """Maximum size of the blobs that wait for the writer, in addition to the memory tier's budget."""
 
-_FIXED = struct.Struct("<8s16sIIQ32sIB16s")
+_FIXED = struct.Struct("<8s16sIIQ32sIB16sB16s")
 _MAX_TAG_BYTES, _NO_TAG = 16, 255
 
 
@@ -55,16 +55,17 @@ class Found:
 
 def header(cells_key: bytes, edge: Edge) -> bytes:
     """The file before the blob."""
-    tag, num_open = edge.whose
+    tag, num_open, swarm = edge.whose
     owner = (0, _NO_TAG, b"") if tag is None else (num_open, len(tag), tag)
-    fixed = _FIXED.pack(MAGIC, cells_key, edge.start, edge.end, edge.blob_bytes, edge.content_hash, *owner)
+    whose = (*owner, len(swarm), swarm)
+    fixed = _FIXED.pack(MAGIC, cells_key, edge.start, edge.end, edge.blob_bytes, edge.content_hash, *whose)
     body = fixed + edge.packed
     return body + seal_of(body)
 
 
-def file_name(packed: bytes, start: int, tag: bytes | None) -> str:
+def file_name(packed: bytes, start: int, whose: Whose) -> str:
     """The name of an edge's file. Equal keys have equal names, so a second write replaces the first file."""
-    owner = b"" if tag is None else b"\x01" + tag
+    owner = whose.swarm + (b"" if whose.tag is None else b"\x01" + whose.tag)
     return blake3(start.to_bytes(4, "little") + packed + owner).hexdigest(length=16) + SUFFIX
 
 
@@ -75,19 +76,21 @@ def read_header(path: Path, cells_key: bytes) -> Found | None:
         fixed = file.read(_FIXED.size)
         if len(fixed) < _FIXED.size:
             return None
-        magic, key, start, end, blob_bytes, content_hash, num_open, tag_bytes, padded = _FIXED.unpack(fixed)
+        magic, key, start, end, blob_bytes, content_hash, num_open, *names = _FIXED.unpack(fixed)
+        tag_bytes, tag, swarm_bytes, swarm = names
         if (magic, key) != (MAGIC, cells_key) or not 0 < max(start, 1) <= end <= MAX_KEY_TOKENS:
             return None
         is_open = tag_bytes == _NO_TAG
-        if not is_open and (tag_bytes > _MAX_TAG_BYTES or num_open > start):
+        if swarm_bytes > _MAX_TAG_BYTES or (not is_open and (tag_bytes > _MAX_TAG_BYTES or num_open > start)):
             return None
-        whose = OPEN if is_open else Whose(padded[:tag_bytes], num_open)
+        swarm = swarm[:swarm_bytes]
+        whose = open_in(swarm) if is_open else Whose(tag[:tag_bytes], num_open, swarm)
         size = _FIXED.size + end * TOKEN_BYTES + SEAL_BYTES
         if status.st_size != size + blob_bytes:
             return None
         rest = file.read(end * TOKEN_BYTES + SEAL_BYTES)
     packed, seal = rest[:-SEAL_BYTES], rest[-SEAL_BYTES:]
-    if seal_of(fixed + packed) != seal or path.name != file_name(packed, start, whose.tag):
+    if seal_of(fixed + packed) != seal or path.name != file_name(packed, start, whose):
         return None
     return Found(packed, start, blob_bytes, content_hash, whose, status.st_mtime)
 
@@ -116,7 +119,7 @@ class EdgeFiles:
         self._thread.start()
 
     def path(self, edge: Edge) -> Path:
-        return self._folder / file_name(edge.packed, edge.start, edge.whose.tag)
+        return self._folder / file_name(edge.packed, edge.start, edge.whose)
 
     def scan(self) -> tuple[list[Found], list[str]]:
         """The edges in the folder, the longest unused first, and the names of invalid files. Invalid files are

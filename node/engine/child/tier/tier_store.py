@@ -23,9 +23,9 @@ from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.engine import FIRST_EDGE_ID
 from mycelia.proto.cache.meters import TokenRateMeter
 from mycelia.proto.cache.sharing import unpaint
-from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, runs
+from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, open_in, runs
 from mycelia.proto.cache.value import Reuse
-from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 
 RATE_WINDOW_TOKENS = 8192
 DOUBTS_PER_STEP = 16
@@ -96,8 +96,9 @@ class TierStore:
                     piece.edge for piece in self.tier.plan(edge.packed, 0, edge.whose) if piece.end == piece.edge.end
                 )
 
-    def open_prefixes(self) -> Iterator[Sequence[int]]:
-        return (edge.path for edge in self.tier if edge.whose.tag is None)
+    def open_prefixes(self) -> Iterator[tuple[Sequence[int], bytes]]:
+        """The tokens and the swarm of each open edge."""
+        return ((unpack_tokens(edge.packed), edge.whose.swarm) for edge in self.tier if edge.whose.tag is None)
 
     def announce_all(self) -> None:
         """Report all leaves again, after a reset of the cache."""
@@ -134,13 +135,13 @@ class TierStore:
         """Save the cells from ``start`` on that no tier has yet."""
         if not llama.has_cells:
             return
-        tokens, num_open, tag = unpaint(path)
-        packed, now = pack_tokens(tokens), self._clock()
-        self._touch(packed, Whose(tag, num_open), now)
+        tokens, num_open, tag, swarm = unpaint(path)
+        packed, now, whose = pack_tokens(tokens), self._clock(), Whose(tag, num_open, swarm)
+        self._touch(packed, whose, now)
         if start < num_open:
-            self._save_part(llama, seq_id, packed[: num_open * TOKEN_BYTES], start, now, reuse, OPEN)
+            self._save_part(llama, seq_id, packed[: num_open * TOKEN_BYTES], start, now, reuse, open_in(swarm))
         if num_open < len(tokens):
-            self._save_part(llama, seq_id, packed, max(start, num_open), now, reuse, Whose(tag, num_open))
+            self._save_part(llama, seq_id, packed, max(start, num_open), now, reuse, whose)
 
     def _save_part(
         self, llama: Llama, seq_id: int, packed: bytes, start: int, now: float, reuse: Reuse, whose: Whose

@@ -338,10 +338,10 @@ CLIENTS = {b"": "", b"one": "", b"two": "10.0.0.0/24", b"three": "10.0.0.0/24"}
 class SmallBlocks(Sharing):
     """A ``Sharing`` with blocks of four tokens, so that short prompts have many."""
 
-    def chain(self, tokens: Sequence[int]) -> Sequence[int]:
+    def chain(self, tokens: Sequence[int], swarm: bytes = b"") -> Sequence[int]:
         packed = pack_tokens(tokens)
         ends = range(16, len(packed) + 1, 16)
-        return [int.from_bytes(blake3(packed[:end]).digest(length=8)) for end in ends]
+        return [int.from_bytes(blake3(swarm + packed[:end]).digest(length=8)) for end in ends]
 
     def num_open(self, chain: Sequence[int]) -> int:
         return super().num_open(chain) // STRIDE * 4

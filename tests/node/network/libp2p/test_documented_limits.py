@@ -301,7 +301,8 @@ def test_the_record_of_a_provider_is_written_as_the_document_has_it() -> None:
 def test_the_texts_that_hashes_are_derived_with_are_told() -> None:
     sources = [path.read_text("utf-8") for folder in (FOLDER, FOLDER.parent / "node") for path in folder.rglob("*.py")]
     used = {context for source in sources for context in re.findall(r'"(mycelia 2026 [^"]+)"', source)}
-    own = {"mycelia 2026 prefix owner v1"}  # (only for a node's own memory: other nodes never see its results)
+    # (only for a node's own memory: other nodes never see its results)
+    own = {"mycelia 2026 prefix owner v1", "mycelia 2026 prefix swarm v1"}
     assert used - own == set(re.findall(r"mycelia 2026 [a-z ]+ v\d+", INTEROPERABILITY))
 
 

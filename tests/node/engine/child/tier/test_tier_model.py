@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mycelia.node.engine.child.llama.llama import OK, REFUSED, RESTORED, Llama
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.cache.sharing import Owner
 from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.test_process import STORY, answer, chat, done, request, tokens_of, until_idle
 
@@ -127,10 +129,10 @@ async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
             await chat(running, "x")
             assert done(await answer(running, request(prompt, 4))).usage.cached_tokens == len(prompt) - 1
             await until_idle(running)
-        # Cells of another model would be nonsense; cells of another swarm are not this swarm's.
-        settings = EngineSettings(resolve_model("smollm2"), cells=512, salt=b"s", cache_dir=tmp_path / "c")
-        async with open_engine(settings) as running:
-            assert done(await answer(running, request(prompt, 1))).usage.cached_tokens == 0
+            # Cells of another swarm are not this swarm's.
+            for number, cached in enumerate((0, len(prompt) - 1)):
+                asked = replace(request(prompt, 1), owner=Owner(b"o" * 16, "", b"s" * 16))
+                assert done(await answer(running, asked)).usage.cached_tokens == cached, number
 
 
 async def test_a_cache_directory_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:

@@ -250,15 +250,15 @@ def test_bad_files_are_deleted_with_one_line_and_others_stay(tmp_path: Path) -> 
     assert not (folder / "half.tmp").exists()
 
 
-@given(data=st.binary(max_size=300), at=st.integers(0, 400))
+@given(data=st.binary(max_size=300), at=st.integers(0, 400), swarm=st.sampled_from([b"", b"s" * 16]))
 @settings(max_examples=200, deadline=None)
-def test_no_file_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int) -> None:
+def test_no_file_is_an_error(tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int, swarm: bytes) -> None:
     """Any bytes in a file are an edge or ignored."""
     packed = pack_tokens([1, 2, 3])
-    whose = Whose(b"tag", 1)
+    whose = Whose(b"tag", 1, swarm)
     edge = Edge(0, packed, 1, 4, bytes(32), Reuse(0.0), whose)
     good = tier_files.header(KEY, edge) + b"blob"
-    path = tmp_path_factory.getbasetemp() / tier_files.file_name(packed, 1, b"tag")
+    path = tmp_path_factory.getbasetemp() / tier_files.file_name(packed, 1, whose)
     path.write_bytes(good)
     assert tier_files.read_header(path, KEY) is not None
     assert tier_files.read_header(path, b"x" * 16) is None

@@ -1,0 +1,86 @@
+"""The swarms that a node is in, behind one HTTP API: a private one, the open network, or both.
+
+In both, two ``Node`` objects share one engine (``engine/shares.py``) and nothing else: each has its own identity,
+network and overlay. A prompt enters at the private one, unless the model's name ends in ``@public``.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import msgspec
+import trio
+
+from mycelia.node.app import Node
+from mycelia.node.telemetry.metrics import exposition
+from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
+from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
+
+
+class Swarms:
+    """An ``Api`` of one node or of both parts of one."""
+
+    def __init__(self, home: Node, public: Node | None = None) -> None:
+        """home: the part that prompts enter at, unless they ask for the other one. public: the part in the open network
+        of a node that is in a private one, too."""
+        self._home = home
+        self._public = public
+        self._parts = [home, public] if public else [home]
+        # The part of ``Api`` that does not depend on the swarm; both parts have the same log of requests.
+        self.tokenize, self.embed = home.tokenize, home.embed
+        self.recent_requests, self.requests_changed = home.recent_requests, home.requests_changed
+
+    @property
+    def model(self) -> str:
+        return self._home.model
+
+    def ask(
+        self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
+    ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
+        """See ``Api.ask``."""
+        part: Node | None = self._home
+        if ask.model.endswith(PUBLIC_SUFFIX):
+            part = self._public or (None if self._home.swarm else self._home)
+            ask = msgspec.structs.replace(ask, model=ask.model.removesuffix(PUBLIC_SUFFIX))
+        return part.ask(ask, deadline_s, client) if part else _refused()
+
+    async def models(self) -> list[ModelRow]:
+        """See ``Api.models``. Models of the open network have the suffix by which they are asked for."""
+        rows = list(await self._home.models())
+        if self._public is not None:
+            rows += [
+                msgspec.structs.replace(row, model=row.model + PUBLIC_SUFFIX) for row in await self._public.models()
+            ]
+        return rows
+
+    def state(self) -> NodeState:
+        state = self._home.state()
+        if self._public is None:
+            return state
+        other = self._public.state()
+        part = PublicPart(other.peer, other.addresses, other.peers, other.attempts)
+        return msgspec.structs.replace(state, public=part, exchanges=state.exchanges + other.exchanges)
+
+    async def tree(self, client: bytes = b"") -> list[TreeRowView]:
+        """See ``Api.tree``: that of the private swarm, then that of the open network."""
+        return [row for part in self._parts for row in await part.tree(client)]
+
+    async def trace(self, prefix: str) -> TraceView | None:
+        """See ``Api.trace``. Only one of the parts reaches the nodes of a request."""
+        traces = [trace for part in self._parts if (trace := await part.trace(prefix))]
+        return max(traces, key=lambda trace: (-len(trace.silent), len(trace.steps)), default=None)
+
+    async def links(self) -> list[LinksRow]:
+        return [row for part in self._parts for row in await part.links()]
+
+    def metrics(self) -> bytes:
+        return exposition(self.state(), self._home.requests)
+
+
+@asynccontextmanager
+async def _refused() -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    send, receive = trio.open_memory_channel[EntryFrame](1)
+    message = "this node is in a private swarm only; run it with --public to ask the open network"
+    send.send_nowait(Failed(code="bad_request", message=message, retryable=False))
+    send.close()
+    with receive:
+        yield receive
