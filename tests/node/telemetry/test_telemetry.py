@@ -20,8 +20,9 @@ from mycelia.node.queries.inspection import INSPECT
 from mycelia.node.serve.gateway import serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.serve.local.observe import MAX_STREAMS
+from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import MAX_REQUESTS, RequestLog
-from mycelia.node.views import TraceView
+from mycelia.node.views import PublicPart, TraceView
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
     MAX_TRACE_STEPS,
@@ -413,7 +414,8 @@ async def test_every_metric_is_documented_and_the_dashboard_uses_only_real_ones(
 ) -> None:
     async with open_members(2) as (_, (one, _two)):
         await frames_of(one, an_ask(LONG))
-        families = list(text_string_to_metric_families(one.node.metrics().decode()))
+        state = msgspec.structs.replace(one.node.state(), public=PublicPart("", [], [], []))
+        families = list(text_string_to_metric_families(exposition(state, one.node.requests).decode()))
     full = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     names = {"mycelia_node_info" if name == "mycelia_node" else name for name in full}
     told = set(re.findall(r"`(mycelia_[a-z_]+)`", (ROOT / "docs" / "metrics.md").read_text("utf-8")))
