@@ -75,6 +75,7 @@ class Libp2pNetwork:
     def __init__(self, settings: NetworkSettings, handlers: Mapping[str, StreamHandler]) -> None:
         from mycelia.node.network.libp2p.autonat import AutoNat
         from mycelia.node.network.libp2p.discovery import Discovery
+        from mycelia.node.network.libp2p.duplicates import Duplicates
         from mycelia.node.network.libp2p.gossip.gossip import Gossip as GossipService
         from mycelia.node.network.libp2p.host import Host
         from mycelia.node.network.libp2p.joining import Joining
@@ -97,6 +98,7 @@ class Libp2pNetwork:
             self._start_over,
             any(addresses.is_global(addresses.parse_announce(text)) for text in settings.announce),
             self._moved,
+            settings.identity.peer_id,
         )
         starvation = Starvation()
         self._liveness = Liveness(self.table, starvation)
@@ -112,6 +114,7 @@ class Libp2pNetwork:
         self.relaying = Relaying(self.host, self.table, random.SystemRandom(), on_change=self.announce)
         punching, rng = Punching(self.host, self.table), random.SystemRandom()
         self.upgrades = Upgrades(self.host, self.table, punching, self.streams, self.gossip, rng)
+        self.duplicates = Duplicates(self.peer_id, self.table, self.streams, self.gossip)
         self.nursery: trio.Nursery | None = None
         self._joined: dict[tuple[bytes, Cell], trio.CancelScope] = {}
         """The cells whose nodes this node looks for."""
@@ -134,6 +137,7 @@ class Libp2pNetwork:
             self.nursery.start_soon(supervised, self._liveness.watch, connection)
             if is_relayed(connection):
                 self.nursery.start_soon(supervised, self.upgrades.keep, peer_of(connection))
+            self.nursery.start_soon(supervised, self.duplicates.keep, peer_of(connection))
 
     def _start_over(self, peer: bytes) -> None:
         """Ends all connections with the peer, which dials again. Gossip would not move to its new connection."""

@@ -1,7 +1,8 @@
 """The table of connected peers. libp2p reports connections; the rest of the node needs peers.
 
-A direct connection is better than one through a relay: the table lists direct ones first, and its address, subnet and
-round trip of a peer are those of the best connection.
+A direct connection is better than one through a relay. Of two of a kind, both sides prefer the same one: the one that
+the peer with the smaller id dialled. The table lists the best first, and its address, subnet and round trip of a peer
+are those of the best connection.
 
 Invariant: a peer is in the table exactly while at least one connection with it is up, and ``on_up`` and ``on_down``
 alternate for every peer, beginning with ``on_up``.
@@ -79,12 +80,14 @@ class PeerTable(INotifee):
         on_restart: Callable[[bytes], None],
         is_announced: bool = False,
         on_moved: Callable[[bytes, str], None] = lambda peer, address: None,
+        me: bytes = b"",
     ) -> None:
         """on_connection: called for every new connection, also when it is not the peer's first. on_restart: called
         when a peer connects whose last connection is RESTART_S old. A peer dials only when it knows of no connection or
         of none that is direct, so it has lost the state of the old one, which is dead or soon will be. is_announced:
         whether this node announces a public address. on_moved: called when the best connection of a peer leads to
-        another address than before, because a direct one came or went."""
+        another subnet than before, because a better one came or the best one went. me: this node's peer id."""
+        self._me = me
         self._peers: dict[bytes, _Peer] = {}
         self._on_up = on_up
         self._on_down = on_down
@@ -111,7 +114,16 @@ class PeerTable(INotifee):
     def connections(self, peer: bytes) -> list[INetConn]:
         """The peer's connections, the best first."""
         entry = self._peers.get(peer)
-        return sorted(entry.connections, key=is_relayed) if entry else []
+        if entry is None:
+            return []
+        return sorted(entry.connections, key=lambda one: (is_relayed(one), not self._is_preferred(one)))
+
+    def _is_preferred(self, connection: INetConn) -> bool:
+        return connection.muxed_conn.is_initiator == (self._me < peer_of(connection))
+
+    def is_best(self, muxer: IMuxedConn) -> bool:
+        """Whether new streams with its peer take this connection."""
+        return any(one.muxed_conn is muxer for one in self.connections(muxer.peer_id.to_bytes())[:1])
 
     def is_direct(self, peer: bytes) -> bool:
         """Whether a connection with ``peer`` leads through no relay."""
@@ -201,7 +213,7 @@ class PeerTable(INotifee):
             self.changed.notify()
         is_better = not is_relayed(conn) and not self.is_direct(peer)
         is_first, is_late = not entry.connections, now - entry.newest_at > RESTART_S
-        entry.connections[conn], entry.newest_at = trio.Event(), now
+        entry.connections[conn], entry.newest_at, before = trio.Event(), now, entry.address
         entry.address = next(map(remote_address, self.connections(peer)), "")
         self._on_connection(conn)
         entry.news.notify()
@@ -209,18 +221,20 @@ class PeerTable(INotifee):
             self._on_moved(peer, remote_address(conn))
         elif is_late:
             self._on_restart(peer)
+        elif not is_first and _subnet_of(entry.address) != _subnet_of(before):
+            self._on_moved(peer, entry.address)
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:
         peer = peer_of(conn)
         entry = self._peers.get(peer)
         if entry is None or conn not in entry.connections:
             return  # a connection that failed while it was being set up
-        was_direct = self.is_direct(peer)
+        before = entry.address
         entry.connections.pop(conn).set()
         entry.address = next(map(remote_address, self.connections(peer)), "")
         entry.news.notify()
-        if entry.connections and was_direct and not self.is_direct(peer):
-            self._on_moved(peer, self.remote_address(peer))
+        if entry.connections and _subnet_of(entry.address) != _subnet_of(before):
+            self._on_moved(peer, entry.address)
         if not entry.connections:
             del self._peers[peer]
             self._lost[peer] = trio.current_time()

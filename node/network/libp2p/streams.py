@@ -11,14 +11,13 @@ from typing import Protocol
 
 import structlog
 import trio
-from libp2p.abc import IMuxedStream, INetStream
+from libp2p.abc import IMuxedConn, IMuxedStream, INetStream
 from libp2p.network.stream.net_stream import NetStream
 
 from mycelia.node.network.events import EventQueue
 from mycelia.node.network.libp2p import negotiation
 from mycelia.node.network.libp2p.closing import BROKEN, close_stream, reset_stream
 from mycelia.node.network.libp2p.host import Host
-from mycelia.node.network.libp2p.peers import is_relayed
 from mycelia.node.network.network import NetworkError, Received, StreamHandler
 from mycelia.node.peer_id import peer_text
 from mycelia.node.signals import Signal
@@ -102,8 +101,8 @@ class Libp2pStream:
         return self._peer
 
     @property
-    def is_relayed(self) -> bool:
-        return is_relayed(self._stream.muxed_conn)
+    def muxed_conn(self) -> IMuxedConn:
+        return self._stream.muxed_conn
 
     @property
     def num_buffered(self) -> int:
@@ -311,12 +310,12 @@ class Streams:
                     raise
 
     async def move(self, peer: bytes) -> None:
-        """Has the next control message open a new stream, on the best connection, if the present one leads through a
-        relay. None is lost or overtaken."""
+        """Has the next control message open a new stream if the present one is not on the best connection. None is lost
+        or overtaken."""
         outbox = self._outboxes.get(peer)
         if outbox is not None:
             async with outbox.lock:
-                if outbox.stream is not None and outbox.stream.is_relayed:
+                if outbox.stream is not None and not self._host.table.is_best(outbox.stream.muxed_conn):
                     stream, outbox.stream = outbox.stream, None
                     await stream.drain()
 

@@ -158,7 +158,7 @@ class Upgrades:
                 if self._gossip is not None:
                     await self._gossip.move(peer)
                 await self._streams.move(peer)
-        except (*BROKEN, trio.TooSlowError) as exc:
+        except (*BROKEN, NetworkError, trio.TooSlowError) as exc:
             log.debug("not_moved", peer=peer_text(peer), reason=repr(exc))
         for connection in self._relayed(peer):
             muxer = connection.muxed_conn

@@ -6,6 +6,7 @@ It carries only small signed state, since a message costs each node 3-4 ms of CP
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import structlog
 import trio
@@ -62,7 +63,7 @@ class Gossip:
 
     def __init__(self, host: Host, events: EventQueue, charge: Charge) -> None:
         self._me = host.settings.identity.peer_id
-        self._table = host.table
+        self._table, self._outbound = host.table, host.outbound
         self.router = Router(message_id)
         self.pubsub = BoundedPubsub(host.raw, self.router, message_id, self._admit, self._check)
         self._events = events
@@ -121,8 +122,8 @@ class Gossip:
             await trio.sleep(PUBLISH_INTERVAL_S)
 
     async def move(self, peer: bytes) -> None:
-        """Sends on the best connection with ``peer`` from now on. Raises libp2p's errors of streams."""
-        await self.pubsub.move(ID(peer))
+        """Sends on the best connection with ``peer`` from now on. Raises NetworkError and libp2p's errors."""
+        await self.pubsub.move(ID(peer), self._table.is_best, partial(self._outbound.open, peer))
 
     def forget(self, peer: bytes) -> None:
         self.router.forget(ID(peer))

@@ -18,7 +18,7 @@ from functools import partial
 
 import structlog
 import trio
-from libp2p.abc import INetStream
+from libp2p.abc import IMuxedConn, INetStream
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
@@ -32,7 +32,6 @@ from libp2p.utils.varint import encode_varint_prefixed
 from mycelia.node.network.libp2p.closing import BROKEN
 from mycelia.node.network.libp2p.frames import Frames
 from mycelia.node.network.libp2p.gossip.filter import MAX_RPC_BYTES, MAX_SUBSCRIPTIONS, Filtered
-from mycelia.node.network.libp2p.peers import is_relayed
 from mycelia.node.network.libp2p.records import env_to_send_in_rpc
 from mycelia.node.peer_id import peer_text
 
@@ -208,13 +207,16 @@ class BoundedPubsub(Pubsub):
                 await self.router.handle_rpc(rpc_pb2.RPC(control=parts.control), peer)
         await frames.close()
 
-    async def move(self, peer: ID) -> None:
-        """Replaces a stream through a relay by one on the best connection with the peer. What waits for the old one is
-        lost: peers ask for the messages that they miss. Raises libp2p's errors of streams."""
+    async def move(
+        self, peer: ID, is_best: Callable[[IMuxedConn], bool], open_stream: Callable[[str], Awaitable[INetStream]]
+    ) -> None:
+        """Replaces a stream by one on the best connection with the peer, unless it is there. What waits for the old one
+        is lost: peers ask for the messages that they miss. open_stream: opens one there, for a protocol. Raises its
+        errors and libp2p's."""
         old = self.peers.get(peer)
-        if old is None or not is_relayed(old.muxed_conn):
+        if old is None or is_best(old.muxed_conn):
             return
-        stream = await self.host.new_stream(peer, self.protocols)
+        stream = await open_stream(PROTOCOL_ID_V11)
         await stream.write(encode_varint_prefixed(self.get_hello_packet().SerializeToString()))
         if self.peers.get(peer) is not old:
             await stream.reset()

@@ -19,6 +19,7 @@ from mycelia.node.network.libp2p import (
     autonat,
     circuits,
     closing,
+    duplicates,
     entry_exchange,
     frames,
     identify,
@@ -104,6 +105,10 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Punching: silence of a relayed connection before it is closed, s": (upgrading.LINGER_S,),
     "Control messages to one peer: a second, at once": both(streams.OWN_CONTROL),
     "A peer dialled again counts as restarted after, s": (peers.RESTART_S,),
+    "Connections beside another of their kind are left alone, s; closed after silence of, s": (
+        duplicates.SETTLE_S,
+        duplicates.LINGER_S,
+    ),
     "Kademlia: k, alpha, beta": (BUCKET_SIZE, WIDTH, kademlia.WALK_ENOUGH),
     "Kademlia: answers for providers of a model": (kademlia.PROVIDERS_ENOUGH,),
     "Kademlia: peers that are told of a model, of a prefix": (kademlia.MODEL_REPLICAS, kademlia.PREFIX_REPLICAS),
