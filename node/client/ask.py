@@ -30,7 +30,7 @@ from mycelia.node.views import (
 from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import Ask
+from mycelia.proto.wire.messages import Ask, Sampling
 
 
 @asynccontextmanager
@@ -131,7 +131,7 @@ async def ask_local(so_far: AnswerSoFar, info: RunInfo, due_at: float, send: tri
         "cache_salt": ask.cache_salt,
         "reads_format": ask.reads_format,
         "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
-        **msgspec.structs.asdict(ask.sampling),
+        **_unusual(ask.sampling),
     }
     timeout = httpx.Timeout(10, read=SILENCE_DEADLINE_S)
     has_begun = is_over = False
@@ -158,3 +158,10 @@ async def ask_local(so_far: AnswerSoFar, info: RunInfo, due_at: float, send: tri
             raise no_answer(info, exc) from exc
     if not is_over:
         raise EntryLostError(f"the node at {info.api_url} went away before the answer was finished")
+
+
+def _unusual(sampling: Sampling) -> dict[str, object]:
+    """The fields that differ from the defaults, which the local API has as well. It does not have all fields."""
+    usual = Sampling(max_tokens=sampling.max_tokens)
+    chosen = {name: value for name, value in msgspec.structs.asdict(sampling).items() if value != getattr(usual, name)}
+    return {"max_tokens": sampling.max_tokens, **chosen}
