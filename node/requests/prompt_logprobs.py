@@ -125,7 +125,7 @@ class PromptReport:
     start: int
     """The first token that the client wants."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of the tokens from the first one on, without a gap."""
+    """The logprobs of the tokens from the first one on, without a gap."""
     over: trio.Event = field(default_factory=trio.Event)
     num_reported: int = 0
     """Number of leading tokens that are reported, or that the client does not want."""

@@ -156,8 +156,8 @@ async def test_a_lost_node_is_replaced_in_the_middle_of_the_prompt(autojump_cloc
             member.engine.fail_next(0)
             frames = await frames_of(members[0], scoring([number, *SHOTS], max_tokens=4, salt=str(number)))
             assert reported(frames) == [number, *SHOTS] and isinstance(frames[-1], Answered)
-        froms = [request.sampling.logprobs_from for request in requests_of(members)]
-        assert len(froms) > 2 and set(froms) == {1, 201}, "the next node is asked for none again"
+        starts = [request.sampling.logprobs_from for request in requests_of(members)]
+        assert len(starts) > 2 and set(starts) == {1, 201}, "the next node is asked for none again"
 
 
 async def test_no_token_warms_a_prefix(autojump_clock: trio.testing.MockClock) -> None:
