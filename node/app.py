@@ -30,7 +30,7 @@ from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
 from mycelia.node.requests.relay import FindEntries, Relay
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import serve_generate_stream
-from mycelia.node.serve.api import Embedded
+from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.node.storage.saving import Kept, StateSaver, restored
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import RequestLog
@@ -177,6 +177,20 @@ class Node:
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """See ``Engine.tokenize_chat``."""
         return list(await self._engine.tokenize_chat(messages))
+
+    async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
+        """See ``Api.tokenize_text``."""
+        return list(await self._engine.tokenize_text(text, client))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """See ``Api.detokenize``."""
+        (text,) = await self._engine.detokenize([tokens])
+        return text
+
+    @property
+    def vocabulary_texts(self) -> VocabularyTexts:
+        info = self._engine.info
+        return VocabularyTexts(info.begin_text, info.end_text, info.begin_token, info.chat_template)
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
         """See ``Api.embed``."""

@@ -55,6 +55,13 @@ class ModelInfo:
     token_bytes: int = 2**16
     """Length of the vocabulary's longest token or an upper bound: a text of more than ``context_tokens`` times this
     many bytes does not fit."""
+    begin_text: str = ""
+    end_text: str = ""
+    """The spellings of the begin and end tokens."""
+    begin_token: int | None = None
+    """The token with which every prompt begins; None: prompts begin with their text."""
+    chat_template: str = ""
+    """The source of the model's own template; empty: none."""
     format: str = ""
     """The form in which the model writes thoughts and calls (``node/formats``); empty: unknown."""
     spellings: Mapping[int, str] = field(default_factory=dict)

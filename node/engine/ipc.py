@@ -141,6 +141,10 @@ class Loaded(_Frame, frozen=True):
     pieces: bytes = b""
     """The text of each token: see ``Vocabulary.packed``."""
     token_bytes: int = 2**16
+    begin_text: str = ""
+    end_text: str = ""
+    begin_token: int | None = None
+    chat_template: str = ""
     format: str = ""
     spellings: dict[int, str] = {}
     """See ``ModelInfo``."""

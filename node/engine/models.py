@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from mycelia.node.engine.gguf import check_parts, name_of
 from mycelia.node.storage.files import replacing
 from mycelia.proto.wire.errors import LocalError
 
@@ -41,12 +42,11 @@ PACKAGED_MODELS = {
 }
 """Name for users -> package."""
 
-_MAGIC = b"GGUF"
-
 
 def resolve_model(name_or_path: str) -> Path:
-    """The GGUF file for a registered name or a path. Raises LocalError, in one line, for an unknown name, a missing or
-    unreadable file, or a file that is not GGUF."""
+    """The GGUF file for a registered name or a path; of a model in several files, the first one, whichever is given.
+    Raises LocalError, in one line, for an unknown name, a missing or unreadable file, or one that is no model to serve.
+    """
     if name_or_path in PACKAGED_MODELS:
         path = _packaged(name_or_path)
     else:
@@ -58,24 +58,12 @@ def resolve_model(name_or_path: str) -> Path:
         if is_name:
             known = ", ".join(sorted(PACKAGED_MODELS))
             raise LocalError(f"unknown model {name_or_path!r}: give the path of a GGUF file, or one of: {known}")
-    check_gguf(path)
-    return path
+    return check_parts(path)
 
 
 def model_name(name_or_path: str) -> str:
-    """The name of a served model: the registered name, or the file's stem."""
-    return name_or_path if name_or_path in PACKAGED_MODELS else Path(name_or_path).stem[:128] or "model"
-
-
-def check_gguf(path: Path) -> None:
-    """Raise LocalError when ``path`` is not a readable file that begins like a GGUF file."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(_MAGIC))
-    except (OSError, ValueError) as exc:
-        raise LocalError(f"cannot read the model {path}: {getattr(exc, 'strerror', None) or exc}") from exc
-    if magic != _MAGIC:
-        raise LocalError(f"{path} is not a GGUF file")
+    """The name of a served model: the registered name, or the file's, without its ending."""
+    return name_or_path if name_or_path in PACKAGED_MODELS else name_of(Path(name_or_path))[:128] or "model"
 
 
 def _packaged(name: str) -> Path:

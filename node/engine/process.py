@@ -36,7 +36,7 @@ from mycelia.node.engine.engine import (
     EngineTokens,
     ModelInfo,
 )
-from mycelia.node.engine.models import check_gguf
+from mycelia.node.engine.gguf import check_parts
 from mycelia.node.engine.outbox import Outbox
 from mycelia.node.engine.prompts import PromptLimit
 from mycelia.node.engine.settings import EngineSettings
@@ -306,6 +306,10 @@ class ProcessEngine:
             reuse=message.reuse,
             num_cells=message.cells,
             token_bytes=message.token_bytes,
+            begin_text=message.begin_text,
+            end_text=message.end_text,
+            begin_token=message.begin_token,
+            chat_template=message.chat_template,
             format=message.format,
             spellings=message.spellings,
             model_digest=message.model_digest,
@@ -412,7 +416,7 @@ async def open_engine(settings: EngineSettings) -> AsyncIterator[ProcessEngine]:
     """A loaded engine for the duration of the block; leaving the block ends the child. Raises LocalError, in one line,
     when the first child cannot load the model."""
     if not settings.fake:
-        check_gguf(settings.model_path)
+        check_parts(settings.model_path)
     engine, first_start = ProcessEngine(settings), trio.Event()
     body_error: BaseException | None = None
     async with trio.open_nursery() as nursery:

@@ -21,6 +21,16 @@ class Embedded:
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class VocabularyTexts:
+    """What clients that tokenize through the node must know of the model; see ``ModelInfo``."""
+
+    begin_text: str = ""
+    end_text: str = ""
+    begin_token: int | None = None
+    chat_template: str = ""
+
+
 class Api(Protocol):
     """The node behind the gateway."""
 
@@ -49,6 +59,17 @@ class Api(Protocol):
     async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Raises LocalError for a conversation that the model's template refuses."""
         ...
+
+    async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
+        """The tokens of a text as a prompt, the begin token included. Raises LocalError, also as BusyError."""
+        ...
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens. Raises LocalError."""
+        ...
+
+    @property
+    def vocabulary_texts(self) -> VocabularyTexts: ...
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
         """The vector of each text, or of its tokens, by the model served here. client: see ``ask``. Raises LocalError

@@ -29,7 +29,7 @@ from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.bindings import bindings_version
 from mycelia.node.engine.child.llama.exact import ExactLlama, ExactStateLlama
 from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama
-from mycelia.node.engine.child.llama.models import file_digest, keeps_states, open_model
+from mycelia.node.engine.child.llama.models import keeps_states, model_digest, open_model
 from mycelia.node.engine.child.llama.states import StateLlama
 from mycelia.node.engine.child.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
 from mycelia.node.engine.child.renders import SWITCH_S, Renders
@@ -110,7 +110,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token, limit=limit
     )
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
-    digest = file_digest(path)
+    digest = model_digest(path)
     tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))
     token_bytes = llama.cell_bytes + llama.state_bytes // EVERY_TOKENS
     tier_tokens = message.ram_tier_bytes // token_bytes if tiers is not None else 0
@@ -153,6 +153,10 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         piece_ends=piece_ends,
         pieces=pieces,
         token_bytes=limit.token_bytes,
+        begin_text=begin,
+        end_text=end,
+        begin_token=llama.bos_token,
+        chat_template=llama.chat_template or "",
         format=format_,
         spellings=control_spellings(format_, partial(llama.tokenize, special=True), llama.piece),
         kv_settings=kv_settings,

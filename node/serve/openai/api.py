@@ -25,6 +25,7 @@ from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_texts
 from mycelia.node.serve.openai.errors import errors
 from mycelia.node.serve.openai.openapi import openapi
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
+from mycelia.node.serve.openai.tokenizer import tokenizer_routes
 from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, Model, Models
 
 PREFIX = "/v1/"
@@ -67,6 +68,7 @@ def openai_routes(api: Api) -> list[Route]:
         Route("/v1/models/{name:path}", _refusing(model)),
         Route("/v1/embeddings", _refusing(embed), methods=["POST"]),
         Route("/openapi.json", document),
+        *tokenizer_routes(api, _refusing),
     ]
 
 

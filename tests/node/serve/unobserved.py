@@ -1,12 +1,23 @@
 """A node behind the gateway for tests that do not look at its state."""
 
+from collections.abc import Sequence
+
 import trio
 
+from mycelia.node.serve.api import VocabularyTexts
 from mycelia.node.views import LinksRow, RequestRow, TraceView
 
 
 class Unobserved:
     """A part of ``Api`` in which nothing ever happens."""
+
+    vocabulary_texts = VocabularyTexts()
+
+    async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
+        return list(text.encode())
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode()
 
     def recent_requests(self) -> list[RequestRow]:
         return []

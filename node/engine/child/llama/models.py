@@ -10,12 +10,18 @@ from blake3 import blake3
 
 from mycelia.node.engine.child.llama.bindings import L, Log
 from mycelia.node.engine.child.llama.devices import Ggml
+from mycelia.node.engine.gguf import parts_of
 from mycelia.node.engine.sizing import Device, Offload, usable_gpus
 from mycelia.proto.wire.errors import LocalError
 
 
-def file_digest(path: Path) -> bytes:
-    """The BLAKE3 hash of a file: 0.14 s of CPU time for 98 MB."""
+def model_digest(path: Path) -> bytes:
+    """The BLAKE3 hash of a model's file: 0.14 s of CPU time for 98 MB. Of several files, the hash of their hashes."""
+    digests = [_file_digest(part) for part in parts_of(path)]
+    return digests[0] if len(digests) == 1 else blake3(b"".join(digests)).digest()
+
+
+def _file_digest(path: Path) -> bytes:
     hasher = blake3()
     hasher.update_mmap(path)
     return hasher.digest()

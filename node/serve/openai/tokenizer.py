@@ -1,0 +1,91 @@
+"""The tokenizer of the model served here, over HTTP: vLLM's paths and llama-server's names for the same.
+
+lm-evaluation-harness uses them instead of a copy of the tokenizer. They answer for this node's own model only.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mycelia.node.errors import BusyError
+from mycelia.node.serve.api import Api
+from mycelia.node.serve.http.bodies import HttpError, json_response, read_json
+from mycelia.node.serve.http.keys import client_of
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import MAX_CHAT_BYTES, MAX_TOKENS_PER_REQUEST
+
+_Handler = Callable[[Request], Awaitable[Response]]
+_Text = Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
+
+
+class TokenizeRequest(msgspec.Struct):
+    prompt: _Text | None = None
+    content: _Text = ""
+    """llama-server's name for ``prompt``."""
+    add_special_tokens: bool | None = None
+    """With the token that begins every prompt; None: as vLLM with a prompt, true, and as llama-server, false."""
+    add_special: bool | None = None
+    model: Annotated[str, Meta(max_length=128)] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct):
+    tokens: Annotated[list[Annotated[int, Meta(ge=0, le=2**32 - 1)]], Meta(max_length=MAX_TOKENS_PER_REQUEST)]
+    model: Annotated[str, Meta(max_length=128)] | None = None
+
+
+def tokenizer_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list[Route]:
+    """refusing: turns what a handler raises for a client's mistake into a response."""
+
+    async def tokenize(request: Request) -> Response:
+        body = await read_json(request, TokenizeRequest)
+        _check_model(api, body.model)
+        try:
+            tokens = await api.tokenize_text(
+                body.content if body.prompt is None else body.prompt, client_of(request.scope)
+            )
+        except LocalError as exc:
+            raise HttpError(429 if isinstance(exc, BusyError) else 400, str(exc), param="prompt") from exc
+        begin = api.vocabulary_texts.begin_token
+        asked = body.add_special if body.add_special_tokens is None else body.add_special_tokens
+        keeps_begin = asked if asked is not None else body.prompt is not None
+        if not keeps_begin and begin is not None and tokens[:1] == [begin]:
+            del tokens[0]
+        return json_response({"tokens": tokens, "count": len(tokens)})
+
+    async def detokenize(request: Request) -> Response:
+        body = await read_json(request, DetokenizeRequest)
+        _check_model(api, body.model)
+        try:
+            text = await api.detokenize(body.tokens)
+        except LocalError as exc:
+            raise HttpError(400, str(exc), param="tokens") from exc
+        return json_response({"prompt": text, "content": text})
+
+    async def info(_: Request) -> Response:
+        texts = api.vocabulary_texts
+        return json_response(
+            {
+                "bos_token": texts.begin_text or None,
+                "eos_token": texts.end_text or None,
+                "chat_template": texts.chat_template or None,
+                "add_bos_token": texts.begin_token is not None,
+            }
+        )
+
+    return [
+        Route("/tokenize", refusing(tokenize), methods=["POST"]),
+        Route("/detokenize", refusing(detokenize), methods=["POST"]),
+        Route("/tokenizer_info", refusing(info)),
+    ]
+
+
+def _check_model(api: Api, model: str | None) -> None:
+    if model and model != api.model:
+        raise HttpError(
+            404, f"this node tokenizes for {api.model!r}, not for {model[:128]!r}", "model_not_found", "model"
+        )

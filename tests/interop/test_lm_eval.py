@@ -1,0 +1,74 @@
+"""lm-evaluation-harness, whose multiple choice reads the logprobs of prompts: the same scores as llama.cpp alone, and
+what prompts share is computed once.
+
+It runs in a Python that has lm_eval, named by MYCELIA_LM_EVAL: ``python -m venv lm_eval && lm_eval/bin/pip install
+'lm_eval[api]'``, then ``MYCELIA_LM_EVAL=lm_eval/bin/python``. It has too many dependencies for the project's own.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+import trio
+
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.local_swarm.processes import open_local_swarm
+from mycelia.proto.cache.radix import common_prefix
+
+pytestmark = pytest.mark.interop
+
+PYTHON = os.environ.get("MYCELIA_LM_EVAL", "")
+PROGRAM = Path(__file__).parent / "lm_eval_run.py"
+NUM_UNCACHED = 10
+"""Items that are also scored without any reuse: the time of an item is compared."""
+CLOSE = 0.3
+"""Largest difference of a choice's logprob from llama.cpp alone, whose kernels depend on the number of rows."""
+
+
+@pytest.mark.skipif(not PYTHON, reason="needs lm_eval: set MYCELIA_LM_EVAL to a Python that has lm_eval[api]")
+async def test_scores_and_time_of_fifty_items(tmp_path: Path) -> None:
+    with trio.fail_after(1_800):
+        async with open_local_swarm(tmp_path) as swarm:
+            node = await swarm.start("only", options=["--threads", "1"])
+            url = (await node.wait_ready()).api_url + "/v1/completions"
+            command = [PYTHON, str(PROGRAM), url, str(tmp_path), str(NUM_UNCACHED)]
+            offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+            run = await trio.run_process(
+                command, capture_stdout=True, stderr=subprocess.DEVNULL, env={**os.environ, **offline}
+            )
+    told = json.loads(run.stdout.splitlines()[-1])
+    check(told, alone(told["cached"]["asked"]))
+
+
+def check(told: dict[str, Any], expected: list[list[float]]) -> None:
+    cached, uncached, at_once = told["cached"], told["uncached"], told["at_once"]
+    assert cached["num_items"] == 50 and uncached["num_items"] == NUM_UNCACHED
+    for run in (cached, uncached, at_once):
+        for values, others in zip(run["values"], expected, strict=False):
+            assert np.allclose(values, others, atol=CLOSE)
+    assert [np.argmax(row) for row in cached["values"]] == [np.argmax(row) for row in expected], "so the same accuracy"
+    ratio = (cached["wall_s"] / cached["num_items"]) / (uncached["wall_s"] / uncached["num_items"])
+    print(f"wall against no prefix cache: {ratio:.2f}; accuracy {cached['acc']}, {cached['acc_norm']} normalized")  # noqa: T201  the figures
+    assert ratio <= 0.5
+
+
+def alone(asked: list[list[list[str]]]) -> list[list[float]]:
+    """The logprob of each choice of each item by llama.cpp's bindings."""
+    model = llama_cpp.Llama(str(resolve_model("smollm2")), n_ctx=2048, logits_all=True, verbose=False)
+    return [[_logprob(model, context, choice) for context, choice in item] for item in asked]
+
+
+def _logprob(model: llama_cpp.Llama, context: str, choice: str) -> float:
+    start = len(model.tokenize(context.encode(), special=True))
+    tokens = model.tokenize((context + choice).encode(), special=True)
+    model.n_tokens = min(common_prefix(tokens, model.input_ids[: model.n_tokens].tolist()), start - 1)
+    model.eval(tokens[model.n_tokens :])
+    rows = model.scores[start - 1 : len(tokens) - 1].astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return float(sum(rows[place, token] for place, token in enumerate(tokens[start:])))
