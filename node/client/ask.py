@@ -17,7 +17,6 @@ from mycelia.node.errors import first_error
 from mycelia.node.peer_id import peer_from_text
 from mycelia.node.requests.rejoin import SILENCE_DEADLINE_S, AnswerSoFar
 from mycelia.node.storage.data_dir import PUBLIC
-from mycelia.node.storage.private_swarms import swarm_names
 from mycelia.node.storage.rundir import RunInfo, find_running, is_held
 from mycelia.node.views import (
     PUBLIC_SUFFIX,
@@ -102,15 +101,10 @@ async def _follow(
                 raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
             so_far.num_rejoins += 1
             await ask_as_light_client(so_far, entries, due_at, send, client, peer_from_text(info.peer))
-    elif bootstrap:  # (also while the node on this machine is starting)
+    elif bootstrap or (client.mdns and not is_held(data_dir)):  # (also while the node on this machine is starting)
         await ask_as_light_client(so_far, bootstrap, due_at, send, client)
     elif is_held(data_dir):
         raise LocalError(STARTING.format(data_dir))
-    elif names := swarm_names(data_dir):
-        raise LocalError(
-            f"no node is running here, and this machine is in the private swarm {names[0]}: start its node with"
-            f" 'mycelia node --swarm {names[0]}', or give --public to ask the open network"
-        )
     else:
         raise LocalError(
             f"no node is running here and no bootstrap peer is known; {START_HINT},"

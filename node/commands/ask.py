@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from mycelia.node.commands.entering import entering_options
 from mycelia.node.commands.options import (
-    bootstrap_option,
     check_model,
     check_unicode,
-    data_dir_option,
     json_option,
     model_option,
     no_think_option,
-    public_option,
     seed_option,
-    swarm_key_option,
     system_option,
     temperature_option,
 )
@@ -39,7 +36,8 @@ Examples:
   cat notes.txt | mycelia ask - --system "Summarise in three lines." --max-tokens 200
   mycelia ask "Hello" --json
   mycelia ask "Name a fish." --temperature 0.8 --seed 7 --stop "." --json-schema fish.json
-  mycelia ask "Hello" --bootstrap /ip4/198.51.100.7/tcp/7117/p2p/12D3KooW..."""
+  mycelia ask "Hello" --bootstrap /ip4/198.51.100.7/tcp/7117/p2p/12D3KooW...
+  mycelia ask "Hello" --invite mycelia1...                   a private swarm, without a node here"""
 )
 @click.argument("prompt")
 @click.option(
@@ -107,11 +105,8 @@ Examples:
 @system_option
 @model_option
 @no_think_option
-@public_option
 @click.option("--explain", is_flag=True, help="Show all candidate nodes with their costs, and why one was chosen.")
-@bootstrap_option
-@swarm_key_option
-@data_dir_option
+@entering_options
 @json_option
 def ask(
     prompt: str,
@@ -132,8 +127,10 @@ def ask(
     system: str,
     model: str,
     no_think: bool,
-    public: bool,
     explain: bool,
+    invitation: str,
+    swarm: str,
+    public: bool,
     bootstrap: tuple[str, ...],
     swarm_key: Path | None,
     data_dir: Path | None,
@@ -141,9 +138,10 @@ def ask(
 ) -> None:
     """Send PROMPT to the swarm (- reads standard input) and print the answer as it arrives.
 
-    The prompt enters at the local node, if one is running, else at a bootstrap peer.
+    The prompt enters at the local node, if one is running.
 
-    On a machine in a private swarm, prompts go to its members only, unless you give --public or --bootstrap.
+    Without a local node it enters at a bootstrap peer or at a node of the local network. On a machine in a private
+    swarm it enters at a member, unless you give --public or --bootstrap.
 
     The node that serves a prompt can read it. If the local node stops before the answer is finished, the answer
     continues at a bootstrap peer or at another node that the local node knew. That node can then read the prompt and
@@ -151,7 +149,7 @@ def ask(
     """
     import secrets
 
-    from mycelia.node.commands.checks import entries_for, read_swarm_key
+    from mycelia.node.commands.entering import entering
     from mycelia.node.storage.data_dir import default_data_dir
     from mycelia.node.views import MAX_TIMEOUT_S, PUBLIC_SUFFIX
     from mycelia.proto.wire.codec import check_sampling
@@ -195,11 +193,11 @@ def ask(
     except LocalError as exc:
         field, _, problem = str(exc).partition(":")
         raise click.UsageError(f"--{field.replace('_', '-')}:{problem}") from exc
-    key, where = read_swarm_key(swarm_key), data_dir or default_data_dir()
-    peers = entries_for(where, bootstrap, public, key)
+    where = data_dir or default_data_dir()
+    client, peers = entering(where, bootstrap, public, swarm, invitation, swarm_key)
     run(
         lambda: _ask(
-            request, where, peers, key, timeout, wait=wait, explain=explain, as_json=as_json, no_think=no_think
+            request, where, peers, client, timeout, wait=wait, explain=explain, as_json=as_json, no_think=no_think
         )
     )
 
@@ -234,7 +232,7 @@ async def _ask(
     request: "Ask",
     data_dir: Path,
     bootstrap: tuple[str, ...],
-    swarm_key: bytes,
+    client: "LightClient",
     timeout_s: float | None,
     *,
     wait: bool,
@@ -245,9 +243,8 @@ async def _ask(
     """Ask and print the answer. wait: ask again until ``timeout_s`` while all nodes are busy or none can be reached."""
     import trio
 
-    from mycelia.node.client.light import UNREACHED_AGAIN_S, LightClient, NoEntryError
+    from mycelia.node.client.light import UNREACHED_AGAIN_S, NoEntryError
 
-    client = LightClient(swarm_key=swarm_key)
     due_at = math.inf if timeout_s is None else trio.current_time() + timeout_s
     is_reported = False
     while True:

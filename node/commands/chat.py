@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mycelia.node.commands.entering import entering_options
 from mycelia.node.commands.options import (
-    bootstrap_option,
     check_model,
     check_unicode,
-    data_dir_option,
     model_option,
     no_think_option,
-    public_option,
     seed_option,
-    swarm_key_option,
     system_option,
     temperature_option,
 )
@@ -44,10 +41,7 @@ Examples:
 @system_option
 @model_option
 @no_think_option
-@public_option
-@bootstrap_option
-@swarm_key_option
-@data_dir_option
+@entering_options
 def chat(
     max_tokens: int,
     temperature: float,
@@ -55,6 +49,8 @@ def chat(
     system: str,
     model: str,
     no_think: bool,
+    invitation: str,
+    swarm: str,
     public: bool,
     bootstrap: tuple[str, ...],
     swarm_key: Path | None,
@@ -65,8 +61,7 @@ def chat(
     Ctrl-C stops the current answer; between answers it ends the chat, as Ctrl-D does. /help lists the chat commands.
     """
     from mycelia.node.client.ask import ask_swarm
-    from mycelia.node.client.light import LightClient
-    from mycelia.node.commands.checks import entries_for, read_swarm_key
+    from mycelia.node.commands.entering import entering
     from mycelia.node.storage.data_dir import default_data_dir
     from mycelia.node.terminal.conversation import Chat
     from mycelia.node.views import PUBLIC_SUFFIX
@@ -75,8 +70,8 @@ def chat(
     check_unicode("--system", system)
     check_unicode("--model", model)
     check_model(model)
-    where, client = data_dir or default_data_dir(), LightClient(swarm_key=read_swarm_key(swarm_key))
-    peers = entries_for(where, bootstrap, public, client.swarm_key)
+    where = data_dir or default_data_dir()
+    client, peers = entering(where, bootstrap, public, swarm, invitation, swarm_key)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
     talk = Chat(
         lambda ask: ask_swarm(ask, where, peers, client=client),

@@ -49,16 +49,6 @@ def read_bootstrap(sources: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(addresses)[:MAX_BOOTSTRAP_PEERS]
 
 
-def entries_for(data_dir: Path, bootstrap: tuple[str, ...], public: bool, swarm_key: bytes) -> tuple[str, ...]:
-    """The nodes to ask if no node runs here. On a machine in a private swarm, prompts do not go to the default ones,
-    which are in the open network, unless the user says so. Raises UsageError."""
-    from mycelia.node.storage.private_swarms import swarm_names
-
-    if swarm_names(data_dir) and not (bootstrap or public or swarm_key):
-        return ()
-    return read_bootstrap(bootstrap)
-
-
 def check_listen(listen: tuple[str, ...]) -> tuple[str, ...]:
     """Raises UsageError for a text that is not a multiaddr. The node's start shows whether it can listen there."""
     from mycelia.node.network.addresses import parse  # (imports multiaddr, which `--help` does not need)

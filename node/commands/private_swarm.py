@@ -271,10 +271,8 @@ def join(
     All options of 'mycelia node' may follow, such as --model. The next time 'mycelia node --swarm NAME' is enough."""
     import platform
 
-    from mycelia.node.private_swarm.joining import ask_to_join, contacts_of
+    from mycelia.node.private_swarm.asking import join_swarm
     from mycelia.node.storage.data_dir import prepare_data_dir
-    from mycelia.node.storage.identity_file import load_or_create_identity
-    from mycelia.node.storage.private_swarms import check_free, store_membership
     from mycelia.proto.swarm.invitations import read_invitation
 
     if context.args and not start:
@@ -282,11 +280,8 @@ def join(
     read = read_invitation(invitation)
     name = name or read.name
     where = prepare_data_dir(_where(data_dir))
-    check_free(where, name, read.swarm)
-    identity = load_or_create_identity(where)
     label = platform.node() if label is None else label
-    roster = run(lambda: ask_to_join(read, identity, label[:32]))
-    store_membership(where, name, roster, tuple(contacts_of(read)))
+    roster = run(lambda: join_swarm(where, read, name, label))
     num = len(roster.members)
     click.echo(f"this node is a member of {name}, which has {num} {'member' if num == 1 else 'members'}", err=True)
     if start:

@@ -12,7 +12,7 @@ import trio
 from mycelia.node.commands.checks import SWARM_KEY_LINES
 from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm
 from mycelia.node.network.libp2p.neighbours import DIAL_BURST
-from tests.e2e.conftest import DEADLINE_S
+from tests.e2e.conftest import DEADLINE_S, parse_answer
 from tests.e2e.internet import can_make_routers, inside, run
 
 pytestmark = [
@@ -89,6 +89,20 @@ async def test_nodes_of_one_network_meet(bridge: Bridge, swarm: LocalSwarm, fami
             await node.wait_peers(1)
         took_s = max(at(node, "node_joined") for node in nodes) - max(at(node, "ready") for node in nodes)
         assert took_s < PATIENCE_S
+
+
+async def test_a_command_without_a_node_asks_one_of_its_network(
+    bridge: Bridge, swarm: LocalSwarm, tmp_path: Path
+) -> None:
+    ask = ["ask", "--json", "--data-dir", str(tmp_path / "none"), "Say hello."]
+    first, second = (bridge.host(f"192.168.77.{number}/24") for number in (1, 2))
+    with trio.fail_after(DEADLINE_S):
+        alone = await trio.run_process([*inside(second), *ask], capture_stderr=True, check=False)
+        assert alone.returncode == 1 and b"no other node answers in 192.168.77.0/24" in alone.stderr
+        node = await swarm.start("node", options=OPTIONS, command=inside(first))
+        served_by = (await node.wait_ready()).peer
+        asked = await trio.run_process([*inside(second), *ask], capture_stdout=True)
+    assert parse_answer(asked.stdout.decode()).answered.served_by == served_by
 
 
 @pytest.mark.lab

@@ -84,3 +84,23 @@ async def test_a_node_in_both_swarms_answers_each_from_its_own_prefixes(tmp_path
             known = json.dumps(list(stranger.events)).encode()
             assert b"home" not in known and member_address.encode() not in known
         assert not list((tmp_path / "stranger").rglob("*.swarm"))
+
+
+async def test_an_invitation_is_enough_to_ask_without_a_node(tmp_path: Path) -> None:
+    admin_dir, guest = ["--data-dir", str(tmp_path / "admin")], ["--data-dir", str(tmp_path / "guest")]
+    with trio.fail_after(DEADLINE_S):
+        await told("swarm", "create", "home", "--model", "fake", *admin_dir)
+        async with open_local_swarm(tmp_path) as swarm:
+            admin = await swarm.start("admin", options=["--swarm", "home"])
+            await admin.wait_ready()
+            invitation = (await told("invite", *admin_dir)).strip()
+            for arguments in (["--invite", invitation], [], ["--swarm", "home"], ["--invite", invitation]):
+                assert parse_answer(await told("ask", "--json", *guest, *arguments, "Say hello.")).text
+            members = json.loads(await told("swarm", "members", "--json", *admin_dir))["members"]
+            assert len(members) == 2
+            used_up = await run_mycelia("ask", "--data-dir", str(tmp_path / "late"), "--invite", invitation, "Hi")
+            assert used_up.returncode == 1 and "has been used up" in used_up.stderr
+            both = await run_mycelia("ask", *guest, "--swarm", "home", "--public", "Hi")
+            assert both.returncode == 2 and "--swarm and --invite go with none of --public" in both.stderr
+        alone = await run_mycelia("ask", *guest, "Hi")
+        assert alone.returncode == 1 and "a member has to run where this machine can reach it" in alone.stderr

@@ -157,9 +157,16 @@ class MulticastDns:
                 log.debug("mdns_failed", interface=network.interface, error=str(exc))
 
 
+async def listen(swarm_key: bytes, on_found: FoundPeer, note: Callable[[str, str], None]) -> None:
+    """Asks which nodes this machine's private networks have, and tells nothing of itself. on_found, note: see
+    ``MulticastDns``. Never returns."""
+    rng = random.SystemRandom()
+    await MulticastDns(Records(swarm_key, rng), lambda network: [], on_found, note, rng).run()
+
+
 async def heard_within(seconds: float, swarm_key: bytes) -> tuple[set[bytes], list[str]]:
-    """The peers that answer in this machine's private networks, and why there may be none. Tells nothing of itself."""
-    rng, peers, notes = random.SystemRandom(), set[bytes](), dict[str, None]()
+    """The peers that answer in this machine's private networks, and why there may be none."""
+    peers, notes = set[bytes](), dict[str, None]()
 
     def on_found(peer: bytes, candidates: Sequence[Multiaddr], sender: str) -> None:
         if len(peers) < MAX_HEARD:
@@ -169,7 +176,7 @@ async def heard_within(seconds: float, swarm_key: bytes) -> tuple[set[bytes], li
         notes[says] = None
 
     with trio.move_on_after(seconds):
-        await MulticastDns(Records(swarm_key, rng), lambda network: [], on_found, note, rng).run()
+        await listen(swarm_key, on_found, note)
     return peers, list(notes)
 
 

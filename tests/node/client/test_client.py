@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import click
 import pytest
 import trio
 import trio.testing
@@ -13,11 +14,13 @@ from mycelia.node.client import ask
 from mycelia.node.client.ask import ask_swarm
 from mycelia.node.client.light import LightClient, NoEntryError
 from mycelia.node.commands.ask import _ask
-from mycelia.node.commands.checks import entries_for, read_bootstrap
+from mycelia.node.commands.checks import read_bootstrap
+from mycelia.node.commands.entering import entering
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.memory import MemoryNetwork, MemorySwarm
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
+from mycelia.node.storage.identity_file import load_or_create_identity
 from mycelia.node.storage.private_swarms import create_swarm
 from mycelia.node.storage.rundir import RunInfo
 from mycelia.node.views import AnsweredView, TextView
@@ -80,7 +83,7 @@ async def test_asking_finds_a_place_when_it_comes_again_as_told(
             prompt, where = an_ask("at last", max_tokens=8), addresses(members)
             for _ in range(5):  # (a place may be free at this moment)
                 opened.peers.clear()
-                await _ask(prompt, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
+                await _ask(prompt, tmp_path, where, LightClient(), None, wait=True, explain=False, as_json=False)
                 if len(opened.peers) > 1:
                     break
         rivals.cancel_scope.cancel()
@@ -114,9 +117,9 @@ async def test_who_waits_tries_again_while_no_node_can_be_reached(
         opened.swarm.cut(members[0].peer)
         prompt, where = an_ask("hello", max_tokens=4), addresses(members)
         with pytest.raises(NoEntryError, match="no node could be reached"):
-            await _ask(prompt, tmp_path, where, b"", None, wait=False, explain=False, as_json=False)
+            await _ask(prompt, tmp_path, where, LightClient(), None, wait=False, explain=False, as_json=False)
         with pytest.raises(NoEntryError):
-            await _ask(prompt, tmp_path, where, b"", 30.0, wait=True, explain=False, as_json=False)
+            await _ask(prompt, tmp_path, where, LightClient(), 30.0, wait=True, explain=False, as_json=False)
         num_tries = len(opened.peers)
         assert 4 < num_tries < 20
 
@@ -127,7 +130,7 @@ async def test_who_waits_tries_again_while_no_node_can_be_reached(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heal)
-            await _ask(prompt, tmp_path, where, b"", None, wait=True, explain=False, as_json=False)
+            await _ask(prompt, tmp_path, where, LightClient(), None, wait=True, explain=False, as_json=False)
         told = capsys.readouterr()
         assert told.out.strip() and told.err.count("trying again") == 2, "once a command"
         opened.swarm.cut(members[0].peer)
@@ -180,10 +183,27 @@ async def test_a_prompt_of_a_private_swarm_goes_to_nobody_else_when_its_node_is_
 
 
 def test_where_a_private_swarm_is_known_nobody_else_is_asked_unless_the_user_says_so(tmp_path: Path) -> None:
-    default = read_bootstrap(())
-    assert entries_for(tmp_path, (), public=False, swarm_key=b"") == default
-    create_swarm(tmp_path, "home", new_identity().peer_id, (), (), 0.0)
+    default, me = read_bootstrap(()), load_or_create_identity(tmp_path)
+    assert entering(tmp_path, (), False, "", "", None)[1] == default
+    create_swarm(tmp_path, "home", me.peer_id, (), (), 0.0)
     given = f"/ip4/192.0.2.1/tcp/1/p2p/{peer_text(new_identity().peer_id)}"
-    assert entries_for(tmp_path, (), public=False, swarm_key=b"") == ()
-    assert entries_for(tmp_path, (), public=True, swarm_key=b"") == default
-    assert entries_for(tmp_path, (given,), public=False, swarm_key=b"") == (given,)
+    for swarm in ("", "home"):
+        client, entries = entering(tmp_path, (), False, swarm, "", None)
+        assert client.access is not None and client.identity.peer_id == me.peer_id and entries == ()
+    for bootstrap, is_public, entries in (((), True, default), ((given,), False, (given,))):
+        client, found = entering(tmp_path, bootstrap, is_public, "", "", None)
+        assert found == entries and client.access is None and client.identity.peer_id != me.peer_id
+    with pytest.raises(click.UsageError):
+        entering(tmp_path, (), True, "home", "", None)
+    create_swarm(tmp_path, "work", me.peer_id, (), (), 0.0)
+    with pytest.raises(LocalError, match="in the private swarms home, work: name one"):
+        entering(tmp_path, (), False, "", "", None)
+
+
+def test_a_node_in_another_swarm_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_swarm(tmp_path, "home", load_or_create_identity(tmp_path).peer_id, (), (), 0.0)
+    for swarm, says in (("", "the open network, not in home"), ("work", "work, not in home")):
+        info = RunInfo(1, "http://127.0.0.1:1", "", swarm=swarm)
+        monkeypatch.setattr("mycelia.node.storage.rundir.find_running", lambda _, info=info: info)
+        with pytest.raises(LocalError, match=says):
+            entering(tmp_path, (), False, "home", "", None)

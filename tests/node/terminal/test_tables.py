@@ -12,6 +12,7 @@ import trio
 from rich.console import Console
 from trio.testing import MockClock
 
+from mycelia.node.client.light import LightClient
 from mycelia.node.commands.ask import _ask
 from mycelia.node.commands.running import console as make_console
 from mycelia.node.terminal.state import _largest, show_requests
@@ -133,5 +134,5 @@ async def test_asking_waits_for_a_place_if_it_may(
     request = Ask(request_id=bytes(16), model="", messages=(), sampling=Sampling(max_tokens=1))
     is_answered = num_asked == 3
     with nullcontext() if is_answered else pytest.raises(LocalError, match="in about 4 s"):
-        await _ask(request, Path(), (), b"", timeout_s, wait=wait, explain=False, as_json=False)
+        await _ask(request, Path(), (), LightClient(), timeout_s, wait=wait, explain=False, as_json=False)
     assert asked == [4.0 * number for number in range(num_asked)]
