@@ -100,7 +100,7 @@ class Node:
             self.overlay.subnet,
         )
         self.swarm_models = SwarmModels(network, self.overlay, self._driver, engine)
-        self._relay = Relay(network, self.requests, engine.info.name)
+        self._relay = Relay(network, self.requests, lambda: [row.model for row in self.swarm_models.known_rows()])
         self._tree = RadixTree()
         self._started_at = self._driver.now()
         self._drain = drain or Drain()
@@ -148,6 +148,12 @@ class Node:
     @property
     def model(self) -> str:
         return self._engine.info.name
+
+    def health(self) -> str:
+        """See ``Api.health``."""
+        if self._drain.is_leaving:
+            return "leaving"
+        return "ok" if self._engine.vitals().slots else "loading"
 
     def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""

@@ -19,6 +19,7 @@ class Drain:
 
     def __init__(self) -> None:
         self._num_working = 0
+        self.is_leaving = False
         self._changed = Signal()
         self.on_begin: list[Callable[[], None]] = []
         """Called once, when the node stops accepting requests."""
@@ -37,6 +38,7 @@ class Drain:
     async def leave(self, within_s: float) -> None:
         """Waits until all work is finished, at most ``within_s`` seconds. Unfinished requests then continue at other
         nodes."""
+        self.is_leaving = True
         for begin in self.on_begin:
             begin()
         give_up_at = trio.current_time() + within_s

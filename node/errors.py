@@ -1,5 +1,6 @@
 """Errors as users see them: the most important error of an exception group, in one line, and attempts that failed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mycelia.proto.wire.errors import LocalError, MyceliaError
@@ -12,6 +13,17 @@ class BusyError(LocalError):
         """retry_s: seconds after which to try again; 0: unknown."""
         super().__init__(message)
         self.retry_s = retry_s
+
+
+def no_such_model(name: str, served: Sequence[str]) -> str:
+    """The message for a model that nobody serves, in OpenAI's words, by which clients know the case. It has at most 512
+    characters, as a message between nodes."""
+    shown = ", ".join(one[:64] for one in served[:MAX_NAMED]) + (", ..." if len(served) > MAX_NAMED else "")
+    return f"The model `{name[:64]}` does not exist: no node that can be found serves it. Served: {shown or 'none'}."
+
+
+MAX_NAMED = 5
+"""Models in that message: peers can report any number."""
 
 
 def one_line(message: str) -> str:

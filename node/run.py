@@ -31,8 +31,9 @@ from mycelia.node.network.supervise import supervised
 from mycelia.node.plugins import OWN_POLICY, policies
 from mycelia.node.private_swarm.member import PrivateSwarm
 from mycelia.node.queries import reach
-from mycelia.node.serve.gateway import Access, serve_gateway
-from mycelia.node.serve.http.server import bind_api, url_of
+from mycelia.node.serve.gateway import Access, Gateway
+from mycelia.node.serve.http.server import bind_api, bind_other_loopback, serve_http, url_of
+from mycelia.node.serve.http.tls import load_tls
 from mycelia.node.settings import UNNAMED, NodeSettings
 from mycelia.node.storage.data_dir import PUBLIC, prepare_data_dir
 from mycelia.node.storage.identity_file import load_or_create_identity
@@ -74,8 +75,9 @@ async def host_node(
     swarms = [settings, in_public(settings)] if settings.public else [settings]
     for address in (address for one in swarms for address in one.listen):
         parse_listen(address)
-    with locked(data_dir), bind_api(settings.api_host, settings.api_port) as listener:
+    with locked(data_dir):
         async with (
+            _gateway(settings, drain) as (gateway, api_url),
             open_request_log(data_dir if settings.journal else None) as requests,
             opened() as engine,
             trio.open_nursery() as nursery,
@@ -84,8 +86,8 @@ async def host_node(
             join = partial(_run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public)
             nodes: list[Node] = [await nursery.start(join, one) for one in swarms]
             nursery.start_soon(shares.run)
-            await nursery.start(serve_gateway, Swarms(*nodes), listener, _access(settings), drain)
-            _tell_ready(settings, nodes, url_of(listener))
+            gateway.open(Swarms(*nodes, aliases=dict(settings.aliases)))
+            _tell_ready(settings, nodes, api_url)
             task_status.started(nodes[0])
 
 
@@ -204,17 +206,27 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
-def _access(settings: NodeSettings) -> Access:
-    return Access(settings.api_keys, settings.cors_origins)
+@asynccontextmanager
+async def _gateway(settings: NodeSettings, drain: Drain) -> AsyncIterator[tuple[Gateway, str]]:
+    """The node's HTTP, which answers that the model is loading until it is opened, and its URL."""
+    context = load_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
+    listener = bind_api(settings.api_host, settings.api_port)
+    listeners = [listener, *filter(None, [bind_other_loopback(listener)])]
+    url = url_of(listener, is_encrypted=context is not None)
+    gateway = Gateway(Access(settings.api_keys, settings.cors_origins, settings.allowed_hosts), drain)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_http, gateway, *listeners, context=context))
+        yield gateway, url
+        nursery.cancel_scope.cancel()
 
 
 def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str) -> None:
     """Writes the run file and the line of the log that programs wait for."""
     states = [node.state() for node in nodes]
     key = next(iter(settings.api_keys), "")
-    write_run_info(
-        settings.data_dir, RunInfo(os.getpid(), api_url, states[0].peer, key, _name_of(settings), settings.public)
-    )
+    cert = str(settings.tls_cert.absolute()) if settings.tls_cert else ""
+    info = RunInfo(os.getpid(), api_url, states[0].peer, key, _name_of(settings), settings.public, cert)
+    write_run_info(settings.data_dir, info)
     log.info(
         "ready",
         peer=states[0].peer,

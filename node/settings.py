@@ -42,6 +42,14 @@ class NodeSettings:
     """Keys of the HTTP API, of which every HTTP request needs one; empty: no key is needed."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may use the HTTP API."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names of this machine besides those of the loopback, by which its own programs may call the HTTP API."""
+    tls_cert: Path | None = None
+    """PEM file with the certificate of the HTTP API; None: it is not encrypted."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's private key; None: it is in ``tls_cert``."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Other names that clients of the HTTP API may use, each with the model that it means."""
     threads: int | None = None
     """Engine threads; None: every usable core."""
     cells: int | None = None

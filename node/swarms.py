@@ -4,13 +4,15 @@ In both, two ``Node`` objects share one engine (``engine/shares.py``) and nothin
 network and overlay. A prompt enters at the private one, unless the model's name ends in ``@public``.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
 
 import msgspec
 import trio
 
 from mycelia.node.app import Node
+from mycelia.node.serve.api import VocabularyTexts
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
@@ -19,24 +21,35 @@ from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 class Swarms:
     """An ``Api`` of one node or of both parts of one."""
 
-    def __init__(self, home: Node, public: Node | None = None) -> None:
+    def __init__(
+        self, home: Node, public: Node | None = None, *, aliases: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """home: the part that prompts enter at, unless they ask for the other one. public: the part in the open network
-        of a node that is in a private one, too."""
+        of a node that is in a private one, too. aliases: see ``Api.aliases``."""
+        self.aliases = aliases
         self._home = home
         self._public = public
         self._parts = [home, public] if public else [home]
         # The part of ``Api`` that does not depend on the swarm; both parts have the same log of requests.
         self.tokenize, self.embed = home.tokenize, home.embed
+        self.tokenize_text, self.detokenize = home.tokenize_text, home.detokenize
+        self.health = home.health
         self.recent_requests, self.requests_changed = home.recent_requests, home.requests_changed
 
     @property
     def model(self) -> str:
         return self._home.model
 
+    @property
+    def vocabulary_texts(self) -> VocabularyTexts:
+        return self._home.vocabulary_texts
+
     def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Api.ask``."""
+        if ask.model in self.aliases:
+            ask = msgspec.structs.replace(ask, model=self.aliases[ask.model])
         part: Node | None = self._home
         if ask.model.endswith(PUBLIC_SUFFIX):
             part = self._public or (None if self._home.swarm else self._home)

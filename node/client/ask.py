@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from mycelia.node.client.light import LightClient, ask_as_light_client, tell
-from mycelia.node.client.local import HTTP_ERRORS, START_HINT, STARTING, key_header, no_answer
+from mycelia.node.client.local import HTTP_ERRORS, START_HINT, STARTING, http_client, no_answer
 from mycelia.node.client.thoughts import ThoughtSplitter
 from mycelia.node.errors import first_error
 from mycelia.node.peer_id import peer_from_text
@@ -131,9 +131,7 @@ async def ask_local(so_far: AnswerSoFar, info: RunInfo, due_at: float, send: tri
     has_begun = is_over = False
     try:
         async with (
-            httpx.AsyncClient(
-                base_url=info.api_url, headers=key_header(info), timeout=timeout, trust_env=False
-            ) as http,
+            http_client(info, timeout) as http,
             http.stream("POST", "/api/ask", json=body) as response,
         ):
             has_begun = True

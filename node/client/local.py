@@ -1,5 +1,6 @@
 """Requests to the node on this machine, over its local API."""
 
+import ssl
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,11 +68,29 @@ def key_header(info: RunInfo) -> dict[str, str]:
     return {"authorization": f"Bearer {info.api_key}"} if info.api_key else {}
 
 
+def http_client(info: RunInfo, timeout: httpx.Timeout) -> httpx.AsyncClient:
+    """A client of the running node's HTTP. Raises LocalError when the node's certificate cannot be read."""
+    trusted = _only(info.api_cert) if info.api_cert else True
+    return httpx.AsyncClient(
+        base_url=info.api_url, headers=key_header(info), timeout=timeout, trust_env=False, verify=trusted
+    )
+
+
+def _only(cert: str) -> ssl.SSLContext:
+    """Trusts the node's own certificate, which names this machine as others see it, and no other one."""
+    try:
+        context = ssl.create_default_context(cafile=cert)
+    except (OSError, ssl.SSLError) as exc:
+        raise LocalError(f"cannot read {cert}, the certificate of the node's HTTP: {exc.strerror or exc}") from exc
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
     try:
-        async with httpx.AsyncClient(
-            base_url=info.api_url, headers=key_header(info), timeout=10, trust_env=False
-        ) as http:
+        async with http_client(info, httpx.Timeout(10)) as http:
             response = await http.get(path)
         if response.status_code == httpx.codes.NOT_FOUND:
             raise LocalError(msgspec.json.decode(response.content, type=FailedView).message)

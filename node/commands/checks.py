@@ -97,6 +97,54 @@ def check_cors(origins: tuple[str, ...]) -> tuple[str, ...]:
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
+def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in lower case. Raises UsageError for a text that is no host's name."""
+    for host in hosts:
+        if host == "*":
+            raise UsageError("--allow-host: name each host; any name would let web pages use this node")
+        if not _HOST.fullmatch(host):
+            raise UsageError(f"--allow-host: {host!r} is not a name such as host.docker.internal, without a port")
+    return tuple(host.lower().strip("[]") for host in hosts)
+
+
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]+\]?")
+
+
+def check_tls(cert: Path | None, key: Path | None) -> Path | None:
+    """``cert``. Raises UsageError when they are no certificate and its key."""
+    if cert is None:
+        if key is not None:
+            raise UsageError("--tls-key needs --tls-cert, the certificate of this key")
+        return None
+    from mycelia.node.serve.http.tls import load_tls
+
+    try:
+        load_tls(cert, key)
+    except LocalError as exc:
+        raise UsageError(f"--tls-cert: {exc}") from exc
+    return cert
+
+
+MAX_ALIASES, MAX_MODEL_CHARS = 256, 128
+
+
+def read_aliases(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(Name, model) for each text such as gpt-4o-mini=smollm2. Raises UsageError."""
+    aliases: dict[str, str] = {}
+    for text in texts:
+        name, _, model = (part.strip() for part in text.partition("="))
+        if not name or not model or max(len(name), len(model)) > MAX_MODEL_CHARS:
+            raise UsageError(f"--alias: {text!r} is not a name and a model such as gpt-4o-mini=smollm2")
+        if aliases.setdefault(name, model) != model:
+            raise UsageError(f"--alias: {name} means {aliases[name]} and {model}; give one of them")
+    for name, model in aliases.items():
+        if model in aliases:
+            raise UsageError(f"--alias: {name} means {model}, which is an alias itself; give the model's own name")
+    if len(aliases) > MAX_ALIASES:
+        raise UsageError(f"--alias: {len(aliases)} aliases are more than {MAX_ALIASES}")
+    return tuple(aliases.items())
+
+
 def check_policy(name: str) -> str:
     """Raises UsageError for an unknown policy, and for the oracle, which only a simulator can follow."""
     if name != OWN_POLICY:

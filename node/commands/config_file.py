@@ -23,6 +23,8 @@ _NOT_SET = {"as_json", "help", "exit_with_parent", "version"}
 """Parameters that belong to one call and cannot be configured."""
 _ORDER = ("node", "ask", "chat", "swarm")
 """The first sections of the written file: the ones that users change most."""
+ALIASES = "aliases"
+"""The section that spells the option --alias of nodes as a table."""
 _PATH_OR_NAME = {"model", "bootstrap"}
 """Keys whose values are files or something else, such as a name."""
 _LIKE_NODE = ("doctor",)
@@ -130,10 +132,14 @@ class Schema:
         except (tomllib.TOMLDecodeError, RecursionError) as exc:
             raise click.UsageError(f"the configuration {path} is not TOML: {exc}") from exc
         settings: Settings = {}
-        for name, value in document.items():
+        # (the section of aliases last, as it goes beside those of [node])
+        for name, value in sorted(document.items(), key=lambda item: item[0] == ALIASES):
             if name in self._unknown:
                 continue
-            if name in self.sections and name:
+            if name == ALIASES and ("node", "alias") in set(self.all_keys()):
+                if pairs := _pairs(path, value, document.get("node")):
+                    self._add(settings, path, "node", "alias", pairs)
+            elif name in self.sections and name:
                 if not isinstance(value, dict):
                     raise click.UsageError(f"{path}: {name} is a section; write [{name}] on a line of its own")
                 for key, inner in value.items():
@@ -202,7 +208,19 @@ class Schema:
             for key, option in options.items():
                 lines += ["", *(f"# {line}" for line in _wrapped(_help(option)))]
                 lines.append(f"# {key} = {_toml(_example(option))}")
+        if ("node", "alias") in set(self.all_keys()):
+            lines += ["", "# Other names of models, for clients that ask for them by these names: --alias as a table."]
+            lines.append(f"# [{ALIASES}]")
+            lines.append('# "gpt-4o-mini" = "smollm2"')
         return "\n".join(lines) + "\n"
+
+
+def _pairs(path: Path, table: object, node: object) -> list[str]:
+    """The values of --alias in the section of aliases, and those of [node]. Raises click.UsageError."""
+    if not isinstance(table, dict) or not all(isinstance(model, str) for model in table.values()):
+        raise click.UsageError(f'{path}: [{ALIASES}] must have lines such as "gpt-4o-mini" = "smollm2"')
+    of_node = node.get("alias", []) if isinstance(node, dict) else []
+    return [*of_node, *(f"{name}={model}" for name, model in table.items())]
 
 
 def _at(nested: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -74,6 +74,33 @@ Examples:
     help="Origin of web pages whose scripts may use the HTTP API. Repeatable.",
 )
 @click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Name of this machine by which its own programs call the HTTP API, besides 127.0.0.1 and localhost, such as"
+    " host.docker.internal in a container, or the name of a reverse proxy. With API keys all names are accepted."
+    " Repeatable.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Certificate of the HTTP API, in PEM form with its chain: the API then speaks HTTPS only.",
+)
+@click.option(
+    "--tls-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Private key of --tls-cert.  [default: in the file of the certificate]",
+)
+@click.option(
+    "--alias",
+    multiple=True,
+    metavar="NAME=MODEL",
+    help="Other name of a model, for clients of the HTTP API that ask for a model by a name of their own, such as"
+    " gpt-4o-mini=smollm2. Repeatable.",
+)
+@click.option(
     "--threads", type=click.IntRange(1, 1024), help="Threads of the engine.  [default: all usable processor cores]"
 )
 @click.option("--slots", type=click.IntRange(1, 127), help="Number of requests that run at once.  [default: 8]")
@@ -178,6 +205,10 @@ def node(
     api_host: str | None,
     api_key_file: Path | None,
     cors: tuple[str, ...],
+    allow_host: tuple[str, ...],
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    alias: tuple[str, ...],
     threads: int | None,
     slots: int | None,
     cells: int | None,
@@ -206,9 +237,12 @@ def node(
     from mycelia.node.commands.checks import (
         check_announce,
         check_cors,
+        check_hosts,
         check_listen,
         check_policy,
+        check_tls,
         model_in_swarm,
+        read_aliases,
         read_api_keys,
         read_bootstrap,
         read_swarm_key,
@@ -240,6 +274,10 @@ def node(
         api_host=host,
         api_keys=read_api_keys(host, api_key_file, key),
         cors_origins=check_cors(cors),
+        allowed_hosts=check_hosts(allow_host),
+        tls_cert=check_tls(tls_cert, tls_key),
+        tls_key=tls_key,
+        aliases=read_aliases(alias),
         threads=threads,
         slots=slots,
         cells=cells,

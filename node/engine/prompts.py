@@ -39,18 +39,28 @@ class PromptLimit:
     def check_size(self, num_bytes: int) -> None:
         """Raise TooLongError for a text that cannot fit. num_bytes: its length or a lower bound."""
         if num_bytes > self.context_tokens * self.token_bytes:
-            raise TooLongError(
-                f"the prompt has {num_bytes} bytes, of which no {self.context_tokens} tokens can be made: the model's"
-                " context; shorten the prompt or serve a model with a longer context"
-            )
+            requested = f"more than {num_bytes // self.token_bytes} tokens ({num_bytes} bytes in the prompt)"
+            raise TooLongError(over_context(self.context_tokens, requested))
 
     def check_tokens(self, num_tokens: int) -> None:
         """Raise TooLongError when a prompt that has, or begins with, so many tokens does not fit."""
         if num_tokens > self.context_tokens:
-            raise TooLongError(
-                f"the prompt has more than {self.context_tokens} tokens with its template, the model's context;"
-                " shorten the prompt or serve a model with a longer context"
-            )
+            requested = f"more than {self.context_tokens} tokens (all in the prompt with its template)"
+            raise TooLongError(over_context(self.context_tokens, requested))
+
+
+def over_context(context_tokens: int, requested: str) -> str:
+    """The message for a prompt that does not fit, in OpenAI's words, by which clients know the case."""
+    return (
+        f"This model's maximum context length is {context_tokens} tokens. However, you requested {requested}. Please"
+        " reduce the length of the prompt, or use a model with a longer context."
+    )
+
+
+def prompt_over_context(context_tokens: int, num_tokens: int) -> str:
+    """The same for a prompt of ``num_tokens``, which leaves no room for an answer."""
+    requested = f"{num_tokens + 1} tokens ({num_tokens} in the prompt with its template, 1 in the completion)"
+    return over_context(context_tokens, requested)
 
 
 def pieces(text: str) -> Iterator[str]:

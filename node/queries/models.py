@@ -105,6 +105,10 @@ class SwarmModels:
     async def rows(self) -> list[ModelRow]:
         """See ``Api.models``. Asks peers first, for at most ANSWER_DEADLINE_S, unless their answers are recent."""
         await self._ask_now()
+        return self.known_rows()
+
+    def known_rows(self) -> list[ModelRow]:
+        """The same without asking."""
         own = self._engine.info.name
         num_connected = Counter({own: 1})
         for view in self._peers():

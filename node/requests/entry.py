@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE, Engine
-from mycelia.node.engine.prompts import TooLongError
+from mycelia.node.engine.prompts import TooLongError, prompt_over_context
 from mycelia.node.errors import BusyError, first_error
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
@@ -216,11 +216,7 @@ class Entry:
             raise _RefusedError("bad_request", "the prompt is empty")
         room = info.context_tokens - len(prompt)
         if room < 1:
-            raise _RefusedError(
-                "too_long",
-                f"the prompt has {len(prompt)} tokens with its template, the model's context is {info.context_tokens};"
-                " shorten the prompt or serve a model with a longer context",
-            )
+            raise _RefusedError("too_long", prompt_over_context(info.context_tokens, len(prompt)))
         sampling = msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
         if num_answered > sampling.max_tokens:
             raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than the request allows")

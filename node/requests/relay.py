@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE
+from mycelia.node.errors import no_such_model
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.rejoin import AnswerSoFar, OpenEntry, rejoining
@@ -38,11 +39,11 @@ class _BusyError(NetworkError):
 
 
 class Relay:
-    def __init__(self, network: Network, requests: RequestLog, own: str) -> None:
-        """own: the model served here, named in the error for an unknown model."""
+    def __init__(self, network: Network, requests: RequestLog, served: Callable[[], Sequence[str]]) -> None:
+        """served: the models of the swarm, named in the error for an unknown model."""
         self._network = network
         self._requests = requests
-        self._own = own
+        self._served = served
         self._places = Places(MAX_RELAYED, MAX_RELAYED_PER_CLIENT)
         self._at_server: dict[bytes, Places] = {}
 
@@ -73,8 +74,7 @@ class Relay:
             with trio.fail_at(due_at):
                 peers = await find()
             if not peers and lost is None:
-                told = f"no node that can be found serves {rest.model[:64]!r}, this one serves {self._own!r}"
-                raise _NobodyServesError(told)
+                raise _NobodyServesError(no_such_model(rest.model, self._served()))
             stream = await self._entered(sorted(peers, key=lambda peer: peer == lost), rest, place)
             self._requests.relayed(request_id, stream.peer)
             return stream

@@ -1,6 +1,6 @@
 """The interface of the node that the gateway needs."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +37,15 @@ class Api(Protocol):
     @property
     def model(self) -> str:
         """The name of the model served here."""
+        ...
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Other name that clients here may use -> the model that it means."""
+        ...
+
+    def health(self) -> str:
+        """``ok``; ``loading`` while the engine loads the model; ``leaving`` when the node is about to end."""
         ...
 
     def ask(

@@ -16,17 +16,22 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from mycelia.node.drain import Drain
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import json_response
 from mycelia.node.serve.http.drain import DrainMiddleware
+from mycelia.node.serve.http.errors import BUSY_RETRY_S
 from mycelia.node.serve.http.keys import KeyGate, LocalGate
+from mycelia.node.serve.http.paths import UsualPaths, no_such_path
 from mycelia.node.serve.http.server import serve_http
-from mycelia.node.serve.local.local import local_routes, refusal
+from mycelia.node.serve.local.local import LOCAL_PREFIX, local_routes, refusal
 from mycelia.node.serve.local.observe import observe_routes
 from mycelia.node.serve.local.page import PAGE, page_routes
-from mycelia.node.serve.openai.api import PREFIX, openai_refusal, openai_routes
+from mycelia.node.serve.openai.api import openai_refusal, openai_routes
+from mycelia.node.serve.probes import LOADING, OPEN_PROBES, health_routes, probe_routes
 from mycelia.node.views import FailedView
 
 log = structlog.get_logger()
@@ -40,6 +45,8 @@ _HEADERS = [
     "retry-after",
 ]
 """Response headers that scripts of web pages may read."""
+_PREFLIGHT_S = 7_200
+"""Time for which browsers may keep the answer to a preflight; Chromium keeps none longer."""
 
 
 @dataclass(frozen=True)
@@ -48,30 +55,81 @@ class Access:
     """Any of them is accepted; empty: no key is needed, and only local Hosts are served."""
     origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may use the gateway."""
+    hosts: tuple[str, ...] = ()
+    """Names of this machine besides those of the loopback, which a request's Host may have when no key is needed."""
 
 
-def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) -> Starlette:
-    """The ASGI application in front of ``api``. drain: counts the requests in progress."""
-    middleware = [Middleware(DrainMiddleware, drain=drain)] if drain else []
+class Gateway:
+    """The ASGI application of a node. Until ``open`` is called, it answers that the model is loading."""
+
+    def __init__(self, access: Access = Access(), drain: Drain | None = None) -> None:
+        """drain: counts the requests in progress."""
+        self._access = access
+        self._drain = drain
+        self._app = _app([*health_routes(lambda: LOADING), *page_routes()], access, is_loading=True)
+
+    def open(self, api: Api) -> None:
+        """Serve ``api`` from now on. Mutates."""
+        # (routes are tried in order)
+        routes = [*openai_routes(api), *probe_routes(api), *local_routes(api), *observe_routes(api), *page_routes()]
+        self._app = _app(routes, self._access, self._drain)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) -> Gateway:
+    """The ASGI application in front of ``api``. drain: see ``Gateway``."""
+    gateway = Gateway(access, drain)
+    gateway.open(api)
+    return gateway
+
+
+def _app(routes: list[Route], access: Access, drain: Drain | None = None, is_loading: bool = False) -> Starlette:
+    middleware = [Middleware(UsualPaths)]
+    if drain:
+        middleware.append(Middleware(DrainMiddleware, drain=drain))
     if access.origins:
         middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(access.origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type"],
+                allow_methods=["GET", "HEAD", "POST", "DELETE"],
+                allow_headers=["*"],  # (SDKs send many of their own, such as x-stainless-retry-count)
+                allow_private_network=True,
                 expose_headers=_HEADERS,
+                max_age=_PREFLIGHT_S,
             )
         )
+    open_paths = [PAGE, *OPEN_PROBES]
     if access.keys:
-        middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal, open_paths=[PAGE]))
+        middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal, open_paths=open_paths))
     else:
-        middleware.append(Middleware(LocalGate, refusal=_refusal, origins=access.origins, open_paths=[PAGE]))
-    return Starlette(
-        exception_handlers={HTTPException: _on_http_error, Exception: _on_bug},
-        routes=[*openai_routes(api), *local_routes(api), *observe_routes(api), *page_routes()],  # (tried in order)
-        middleware=middleware,
+        middleware.append(
+            Middleware(LocalGate, refusal=_refusal, origins=access.origins, open_paths=open_paths, hosts=access.hosts)
+        )
+    known = [route.path for route in routes]
+
+    async def on_http_error(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, HTTPException)
+        path, status, message = request.scope["path"], exc.status_code, exc.detail
+        if status == 404 and is_loading:
+            status, message = 503, "the node is loading its model: try again in a moment"
+        elif status == 404:
+            message = no_such_path(path, known)
+        elif status == 405:
+            message = f"{request.method} is not allowed for {path}: use {(exc.headers or {}).get('Allow', 'another')}"
+        response = _refusal(path, status, message)
+        response.headers.update(exc.headers or {})
+        if status == 503:
+            response.headers["retry-after"] = str(BUSY_RETRY_S)
+        return response
+
+    app = Starlette(
+        exception_handlers={HTTPException: on_http_error, Exception: _on_bug}, routes=routes, middleware=middleware
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 async def serve_gateway(
@@ -81,28 +139,21 @@ async def serve_gateway(
     drain: Drain | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, on a socket from ``bind_api``. Closes it. drain: see ``make_app``."""
-    await serve_http(make_app(api, access, drain), listener, task_status)
+    """Serve until cancelled, on a socket from ``bind_api``. Closes it. drain: see ``Gateway``."""
+    await serve_http(make_app(api, access, drain), listener, task_status=task_status)
 
 
 def _refusal(path: str, status: int, message: str) -> Response:
     """A response in the shape of the API that ``path`` belongs to."""
-    if path.startswith(PREFIX):
-        return openai_refusal(status, message)
-    return refusal(status, message)
-
-
-async def _on_http_error(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, HTTPException)
-    response = _refusal(request.scope["path"], exc.status_code, exc.detail)
-    response.headers.update(exc.headers or {})
-    return response
+    if path.startswith(LOCAL_PREFIX):
+        return refusal(status, message)
+    return openai_refusal(status, message)
 
 
 async def _on_bug(request: Request, exc: Exception) -> Response:
     """An unexpected error fails its request and is logged."""
     log.error("api_request_failed", exc_info=exc)
     message = "an error inside the node; see its log"
-    if request.scope["path"].startswith(PREFIX):
-        return openai_refusal(500, message)
-    return json_response(FailedView("internal", message, True), 500)
+    if request.scope["path"].startswith(LOCAL_PREFIX):
+        return json_response(FailedView("internal", message, True), 500)
+    return openai_refusal(500, message)

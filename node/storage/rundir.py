@@ -40,6 +40,8 @@ class RunInfo:
     """The private swarm in which the node runs, or UNNAMED; empty: the open network."""
     public: bool = False
     """Whether the node is in a private swarm and in the open network."""
+    api_cert: str = ""
+    """The file of the certificate with which the API is encrypted; empty: it is not."""
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
+from mycelia.node.engine.prompts import over_context
 from mycelia.proto.admission.fair_queue import FairQueue, share_of
 from mycelia.proto.admission.shares import has_room
 from mycelia.proto.wire.blocks import token_array, unpack_tokens
@@ -167,7 +168,7 @@ class EmbeddingQueue:
         for place, text in enumerate(message.texts):
             length = len(text) // TOKEN_BYTES
             if length > most:
-                return f"text {place} has {length} tokens, at most {most} are embedded"
+                return over_context(most, f"{length} tokens (in text {place} of the input)")
             if max(token_array(text)) >= self._num_vocab:
                 return f"token ids of this model are below {self._num_vocab}"
         return ""

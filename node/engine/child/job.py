@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mycelia.node.engine.prompts import prompt_over_context
 from mycelia.proto.cache.sharing import Owner, paint
 
 
@@ -58,8 +59,7 @@ class Limits:
         if max_tokens < 0:
             return Refusal("bad_request", "max_tokens must be at least 0", False)
         if len(prompt) >= self.context_tokens:
-            text = f"the prompt has {len(prompt)} tokens, the context holds {self.context_tokens} with the answer"
-            return Refusal("too_long", text, False)
+            return Refusal("too_long", prompt_over_context(self.context_tokens, len(prompt)), False)
         return None
 
 

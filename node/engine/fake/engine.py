@@ -30,6 +30,7 @@ from mycelia.node.engine.engine import (
     ModelInfo,
     append_tokens,
 )
+from mycelia.node.engine.prompts import prompt_over_context
 from mycelia.node.engine.stops import TextGate
 from mycelia.node.signals import Signal
 from mycelia.proto.admission.fair_queue import FairQueue
@@ -283,7 +284,7 @@ class FakeEngine:
         if not 0 <= min(prompt) <= max(prompt) < NUM_VOCAB:
             return EngineFailed("bad_request", f"token ids must be below {NUM_VOCAB}", False)
         if len(prompt) >= cells:
-            return EngineFailed("too_long", f"the prompt has {len(prompt)} tokens, the context {cells}", False)
+            return EngineFailed("too_long", prompt_over_context(cells, len(prompt)), False)
         return None
 
     async def _run(self, work: _Work, arrived: float, fail_after: int | None) -> AsyncGenerator[EngineItem, None]:

@@ -1,9 +1,9 @@
 """Request bodies, read within bounds, and the common parts of refusals."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -11,7 +11,9 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from mycelia.node.serve.http.places import hold
+from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.http.inflate import inflated
+from mycelia.node.serve.http.places import hold, take_turn
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, Failed
 
 MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
@@ -20,39 +22,41 @@ MAX_CONTAINERS = 131_072
 """Opening brackets and braces in a body, also in its texts: a million empty arrays take 0.5 s and 65 MB to decode. A
 chat of the largest size that is all program text has fewer."""
 BODY_DEADLINE_S = 30.0
-BUSY_RETRY_S = 1
+STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+"""Headers of a response that comes piece by piece, which proxies must pass on as it comes."""
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 Refusal = Callable[[str, int, str], Response]
 """(path, status, message) -> the response."""
 
 
-@dataclass
-class HttpError(Exception):
-    """A request that is refused before any work on it."""
-
-    status: int
-    message: str
-    code: str | None = None
-    """For programs, if the status does not say enough."""
-    param: str | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"retry-after": str(BUSY_RETRY_S)} if self.status == 503 else {}
-
-
 async def read_json(request: Request, kind: type[_Body]) -> _Body:
     """The body as ``kind``. Its bytes count as held until the request is done. Raises HttpError."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HttpError(415, "the body must be application/json")
+    headers = request.headers
+    _check_type(headers)
+    body: bytes | bytearray = await _received(request)
+    if encoding := headers.get("content-encoding", ""):
+        await take_turn(request.scope)
+        body = inflated(bytes(body), encoding, MAX_BODY_BYTES)
+        _hold(request, len(body))
+    if body.startswith(_UTF8_MARK):
+        body = body[len(_UTF8_MARK) :]
+    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
+        raise HttpError(413, f"the body has more than {MAX_CONTAINERS} brackets and braces")
+    try:
+        return _decoded(body, kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        what = "it is UTF-16, send UTF-8" if body.startswith(_UTF16_MARKS) else str(exc)
+        raise HttpError(400, f"the body is not valid: {what}") from None
+
+
+async def _received(request: Request) -> bytearray:
     body = bytearray()
     with trio.move_on_after(BODY_DEADLINE_S) as deadline:
         try:
             async with aclosing(request.stream()) as chunks:
                 async for chunk in chunks:
-                    if not hold(request.scope, len(chunk)):
-                        raise HttpError(503, "too many request bodies are held at once")
+                    _hold(request, len(chunk))
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
                         raise HttpError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
@@ -60,12 +64,54 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
             raise HttpError(400, "the body ended early") from None
     if deadline.cancelled_caught:
         raise HttpError(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
-    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
-        raise HttpError(413, f"the body has more than {MAX_CONTAINERS} brackets and braces")
+    return body
+
+
+def _hold(request: Request, num_bytes: int) -> None:
+    if not hold(request.scope, num_bytes):
+        raise HttpError(503, "too many request bodies are held at once")
+
+
+def _check_type(headers: Mapping[str, str]) -> None:
+    """Raises HttpError for a body that is not declared as JSON, unless it comes from a program that declares it badly,
+    as ``curl -d`` does. A web page can send the types below without asking first, and no others."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.endswith(("/json", "+json")):
+        return
+    if kind in _UNDECLARED and not _is_browser(headers):
+        return
+    raise HttpError(415, "the body must be JSON, declared as Content-Type: application/json")
+
+
+_UNDECLARED = ("", "text/plain", "application/x-www-form-urlencoded")
+
+
+def _is_browser(headers: Mapping[str, str]) -> bool:
+    """Whether a web page may have sent the request. Pages cannot leave out all of these headers."""
+    return any(name in headers for name in _OF_BROWSERS) or "mozilla" in headers.get("user-agent", "").lower()
+
+
+_OF_BROWSERS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode")
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def _decoded(body: bytes | bytearray, kind: type[_Body]) -> _Body:
+    """Raises DecodeError, UnicodeDecodeError or RecursionError."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise HttpError(400, f"the body is not valid: {exc}") from None
+    except msgspec.DecodeError:
+        # (a client that cuts a text inside an emoji sends half of its escape)
+        mended = _ESCAPE.sub(lambda found: b"\\ufffd" if found[1] else found[0], body)
+        if mended == body:
+            raise
+        return msgspec.json.decode(mended, type=kind)
+
+
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
+"""An escape in JSON. Its group is half of a surrogate pair without the other half."""
 
 
 def retry_after(failed: Failed) -> tuple[bytes, bytes]:

@@ -10,6 +10,7 @@ Speed is no reason: the first event of an answer comes 0.3 to 0.5 ms sooner than
 The application reads and writes the socket itself, in the task that calls ``receive`` and ``send``.
 """
 
+import ssl
 import time
 from contextlib import suppress
 from email.utils import formatdate
@@ -21,19 +22,18 @@ import structlog
 import trio
 from starlette.types import ASGIApp, Message, Scope
 
-from mycelia.node.serve.http.bodies import HttpError
+from mycelia.node.serve.http.client_socket import ClientSocket
+from mycelia.node.serve.http.errors import FULL, HttpError, refusal_body
 from mycelia.node.serve.http.places import PLACE, HttpPlace
-from mycelia.node.sockets import receive_some, send_at_once
+from mycelia.node.serve.http.tls import NoTlsError
 
 log = structlog.get_logger()
 
-WRITE_DEADLINE_S = 30.0
-"""A client that reads nothing for this long is dropped."""
+IDLE_DEADLINE_S = 120.0
+"""From the end of an answer to the first byte of the next request: clients keep their connections for about a minute.
+``places.py`` ends idle connections when others need their places."""
 HEAD_DEADLINE_S = 30.0
-"""From the end of an answer to the end of the next request's head."""
-LINGER_S = 2.0
-"""How long an ended connection still reads what the client sends. A connection that is closed with unread bytes is
-reset, and the client would lose the very answer that refused these bytes."""
+"""From there to the end of the request's head. Also the limit of a TLS handshake."""
 MAX_HEAD_BYTES = 65_536
 """Also the limit of bytes that wait behind a request being answered. One read may exceed either."""
 MAX_HEAD_LINES = 128
@@ -43,7 +43,6 @@ MAX_PIECES = 4_096
 MAX_REST_PIECES = 64
 """Pieces read of a body that the application does not want, and of any body in one turn: half a millisecond."""
 
-_READ_BYTES = 16_384
 _FEED_BYTES = 4_096
 """Bytes given to h11 at once: 2 ms if the lines are of the shortest."""
 _GONE: Message = {"type": "http.disconnect"}
@@ -52,9 +51,12 @@ _GONE: Message = {"type": "http.disconnect"}
 class HttpConnection:
     """Call ``serve`` once."""
 
-    def __init__(self, app: ASGIApp, stream: trio.SocketStream, place: HttpPlace) -> None:
+    def __init__(
+        self, app: ASGIApp, stream: trio.SocketStream, place: HttpPlace, context: ssl.SSLContext | None = None
+    ) -> None:
+        """context: the connection is encrypted."""
         self._app = app
-        self._socket = stream.socket
+        self._socket = ClientSocket(stream, context)
         self._place = place
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._ahead = bytearray()
@@ -67,39 +69,66 @@ class HttpConnection:
         self._head = b""
         """The head of the response. It is sent together with the first bytes of the body."""
         self._has_body = True
-        self._unsent = b""
-        """Bytes that h11 counts as sent, for which the socket had no room. The task that waited for room may have been
-        cancelled, so these bytes go before all others."""
-        self._gone = trio.Event()
-        """Set when nothing more can be sent or received."""
+        self._is_resting = False
+        """Whether nothing of a next request has come after an answer."""
 
     async def serve(self) -> None:
         """Answer requests until the client or an error ends the connection, and close it."""
         try:
+            await self._shake_hands()
             while (request := await self._next_request()) is not None:
                 await self._answer(request)
-                await self._write(b"")
+                await self._socket.write(b"")
                 self._take_rest()
                 self._place.rest()
                 if self._is_gone or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                     break
                 self._http.start_next_cycle()
-            await self._linger()
+                self._is_resting = not self.num_ahead
+            await self._socket.linger()
+        except trio.Cancelled:
+            if not self._place.has_place:
+                self._say_full()
+            raise
         finally:
             self._socket.close()
 
+    def _say_full(self) -> None:
+        """Another connection got this one's place: a request that may be under way is answered before the end."""
+        if not self._is_resting and self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._socket.write_last(FULL)
+
     @property
     def _is_gone(self) -> bool:
-        return self._gone.is_set()
+        return self._socket.is_gone
+
+    async def _shake_hands(self) -> None:
+        if not self._socket.is_encrypted:
+            return
+        with trio.move_on_after(HEAD_DEADLINE_S) as deadline:
+            try:
+                self._ahead += await self._socket.shake_hands(self._place.turn)
+            except NoTlsError as exc:
+                await self._refuse(400, str(exc))
+                self._socket.gone.set()
+        if deadline.cancelled_caught:
+            self._socket.gone.set()
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
     async def _next_request(self) -> h11.Request | None:
         """None: the client is gone, or sent no request; in that case it got a refusal."""
         self._has_body, self._has_length, self._num_pieces = True, False, 0
+        is_behind = self.num_ahead > 0
+        if not is_behind:
+            with trio.move_on_after(IDLE_DEADLINE_S):
+                self._ahead += await self._socket.read()
+            self._is_resting = False
+            if not self._ahead:
+                return None
         with trio.move_on_after(HEAD_DEADLINE_S):
             try:
-                if self.num_ahead:  # (no wait is needed: other connections get their turn)
+                if is_behind:  # (no wait was needed: other connections get their turn)
                     await trio.lowlevel.checkpoint()
                     await self._place.turn()
                 while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -124,7 +153,7 @@ class HttpConnection:
         """Gives h11 a part of the bytes read ahead, or of the next ones; at the end of the connection, the end. Loses
         nothing when cancelled. Raises RemoteProtocolError."""
         if not self._ahead:
-            self._ahead += await self._read()
+            self._ahead += await self._socket.read()
         if not self._has_length:
             await self._place.turn()
         self._feed_ahead()
@@ -150,13 +179,13 @@ class HttpConnection:
 
     async def _refuse(self, status: int, message: str) -> None:
         """Sends a refusal if no answer has begun. The connection ends after it."""
-        body = f"{message}\n".encode()
-        headers = [("content-type", "text/plain"), ("content-length", str(len(body))), ("connection", "close")]
+        body = refusal_body(status, message)
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         with suppress(h11.LocalProtocolError):  # (an answer has begun)
             data = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
             if self._has_body:
                 data += self._http.send(h11.Data(data=body)) or b""
-            await self._write(data)
+            await self._socket.write(data)
 
     # --- one request ------------------------------------------------------------------------------------------------
 
@@ -183,7 +212,7 @@ class HttpConnection:
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": request.http_version.decode("ascii"),
-            "scheme": "http",
+            "scheme": "https" if self._socket.is_encrypted else "http",
             "method": request.method.decode("ascii"),
             "path": unquote(raw_path.decode("ascii")),
             "raw_path": raw_path,
@@ -217,7 +246,7 @@ class HttpConnection:
                 if self._body and not self._ahead:
                     return False
                 if self._http.they_are_waiting_for_100_continue:
-                    await self._write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                    await self._socket.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
                 await self._feed()
             elif isinstance(event, h11.Data):
                 self._body += event.data
@@ -238,9 +267,9 @@ class HttpConnection:
     async def _wait_gone(self) -> None:
         while not self._is_gone:
             if self.num_ahead > MAX_HEAD_BYTES:  # (it sends too much: only writing will show its end)
-                await self._gone.wait()
+                await self._socket.gone.wait()
                 return
-            self._ahead += await self._read()
+            self._ahead += await self._socket.read()
 
     async def _send(self, message: Message) -> None:
         """Sends nothing to a client that is gone, nor after the end of the answer."""
@@ -262,40 +291,7 @@ class HttpConnection:
             data += self._http.send(h11.Data(data=body)) or b""
         if not message.get("more_body", False):
             data += self._http.send(h11.EndOfMessage()) or b""
-        await self._write(data)
-
-    # --- the socket -------------------------------------------------------------------------------------------------
-
-    async def _read(self) -> bytes:
-        """Empty: nothing more will come."""
-        try:
-            data = await receive_some(self._socket, _READ_BYTES)
-        except (OSError, trio.ClosedResourceError):
-            data = b""
-        if not data:
-            self._gone.set()
-        return data
-
-    async def _write(self, data: bytes | None) -> None:
-        """Loses nothing when cancelled. One caller at a time: callers have to separate the writes of several tasks."""
-        self._unsent += data or b""
-        try:
-            while self._unsent:
-                self._unsent = send_at_once(self._socket, self._unsent)
-                if self._unsent:
-                    with trio.fail_after(WRITE_DEADLINE_S):
-                        await trio.lowlevel.wait_writable(self._socket)
-        except (OSError, trio.ClosedResourceError, trio.TooSlowError):
-            self._unsent = b""
-            self._gone.set()
-            self._socket.close()  # (ends the tasks that wait for something to read)
-
-    async def _linger(self) -> None:
-        """Waits until the client has closed the connection too."""
-        with trio.move_on_after(LINGER_S), suppress(OSError, trio.ClosedResourceError):
-            self._socket.shutdown(trio.socket.SHUT_WR)
-            while await receive_some(self._socket, 65_536):
-                pass
+        await self._socket.write(data)
 
 
 def _date() -> bytes:

@@ -18,6 +18,8 @@ from mycelia.node.serve.http.places import admit
 MIN_KEY_CHARS = 16
 _CLIENT = "mycelia.client"
 _SCHEME = b"bearer "
+_BARE = (b"x-api-key", b"api-key")
+"""Headers of other makers' clients that have the key alone: Anthropic's and Azure's."""
 
 
 class KeyGate:
@@ -34,7 +36,7 @@ class KeyGate:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             digest = self._known(scope)
             if digest is None:
-                message = "an API key is needed: send it as 'Authorization: Bearer KEY'"
+                message = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
                 response = self._refusal(scope["path"], 401, message)
                 response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
@@ -49,12 +51,16 @@ class KeyGate:
 
     def _known(self, scope: Scope) -> bytes | None:
         """The digest of the request's key; None: there is no key, or a wrong one."""
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if given[: len(_SCHEME)].lower() != _SCHEME:
-            return None
-        digest = _digest(given[len(_SCHEME) :].strip())
-        matches = [known for known in self._digests if hmac.compare_digest(digest, known)]
-        return matches[0] if matches else None
+        headers = dict(reversed(scope["headers"]))  # (of several equal ones the first counts)
+        bearer = headers.get(b"authorization", b"")
+        given = [bearer[len(_SCHEME) :]] if bearer[: len(_SCHEME)].lower() == _SCHEME else []
+        given += [headers[name] for name in _BARE if name in headers]
+        for key in given:
+            digest = _digest(key.strip())
+            matches = [known for known in self._digests if hmac.compare_digest(digest, known)]
+            if matches:
+                return matches[0]
+        return None
 
 
 class LocalGate:
@@ -62,23 +68,31 @@ class LocalGate:
     without reading the answers, or make its own name point here; browsers report this in the headers."""
 
     def __init__(
-        self, app: ASGIApp, refusal: Refusal, origins: Collection[str] = (), open_paths: Collection[str] = ()
+        self,
+        app: ASGIApp,
+        refusal: Refusal,
+        origins: Collection[str] = (),
+        open_paths: Collection[str] = (),
+        hosts: Collection[str] = (),
     ) -> None:
         """refusal: makes the response to all other requests. origins: web origins that may send requests, ``*``: all.
-        open_paths: any page may lead to them, because they reveal nothing."""
+        open_paths: any page may lead to them, because they reveal nothing. hosts: names of this machine, in lower case,
+        besides those of the loopback."""
         self._app = app
         self._refusal = refusal
         self._origins = frozenset(origins)
         self._open_paths = frozenset(open_paths)
+        self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}
-            if not _is_this_machine(headers.get(b"host", "")):
-                message = (
-                    "without API keys this node serves only its own machine, by a name such as 127.0.0.1 or localhost;"
-                    " to serve other machines, start it with --api-key-file"
-                )
+            host = _name_in(headers.get(b"host", ""))
+            if not (_is_this_machine(host) or host in self._hosts):
+                message = "without API keys this node serves only its own machine, as 127.0.0.1 or localhost"
+                if host:
+                    message += f"; if {host[:64]} is this machine, too, as in a container, start it with --allow-host"
+                message += "; to serve other machines, start it with --api-key-file"
                 await self._refusal(scope["path"], 400, message)(scope, receive, send)
                 return
             if scope["path"] not in self._open_paths:
@@ -108,10 +122,13 @@ def client_of(scope: Scope) -> bytes:
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?", re.IGNORECASE)
 
 
-def _is_this_machine(host: str) -> bool:
-    """host: a name or an address, with or without a port."""
+def _name_in(host: str) -> str:
+    """The name or address in a Host header, in lower case; empty: it has none."""
     parts = _HOST.fullmatch(host)
-    name = (parts[1] or parts[2]).lower() if parts else ""
+    return (parts[1] or parts[2]).lower() if parts else ""
+
+
+def _is_this_machine(name: str) -> bool:
     if name == "localhost":
         return True
     try:

@@ -86,6 +86,11 @@ class HttpPlace:
         self._held_for = ""
 
     @property
+    def has_place(self) -> bool:
+        """False: another connection got it, or the connection has ended."""
+        return self.counted_for is not None
+
+    @property
     def is_admitted(self) -> bool:
         """Whether a gate has admitted the request being answered."""
         return self.counted_for not in (None, self.subnet)
@@ -145,6 +150,13 @@ def hold(scope: Scope, num_bytes: int) -> bool:
     """Whether more bytes of the request's body may be held, see ``HttpPlace.hold``."""
     place: HttpPlace | None = scope.get(PLACE)
     return place is None or place.hold(num_bytes)
+
+
+async def take_turn(scope: Scope) -> None:
+    """See ``HttpPlace.turn``."""
+    place: HttpPlace | None = scope.get(PLACE)
+    if place is not None:
+        await place.turn()
 
 
 def subnet_of_socket(connected: trio.socket.SocketType) -> str:

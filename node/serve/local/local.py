@@ -22,8 +22,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.serve.api import Api
-from mycelia.node.serve.http.bodies import HttpError, json_response, read_json, retry_after
+from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response, read_json, retry_after
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
+from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.views import MAX_TIMEOUT_S, FailedView, frame_view
 from mycelia.proto.admission.overload import OVERLOADED
@@ -42,6 +43,7 @@ from mycelia.proto.wire.messages import (
 )
 from mycelia.proto.wire.messages import Route as RouteFrame
 
+LOCAL_PREFIX = "/api/"
 HOLD_S = 0.5
 """How long the status line of an answer waits for the first text. A node refuses within two round trips, and a refusal
 can only be a status before the status line is sent. Later everything streams at once: so a long prefill shows where the
@@ -200,6 +202,7 @@ class _LateResponse:
             all_headers = [
                 (b"content-type", b"application/x-ndjson"),
                 (b"x-request-id", self._request_id.hex().encode()),
+                *STREAM_HEADERS,
                 *headers,
             ]
             await self._send({"type": "http.response.start", "status": status, "headers": all_headers})

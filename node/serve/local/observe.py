@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.serve.api import Api
-from mycelia.node.serve.http.bodies import json_response
+from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.views import FailedView
@@ -90,7 +90,7 @@ class _EventStream:
             self._streams.free(self._client, share)
 
     async def _send_events(self, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        headers = [(b"content-type", b"text/event-stream"), *STREAM_HEADERS]
         async with cancelled_at_disconnect(receive):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             async with aclosing(_events(self._api)) as events:

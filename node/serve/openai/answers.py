@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from mycelia.node.peer_id import peer_text
 from mycelia.node.serve.api import Api
+from mycelia.node.serve.http.bodies import STREAM_HEADERS
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.openai.errors import error_body, status_of
 from mycelia.node.serve.openai.logprobs import (
@@ -440,7 +441,7 @@ class _Stream:
         try:
             if not self._has_begun:
                 self._has_begun = True
-                headers = [*self._answer.headers(), (b"cache-control", b"no-cache")]
+                headers = [*self._answer.headers(), *STREAM_HEADERS]
                 await _begin(self._send, 200, b"text/event-stream; charset=utf-8", headers)
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
         finally:

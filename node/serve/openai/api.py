@@ -10,6 +10,7 @@
 A prompt for a model that this node does not serve enters at one that does. Embeddings are never passed on.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -17,23 +18,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mycelia.node.errors import no_such_model
 from mycelia.node.serve.api import Api
-from mycelia.node.serve.http.bodies import HttpError, json_response, read_json
+from mycelia.node.serve.http.bodies import json_response, read_json
+from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.serve.openai.answers import ChatShape, OpenAiAnswer, TextShape
-from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_texts
+from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_embeddings
 from mycelia.node.serve.openai.errors import errors
 from mycelia.node.serve.openai.openapi import openapi
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
 from mycelia.node.serve.openai.tokenizer import tokenizer_routes
 from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, Model, Models
-
-PREFIX = "/v1/"
+from mycelia.node.views import ModelRow
 
 _Handler = Callable[[Request], Awaitable[Response]]
 
 
 def openai_routes(api: Api) -> list[Route]:
+    began = int(time.time())
+
     async def chat(request: Request) -> Response:
         wanted = wanted_chat(await read_json(request, ChatRequest))
         # (Starlette accepts any ASGI application as a response)
@@ -44,19 +48,28 @@ def openai_routes(api: Api) -> list[Route]:
         return cast(Response, OpenAiAnswer(api, wanted, TextShape(wanted, api.model), client_of(request.scope)))
 
     async def models(_: Request) -> Response:
-        return json_response(Models(await _models(api)))
+        return json_response(Models(await listed()))
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        found = next((model for model in await _models(api) if model.id == name), None)
+        known = await listed()
+        found = next((model for model in known if model.id == name), None)
         if found is None:
-            raise HttpError(404, f"no node that can be found serves {name[:128]!r}", "model_not_found", "model")
+            message = no_such_model(name, [model.id for model in known])
+            raise HttpError(404, message, "model_not_found", "model")
         return json_response(found)
+
+    async def listed() -> list[Model]:
+        """The models of the swarm, and the aliases."""
+        rows = {row.model: row for row in await api.models()}
+        names = [(name, name) for name in rows] + [pair for pair in api.aliases.items() if pair[0] not in rows]
+        found = [(name, root, rows.get(root, ModelRow(root, 0, 0))) for name, root in names]
+        return [Model(name, row.nodes, row.context_tokens, row.connected, began, root) for name, root, row in found]
 
     async def embed(request: Request) -> Response:
         body = await read_json(request, EmbeddingRequest)
-        texts, is_base64 = wanted_texts(body, api.model), body.encoding_format == "base64"
-        return cast(Response, EmbeddingAnswer(api, texts, is_base64, client_of(request.scope)))
+        wanted = wanted_embeddings(body, api.model, api.aliases)
+        return cast(Response, EmbeddingAnswer(api, wanted, client_of(request.scope)))
 
     async def document(_: Request) -> Response:
         return json_response(openapi())
@@ -75,10 +88,6 @@ def openai_routes(api: Api) -> list[Route]:
 def openai_refusal(status: int, message: str, code: str | None = None, param: str | None = None) -> Response:
     """A refusal in the shape of this API's errors."""
     return json_response(errors(status, message, code, param), status)
-
-
-async def _models(api: Api) -> list[Model]:
-    return [Model(row.model, row.nodes, row.context_tokens, row.connected) for row in await api.models()]
 
 
 def _refusing(handler: _Handler) -> _Handler:

@@ -2,17 +2,22 @@
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.errors import BusyError
 from mycelia.node.serve.api import Api
-from mycelia.node.serve.http.bodies import HttpError, json_response, retry_after
+from mycelia.node.serve.http.bodies import json_response, retry_after
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
-from mycelia.node.serve.openai.errors import error_body, status_of
+from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.openai.errors import error_body, errors, status_of
 from mycelia.node.serve.openai.requests import read_prompts
+from mycelia.node.serve.openai.short_vectors import Shortened, shortened
 from mycelia.node.serve.openai.types import Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage
 from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.wire.blocks import unpack_tokens
@@ -25,23 +30,53 @@ RETRY_MS = 1_000
 """Used when no better time is known."""
 
 
-def wanted_texts(body: EmbeddingRequest, model: str) -> list[str | Sequence[int]]:
-    """The texts or tokens to embed. Raises HttpError for what this node, which serves ``model``, cannot do."""
-    if body.model not in (None, "", model):
-        message = f"embeddings come from the node's own model, {model!r}, not from {body.model!r}"
+@dataclass(frozen=True)
+class WantedEmbeddings:
+    texts: list[str | Sequence[int]]
+    """Texts or tokens."""
+    model: str
+    """As the client named it."""
+    is_base64: bool
+    shortened: Shortened | None
+
+
+def wanted_embeddings(body: EmbeddingRequest, model: str, aliases: Mapping[str, str]) -> WantedEmbeddings:
+    """What to embed. Raises HttpError for what this node, which serves ``model``, cannot do."""
+    named = body.model or model
+    if aliases.get(named, named) != model:
+        message = (
+            f"The model `{named}` does not exist here: embeddings come from the node's own model, {model!r}, as"
+            " vectors of different models cannot be compared"
+        )
         raise HttpError(404, message, "model_not_found", "model")
-    if body.dimensions is not None:
-        raise HttpError(400, "dimensions is not served: vectors have the width of the model", param="dimensions")
-    return [text or unpack_tokens(tokens) for text, tokens in read_prompts(body.input, MAX_TEXTS, "input")]
+    prompts = read_prompts(body.input, MAX_TEXTS, "input")
+    if any(tokens for _, tokens in prompts):
+        _check_tokenizer(body.tokenizer, model, aliases)
+    texts: list[str | Sequence[int]] = [text or unpack_tokens(tokens) for text, tokens in prompts]
+    is_base64 = body.encoding_format == "base64"
+    return WantedEmbeddings(texts, named, is_base64, shortened(model, body.dimensions))
+
+
+def _check_tokenizer(named: str | None, model: str, aliases: Mapping[str, str]) -> None:
+    """Clients such as LangChain's make the tokens of OpenAI's models themselves; here they would stand for other
+    texts, and no vector would show it."""
+    if named is None:
+        message = (
+            "input has token ids, but not whose: send texts (LangChain: OpenAIEmbeddings(..., "
+            f'check_embedding_ctx_length=False)), or "tokenizer": {model!r} if the ids are this model\'s own'
+        )
+        raise HttpError(400, message, "unknown_tokenizer", "input")
+    if aliases.get(named, named) != model:
+        message = f"input has token ids of {named!r}, but the node's model is {model!r}: send texts"
+        raise HttpError(400, message, "unknown_tokenizer", "tokenizer")
 
 
 class EmbeddingAnswer:
     """An ASGI application. A client that disconnects cancels its request."""
 
-    def __init__(self, api: Api, texts: list[str | Sequence[int]], is_base64: bool, client: bytes) -> None:
+    def __init__(self, api: Api, wanted: WantedEmbeddings, client: bytes) -> None:
         self._api = api
-        self._texts = texts
-        self._is_base64 = is_base64
+        self._wanted = wanted
         self._client = client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +88,7 @@ class EmbeddingAnswer:
 
     async def _response(self) -> Any:
         try:
-            made = await self._api.embed(self._texts, self._client)
+            made = await self._api.embed(self._wanted.texts, self._client)
         except BusyError as exc:
             retry_ms = math.ceil(1_000 * min(exc.retry_s, MAX_RETRY_S)) or RETRY_MS
             failed = Failed(code="overloaded", message=str(exc), retryable=True, retry_after_ms=retry_ms)
@@ -62,9 +97,15 @@ class EmbeddingAnswer:
             return response
         except LocalError as exc:
             return json_response(error_body(Failed(code="bad_request", message=str(exc), retryable=False)), 400)
-        data = [Embedding(place, self._spelled(vector)) for place, vector in enumerate(made.vectors)]
+        vectors: Sequence[NDArray[np.float32]] = made.vectors
+        try:
+            if self._wanted.shortened is not None:
+                vectors = [self._wanted.shortened(vector) for vector in vectors]
+        except HttpError as exc:
+            return json_response(errors(exc.status, exc.message, exc.code, exc.param), exc.status)
+        data = [Embedding(place, self._spelled(vector)) for place, vector in enumerate(vectors)]
         usage = EmbeddingUsage(made.num_tokens, made.num_tokens)
-        return json_response(EmbeddingList(data, self._api.model, usage))
+        return json_response(EmbeddingList(data, self._wanted.model, usage))
 
     def _spelled(self, vector: Any) -> list[float] | str:
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode() if self._is_base64 else vector.tolist()
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode() if self._wanted.is_base64 else vector.tolist()

@@ -22,7 +22,7 @@ _CODES = {
     "overloaded": "rate_limit_exceeded",
 }
 """OpenAI's names for the same failures."""
-_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 def status_of(failed: Failed) -> tuple[int, list[tuple[bytes, bytes]]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mycelia.node.serve.http.bodies import HttpError
+from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import (
     MAX_PROMPTS,
     AnyRequest,

@@ -14,7 +14,8 @@ from starlette.routing import Route
 
 from mycelia.node.errors import BusyError
 from mycelia.node.serve.api import Api
-from mycelia.node.serve.http.bodies import HttpError, json_response, read_json
+from mycelia.node.serve.http.bodies import json_response, read_json
+from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, MAX_TOKENS_PER_REQUEST
@@ -85,7 +86,7 @@ def tokenizer_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list
 
 
 def _check_model(api: Api, model: str | None) -> None:
-    if model and model != api.model:
+    if model and api.aliases.get(model, model) != api.model:
         raise HttpError(
             404, f"this node tokenizes for {api.model!r}, not for {model[:128]!r}", "model_not_found", "model"
         )

@@ -21,6 +21,7 @@ from mycelia.proto.wire.messages import (
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 MAX_TOOLS = 128
+MAX_DIMENSIONS = 65_536
 
 Name = Annotated[str, Meta(pattern=r"^[\w.:/@+-]{1,128}\Z")]
 """A function's name: also with dots, colons and the letters of any language, as tool servers have them."""
@@ -156,7 +157,10 @@ class EmbeddingRequest(msgspec.Struct):
     """A text, its tokens, or a list of texts or tokens."""
     model: Annotated[str, Meta(max_length=128)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None = None
+    """The first numbers of each vector alone, for models that allow it."""
+    tokenizer: Annotated[str, Meta(max_length=128)] | None = None
+    """The model whose tokens ``input`` has; not OpenAI's. Without it, only texts are accepted."""
 
 
 # --- what they get --------------------------------------------------------------------------------------------------
@@ -290,7 +294,15 @@ class Completion(msgspec.Struct):
     system_fingerprint: None = None
 
 
+class ModelMeta(msgspec.Struct):
+    """As llama-server tells it."""
+
+    n_ctx: int
+
+
 class Model(msgspec.Struct):
+    """A model. Clients look for the length of its context under different names; those are left out if it is 0."""
+
     id: str
     nodes: int
     """Nodes that serve it: a lower bound, if the peers' reports are true."""
@@ -299,8 +311,26 @@ class Model(msgspec.Struct):
     connected: int = 0
     """Those of ``nodes`` that are the asked node or connected to it; 0: the model is known only from other nodes."""
     created: int = 0
+    """When this node began to serve its API."""
+    root: str = ""
+    """The model's own name, if ``id`` is an alias of it."""
     object: str = "model"
     owned_by: str = "mycelia"
+    max_model_len: int | UnsetType = UNSET
+    """vLLM's name of ``context_tokens``."""
+    context_length: int | UnsetType = UNSET
+    """OpenRouter's."""
+    context_window: int | UnsetType = UNSET
+    """Groq's."""
+    max_context_length: int | UnsetType = UNSET
+    """LM Studio's."""
+    meta: ModelMeta | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        self.root = self.root or self.id
+        if tokens := self.context_tokens:
+            self.max_model_len = self.context_length = self.context_window = self.max_context_length = tokens
+            self.meta = ModelMeta(tokens)
 
 
 class Models(msgspec.Struct):

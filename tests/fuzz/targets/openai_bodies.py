@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from mycelia.node.serve.http.bodies import HttpError
-from mycelia.node.serve.openai.embeddings import wanted_texts
+from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.openai.embeddings import wanted_embeddings
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
 from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest
 from mycelia.proto.wire.codec import decode, encode
@@ -49,7 +49,10 @@ _COMPLETION: dict[str, Any] = {**_COMMON, "prompt": ["a", "b"], "logprobs": 1}
 _BODIES = {
     "chat": (_CHAT, _CHAT_2, _CHAT_3),
     "completion": (_COMPLETION, {"prompt": [[1, 2], [3]]}, {"prompt": [1, 2]}),
-    "embedding": ({"input": ["a", "b"], "encoding_format": "base64"}, {"input": [[1], [2]]}),
+    "embedding": (
+        {"input": ["a", "b"], "encoding_format": "base64"},
+        {"input": [[1], [2]], "tokenizer": "a", "dimensions": 2},
+    ),
 }
 _ODD = (
     None,
@@ -102,7 +105,8 @@ class OpenAiBodies:
                 case "completion":
                     asks = wanted_completion(msgspec.json.decode(body, type=CompletionRequest)).asks
                 case _:
-                    return bool(wanted_texts(msgspec.json.decode(body, type=EmbeddingRequest), "m"))
+                    wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), "m", {"a": "m"})
+                    return bool(wanted.texts)
         except (HttpError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # (the first of these errors is a refusal; ``read_json`` makes one of the others)
         assert asks and all(decode(encode(ask)) == ask for ask in asks), "peers would not take it"

@@ -105,12 +105,12 @@ async def exchange(port: int, data: bytes) -> tuple[int, bytes]:
 @pytest.mark.parametrize(
     ("data", "status", "says"),
     [
-        (request("GET", "/api/nothing"), 404, "Not Found"),
-        (request("GET", "/api/ask"), 405, "Not Allowed"),
+        (request("GET", "/api/nothing"), 404, "there is no path /api/nothing"),
+        (request("GET", "/api/ask"), 405, "use POST"),
         (request("POST", "/api/ask", b"{"), 400, "not valid"),
         (request("POST", "/api/ask", b'{"messages":[{"role":"user","content":"\xff"}]}'), 400, "not valid"),
         (request("POST", "/api/ask", b'{"messages":[]}'), 400, "length >= 1"),
-        (request("POST", "/api/ask", conversation(), Content_Type="text/plain"), 415, "application/json"),
+        (request("POST", "/api/ask", conversation(), Content_Type="image/png"), 415, "application/json"),
         (request("POST", "/api/ask", b" " * 4_000_000), 413, "more than"),
         (request("POST", "/api/ask", b'{"messages": [' + b"[]," * 140_000 + b"[]]}"), 413, "brackets"),
         (request("GET", "/api/state", Host="evil.example"), 400, "--api-key-file"),

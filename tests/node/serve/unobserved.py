@@ -1,6 +1,6 @@
 """A node behind the gateway for tests that do not look at its state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
@@ -18,6 +18,11 @@ class Unobserved:
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode()
+
+    aliases: Mapping[str, str] = {}
+
+    def health(self) -> str:
+        return "ok"
 
     def recent_requests(self) -> list[RequestRow]:
         return []

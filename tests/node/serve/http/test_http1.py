@@ -6,7 +6,7 @@ import pytest
 import trio
 from starlette.types import Receive, Scope, Send
 
-from mycelia.node.serve.http import http1
+from mycelia.node.serve.http import client_socket, http1
 from tests.node.serve.http.serving import body_of, connected, reply, request, rest_of, until
 
 
@@ -314,7 +314,7 @@ async def test_a_bug_behind_head_has_no_body() -> None:
 
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "WRITE_DEADLINE_S", 0.05)
+    monkeypatch.setattr(client_socket, "WRITE_DEADLINE_S", 0.05)
     app = Talker(b"x" * 1_000_000, 0.0)
     async with connected(app) as stream:
         await stream.send_all(request("GET", "/"))
@@ -322,8 +322,9 @@ async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.Monkey
 
 
 async def test_a_client_that_asks_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "HEAD_DEADLINE_S", 0.05)
-    monkeypatch.setattr(http1, "LINGER_S", 0.05)
+    for name in ("HEAD_DEADLINE_S", "IDLE_DEADLINE_S"):
+        monkeypatch.setattr(http1, name, 0.05)
+    monkeypatch.setattr(client_socket, "LINGER_S", 0.05)
     for begun in (b"", b"GET / HTTP/1.1\r\nHost"):
         async with connected(echo) as stream:
             await stream.send_all(begun)

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.serve.http import places
-from mycelia.node.serve.http.bodies import HttpError, read_json
+from mycelia.node.serve.http.bodies import read_json
+from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.http1 import MAX_HEAD_LINES, MAX_PIECES, MAX_REST_PIECES
 from mycelia.node.serve.http.places import admit
 from mycelia.node.serve.http.turns import Turns

@@ -286,8 +286,8 @@ async def test_embeddings() -> None:
             return await http.post("/v1/embeddings", json=body)
 
         one = (await post(model="fake", input="ab")).json()
-        many = (await post(input=["ab", [3, 4, 5]], encoding_format="base64")).json()
-        tokens = (await post(input=[1, 2, 3, 4])).json()
+        many = (await post(input=["ab", [3, 4, 5]], encoding_format="base64", tokenizer="fake")).json()
+        tokens = (await post(input=[1, 2, 3, 4], tokenizer="fake")).json()
         refused = [
             await post(model="org/other", input="x"),
             await post(input="x", dimensions=4),
