@@ -5,7 +5,16 @@ from pathlib import Path
 import click
 import pytest
 
-from mycelia.node.commands.checks import MAX_LIST_BYTES, check_cors, read_api_keys, read_bootstrap, read_swarm_key
+from mycelia.node.commands.checks import (
+    MAX_LIST_BYTES,
+    check_cors,
+    check_hosts,
+    check_tls,
+    read_aliases,
+    read_api_keys,
+    read_bootstrap,
+    read_swarm_key,
+)
 from mycelia.node.network.identity import new_identity
 from mycelia.node.peer_id import peer_text
 from mycelia.node.settings import UsageError
@@ -118,3 +127,37 @@ def test_bootstrap_files_of_the_user_are_read_but_not_those_of_the_working_direc
     isolated.params["isolated"] = True
     with isolated:
         assert NAME not in read_bootstrap(())
+
+
+def test_names_of_hosts() -> None:
+    assert check_hosts(("Host.docker.internal", "[FD00::7]", "192.0.2.7")) == (
+        "host.docker.internal",
+        "fd00::7",
+        "192.0.2.7",
+    )
+    for wrong in ("*", "", "host:7118", "http://host", "a b", "a/b", "-x" * 200):
+        with pytest.raises(UsageError, match="--allow-host"):
+            check_hosts((wrong,))
+
+
+def test_aliases() -> None:
+    assert read_aliases(("gpt-4o-mini=smollm2", "a = b=c")) == (("gpt-4o-mini", "smollm2"), ("a", "b=c"))
+    for wrong, says in (
+        (("gpt",), "is not a name and a model"),
+        (("=x",), "is not a name"),
+        (("x=",), "is not a name"),
+        (("x" * 200 + "=y",), "is not a name"),
+        (("a=b", "a=c"), "give one of them"),
+        (("a=b", "b=c"), "is an alias itself"),
+        (tuple(f"a{number}=m" for number in range(300)), "more than 256"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read_aliases(wrong)
+
+
+def test_tls_files_that_are_none(tmp_path: Path) -> None:
+    assert check_tls(None, None) is None
+    with pytest.raises(UsageError, match="--tls-key needs --tls-cert"):
+        check_tls(None, tmp_path)
+    with pytest.raises(UsageError, match=r"--tls-cert: .*No such file"):
+        check_tls(tmp_path / "none", None)

@@ -79,6 +79,17 @@ def test_an_example_is_the_default_where_there_is_one() -> None:
     }
 
 
+def test_aliases_are_a_table_or_options(tmp_path: Path) -> None:
+    file = tmp_path / "mycelia.toml"
+    file.write_text('[aliases]\n"gpt-4o-mini" = "smollm2"\n[node]\nalias = ["a=b"]\n')
+    assert shown(file)["node", "alias"] == (["a=b", "gpt-4o-mini=smollm2"], str(file))
+    assert shown(file, MYCELIA_NODE_ALIAS="c=d")["node", "alias"][0] == ["c=d"]
+    for wrong in ("[aliases]\na = 5\n", "aliases = 5\n", '[aliases.x]\na = "b"\n'):
+        file.write_text(wrong)
+        done = run("--config", str(file), "config", "show")
+        assert done.exit_code == 2 and '"gpt-4o-mini" = "smollm2"' in done.output
+
+
 def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mycelia.toml"
     file.write_text('data_dir = "here"\n[ask]\nseed = 1\ntop_k = 2\n[node]\nlisten = ["/ip4/127.0.0.1/tcp/1"]\n')

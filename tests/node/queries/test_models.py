@@ -71,7 +71,8 @@ async def test_a_model_that_nobody_serves_is_unknown_soon_and_costs_peers_nothin
         assert trio.current_time() - began < 1.0
         assert num_asked <= 1
     (failed,) = frames
-    assert isinstance(failed, Failed) and failed.code == "unknown_model" and "'none'" in failed.message
+    assert isinstance(failed, Failed) and failed.code == "unknown_model" and "`none`" in failed.message
+    assert "Served: small, large, medium." in failed.message
 
 
 @pytest.mark.parametrize("character", ["\x01", "\U000e0001"])

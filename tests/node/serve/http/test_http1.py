@@ -1,9 +1,11 @@
 """HTTP/1.1 connections over real sockets, with small applications behind them."""
 
+import json
 import os
 
 import pytest
 import trio
+import trio.testing
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.serve.http import client_socket, http1
@@ -337,3 +339,34 @@ async def test_a_body_in_many_pieces_that_nobody_wants_is_not_read_to_its_end() 
         await stream.send_all(head + b"1\r\nx\r\n" * 2_000 + b"0\r\n\r\n" + request("GET", "/"))
         seen = await rest_of(stream)
     assert seen.count(b" 403 ") == 1 and b"\r\nconnection: close\r\n" in seen.lower()
+
+
+async def test_an_upgrade_to_http2_is_not_taken_and_the_connection_goes_on() -> None:
+    asks = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAMAAABkAAQAoAAAAAIAAAAA"}
+    async with connected(echo) as stream:
+        for body in (b"", b"some"):
+            await stream.send_all(request("POST", "/", body, **asks))
+            seen = await until(stream, b"POST /  " + body)
+            assert seen.startswith(b"HTTP/1.1 200 ") and b"upgrade" not in seen.lower()
+
+
+async def test_an_idle_connection_is_kept_longer_than_half_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "HEAD_DEADLINE_S", 0.05)
+    monkeypatch.setattr(client_socket, "LINGER_S", 0.05)
+    async with connected(echo) as stream:
+        for _ in range(2):
+            await stream.send_all(request("GET", "/"))
+            await until(stream, b"GET /  ")
+            await trio.testing.wait_all_tasks_blocked(0.1)
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost")
+        assert await rest_of(stream) == b""
+    assert http1.IDLE_DEADLINE_S == 120
+
+
+async def test_refusals_below_the_application_are_json_that_sdks_read() -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(b"GET /" + b"x" * 200_000)
+        head, _, body = (await rest_of(stream)).partition(b"\r\n\r\n")
+    error = json.loads(body)
+    assert b" 431 " in head and b"content-type: application/json" in head
+    assert error["type"] == "error" and error["error"]["type"] == "invalid_request_error" and error["error"]["message"]

@@ -11,7 +11,17 @@ from starlette.types import Receive, Scope, Send
 from mycelia.node.serve.http import server
 from mycelia.node.serve.http.places import HttpPlace, HttpPlaces, admit
 from mycelia.node.serve.http.server import MAX_CONNECTIONS
-from tests.node.serve.http.serving import body_of, closing, connected, dial, reply, request, served, until
+from tests.node.serve.http.serving import (
+    body_of,
+    closing,
+    connected,
+    dial,
+    reply,
+    request,
+    rest_of,
+    served,
+    until,
+)
 from tests.node.serve.http.test_http1 import echo
 
 
@@ -92,6 +102,61 @@ async def test_requests_that_are_answered_are_not_ended_and_one_client_cannot_ta
                 await until(other, b"yes")
             for one in admitted:
                 await until(one, b"yes")
+
+
+async def test_a_connection_without_a_place_is_told_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 6)
+    monkeypatch.setattr(server, "MAX_REFUSING", 2)
+    app = Admitting()
+    async with served(app) as stream:
+        admitted = [stream]
+        for number in range(6):
+            await admitted[-1].send_all(request("GET", f"/{number}"))
+            while app.num_waiting <= number:  # (a connection that waits takes a place of its network)
+                await trio.lowlevel.checkpoint()
+            if number < 5:
+                admitted.append(await dial(stream))
+        late = [await dial(stream) for _ in range(2)]
+        async with closing([*admitted, *late]):
+            for one in late:
+                await one.send_all(request("POST", "/", b"body"))
+                assert is_full(await until(one, b"}}"))
+            async with await dial(stream) as too_late:
+                assert await rest_of(too_late) == b"", "too many are being refused"
+            for one in late:
+                assert await rest_of(one) == b""
+                await one.aclose()
+            answer = b""
+            while not is_full(answer):
+                async with await dial(stream) as later:
+                    with suppress(trio.BrokenResourceError):
+                        await later.send_all(request("GET", "/"))
+                        answer = await rest_of(later)
+            app.may_end.set()
+            for one in admitted:
+                await until(one, b"yes")
+
+
+def is_full(answer: bytes) -> bool:
+    return answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1\r\n" in answer and answer.endswith(b"}}")
+
+
+async def test_a_connection_that_loses_its_place_with_a_request_under_way_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    async with connected(echo) as idle:
+        await idle.send_all(request("GET", "/"))
+        await until(idle, b"GET /  ")
+        async with await dial(idle) as begun:
+            await begun.send_all(HALF_HEAD)
+            async with await dial(idle) as first, await dial(idle) as second:
+                assert is_full(await rest_of(begun))
+                assert await rest_of(idle) == b"", "an answer to nothing would confuse its client"
+                await second.send_all(request("GET", "/"))
+                await until(second, b"GET /  ")
+                await first.send_all(request("GET", "/"))
+                await until(first, b"GET /  ")
 
 
 def test_places_are_never_more_than_there_are_and_newcomers_get_one_while_anybody_waits() -> None:
