@@ -13,7 +13,7 @@ from mycelia.node.formats.schemas import NO_STRING, STRING, Schema, Types, typed
 from mycelia.node.formats.source import Reading, Source
 from mycelia.node.formats.values import BrokenError, Notation, Values, as_json, json_of, overlap
 
-MAX_HELD_CHARS = 65_536
+MAX_HELD_CHARS = 1 << 20
 """Text of a call that is held back: a value that is no string, or arguments that come before the function's name."""
 MAX_CALLS = 256
 """Calls of one answer."""
@@ -151,7 +151,7 @@ _PYTHON_CALL = Pattern("{name}(")
 
 def _stream(source: Source, values: Values, calls: Calls) -> Reading:
     while True:
-        said, source.at = values.read(source.text, source.at, source.is_end)
+        said = _next_part(source, values)
         calls.write(said)
         if values.is_done:
             return
@@ -160,11 +160,20 @@ def _stream(source: Source, values: Values, calls: Calls) -> Reading:
         yield
 
 
+def _next_part(source: Source, values: Values) -> str:
+    try:
+        said, source.at = values.read(source.text, source.at, source.is_end)
+    except BrokenError:
+        source.at = values.broken_at
+        raise
+    return said
+
+
 def _collected(source: Source, notation: Notation = "json") -> Generator[None, None, str]:
     """A whole value."""
     values, said, size = Values(notation), list[str](), 0
     while True:
-        part, source.at = values.read(source.text, source.at, source.is_end)
+        part = _next_part(source, values)
         said.append(part)
         size += len(part)
         if values.is_done:
@@ -303,7 +312,7 @@ class _Call:
         only = self.calls.schemas[self.name].only_argument()
         if only is None:
             raise BrokenError("arguments that are no object")
-        return f"{{{as_json(only)}:{value}}}"
+        return f"{{{as_json(only)}: {value}}}"
 
 
 def _text(json: str) -> str:
@@ -346,7 +355,7 @@ class _Tagged:
         if self._is_first:
             calls.begin(self._name)
         types = self._types(key, match.fields.get("type", ""))
-        calls.write(f"{'{' if self._is_first else ','}{as_json(key)}:")
+        calls.write(f"{'{' if self._is_first else ', '}{as_json(key)}: ")
         self._is_first = False
         parts, size = list[str](), 0
         if types == STRING:
@@ -456,8 +465,8 @@ def nested_json(text: str, mark: str, schema: Schema, path: tuple[str, ...]) -> 
         members.append((name, value))
         at = end + len(mark) + len(name) + 3
     if all(name == "item" for name, _ in members):
-        return f"[{','.join(value for _, value in members)}]"
-    return f"{{{','.join(f'{as_json(name)}:{value}' for name, value in members)}}}"
+        return f"[{', '.join(value for _, value in members)}]"
+    return f"{{{', '.join(f'{as_json(name)}: {value}' for name, value in members)}}}"
 
 
 def _closing(text: str, at: int, opening: str, closing: str) -> int:

@@ -21,7 +21,7 @@ MAX_FIELD_CHARS = 256
 
 _FIELDS = {
     "_": re.compile(r"\s{0,256}"),
-    "name": re.compile(r"[\w.:/-]{1,256}"),
+    "name": re.compile(r"[\w.:/@+-]{1,256}"),
     "id": re.compile(r"[\w.:-]{1,256}"),
     "key": re.compile(r"[^<>\n\"/][^<>\n\"]{0,255}"),
     "type": re.compile(r"\w{1,256}"),

@@ -23,7 +23,7 @@ from mycelia.node.formats.schemas import schemas_of
 from mycelia.node.formats.source import Reading, Source
 from mycelia.node.formats.values import BrokenError
 
-_MAX_SPACE = 256
+_MAX_SPACE = 4_096
 """White space that is held back, because it belongs to a call that may follow."""
 
 
@@ -209,9 +209,9 @@ class AnswerReader:
                 is_open = True
             elif found is not None:
                 if mark.form is not None and mark.form.next_chars:
-                    following = text[found.end :].lstrip()[:1]
-                    is_too_long = is_end or len(text) - found.end > _MAX_SPACE
-                    if following not in mark.form.next_chars if following else is_too_long:
+                    following = text[found.end :].lstrip()
+                    has_too_much_space = len(text) - found.end - len(following) > _MAX_SPACE
+                    if has_too_much_space or (following[0] not in mark.form.next_chars if following else is_end):
                         continue
                     is_open = is_open or not following
                 return PARTIAL if is_open else (mark, found)
@@ -311,7 +311,8 @@ class AnswerReader:
         """What is before ``stop`` is content. White space where content begins waits for the rest of it."""
         source = self._source
         text = source.text[source.at : stop]
-        if not text or (self._is_start and not text.strip() and not source.is_end):
+        is_held = self._is_start and len(text) <= _MAX_SPACE and not source.is_end and not text.strip()
+        if not text or is_held:
             return
         self._content(text, source.position)
         source.at = stop

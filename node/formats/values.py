@@ -47,16 +47,18 @@ class Values:
         self._has_comma = False
         """A comma was read, and is written only if a value follows."""
         self.is_done = False
+        self.broken_at = 0
 
     def read(self, text: str, at: int, is_end: bool = False) -> tuple[str, int]:
         """Reads ``text`` from ``at`` on: (the next part of the JSON text, where the reading stopped: give it the rest
-        again with more text). is_end: no text will follow. Raises BrokenError. Mutates."""
+        again with more text). is_end: no text will follow. Raises BrokenError, after which ``broken_at`` says where the
+        text stops to be a value. Mutates."""
         said: list[str] = []
         while not self.is_done:
             if self._quote:
                 there = self._string(text, at, is_end, said)
             else:
-                at = self._space(text, at)
+                at = self.broken_at = self._space(text, at)
                 there = self._token(text, at, is_end, said) if at < len(text) else at
             if there == at:
                 break
@@ -74,7 +76,7 @@ class Values:
         if wants == "colon":
             if char not in ":=":
                 raise BrokenError("no value after a key")
-            said.append(":")
+            said.append(": ")
             self._wants = "value"
             return at + 1
         if wants == "next":
@@ -91,7 +93,7 @@ class Values:
 
     def _comma(self, said: list[str]) -> None:
         if self._has_comma:
-            said.append(",")
+            said.append(", ")
             self._has_comma = False
 
     def _open(self, char: str, at: int, said: list[str]) -> int:

@@ -1,6 +1,5 @@
 """Turns the frames of answers into OpenAI's responses, whole or as a stream of server-sent events."""
 
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,17 +15,17 @@ from mycelia.node.serve.http.bodies import STREAM_HEADERS
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.openai.errors import error_body, status_of
 from mycelia.node.serve.openai.logprobs import (
-    ContentLogprobs,
     chat_logprobs,
     mean_logprob,
     prompt_logprobs,
     prompt_text,
     text_logprobs,
 )
+from mycelia.node.serve.openai.reading import Call, Reading, Said
 from mycelia.node.serve.openai.requests import Wanted
-from mycelia.node.serve.openai.tool_calls import ToolCallReader
 from mycelia.node.serve.openai.types import (
     CallDelta,
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatCompletion,
@@ -34,6 +33,7 @@ from mycelia.node.serve.openai.types import (
     ChunkChoice,
     Completion,
     Delta,
+    FunctionDelta,
     Message,
     PromptDetails,
     TextChoice,
@@ -70,13 +70,11 @@ class Choice:
     """One answer, as far as it has come."""
 
     index: int
-    reader: ToolCallReader
-    text: list[str] = field(default_factory=list)
-    """The text without tool calls, for whole responses only."""
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    content_logprobs: ContentLogprobs = field(default_factory=ContentLogprobs)
+    reading: Reading
     prompt: list[TokenLogprobs] = field(default_factory=list)
     """The logprobs of the prompt's tokens, if they are asked for."""
+    echo: str = ""
+    """The prompt, if the choice begins with it."""
     has_echo: bool = False
     num_chars: int = 0
     route: Route | None = None
@@ -85,14 +83,10 @@ class Choice:
     end: Answered | None = None
 
     @property
-    def own_logprobs(self) -> list[TokenLogprobs]:
-        """Those of the answer, without the echo of the prompt."""
-        return self.logprobs[len(self.prompt) if self.has_echo else 0 :]
-
-    @property
     def finish_reason(self) -> str:
         assert self.end is not None
-        return "tool_calls" if self.reader.calls else "length" if self.end.reason == "length" else "stop"
+        is_cut = self.end.reason == "length" and (self.reading.is_broken or not self.reading.calls)
+        return "length" if is_cut else "tool_calls" if self.reading.calls else "stop"
 
 
 class Shape(ABC):
@@ -114,9 +108,7 @@ class Shape(ABC):
         return None
 
     @abstractmethod
-    def piece(
-        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
-    ) -> msgspec.Struct:
+    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> msgspec.Struct:
         """is_prompt: the echo of the prompt, which comes first."""
 
     @abstractmethod
@@ -137,26 +129,27 @@ class ChatShape(Shape):
         return whole
 
     def _whole(self, choice: Choice) -> ChatChoice:
-        text, calls = "".join(choice.text), choice.reader.calls
-        message = Message(content=text if text or not calls else None)
-        if calls:
-            message.tool_calls = [ToolCall(id=_call_id(), function=call) for call in calls]
-        logprobs = self._logprobs(choice.logprobs) if self._wanted.with_logprobs else None
+        reading = choice.reading
+        message = Message(content=reading.content if reading.content or not reading.calls else None)
+        if reading.thought:
+            message.reasoning_content = reading.thought
+        if reading.calls:
+            message.tool_calls = [
+                ToolCall(id=call.id, function=CalledFunction(call.name, call.arguments)) for call in reading.calls
+            ]
+        logprobs = self._logprobs(reading.logprobs) if self._wanted.with_logprobs else None
         return ChatChoice(choice.index, message, logprobs, choice.finish_reason)
 
     def opening(self, choice: Choice) -> ChatChunk:
         return self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))])
 
-    def piece(self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False) -> ChatChunk:
-        told = self._logprobs(logprobs) if self._wanted.with_logprobs else None
-        return self._chunk([ChunkChoice(choice.index, Delta(content=text), told)])
+    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> ChatChunk:
+        has_logprobs = self._wanted.with_logprobs and not said.thought and said.call is None
+        logprobs = self._logprobs(said.logprobs) if has_logprobs else None
+        return self._chunk([ChunkChoice(choice.index, _delta(said), logprobs)])
 
     def ending(self, choice: Choice) -> ChatChunk:
-        delta = Delta()
-        if choice.reader.calls:
-            calls = enumerate(choice.reader.calls)
-            delta.tool_calls = [CallDelta(place, _call_id(), call) for place, call in calls]
-        return self._chunk([ChunkChoice(choice.index, delta, None, choice.finish_reason)])
+        return self._chunk([ChunkChoice(choice.index, Delta(), None, choice.finish_reason)])
 
     def usage(self, usage: Usage) -> ChatChunk:
         chunk = self._chunk([])
@@ -180,16 +173,16 @@ class TextShape(Shape):
         return Completion(self.id, self.created, self.model, [self._whole(choice) for choice in choices], usage)
 
     def _whole(self, choice: Choice) -> TextChoice:
-        logprobs = self._logprobs(choice.logprobs, 0, self._wanted.echoes)
-        told = TextChoice(choice.index, "".join(choice.text), logprobs, choice.finish_reason)
+        entries = [*(choice.prompt if choice.has_echo else ()), *choice.reading.logprobs]
+        logprobs = self._logprobs(entries, 0, self._wanted.echoes)
+        told = TextChoice(choice.index, choice.echo + choice.reading.content, logprobs, choice.finish_reason)
         if self._wanted.num_prompt_top is not None:
             told.prompt_logprobs = prompt_logprobs(choice.prompt, self._wanted.num_prompt_top)
         return told
 
-    def piece(
-        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
-    ) -> Completion:
-        return self._chunk([TextChoice(choice.index, text, self._logprobs(logprobs, choice.num_chars, is_prompt))])
+    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> Completion:
+        logprobs = self._logprobs(said.logprobs, choice.num_chars, is_prompt)
+        return self._chunk([TextChoice(choice.index, said.content, logprobs)])
 
     def ending(self, choice: Choice) -> Completion:
         return self._chunk([TextChoice(choice.index, "", None, choice.finish_reason)])
@@ -217,7 +210,11 @@ class OpenAiAnswer:
         self._wanted = wanted
         self._shape = shape
         self._client = client
-        self._choices = [Choice(index, ToolCallReader(wanted.functions)) for index in range(len(wanted.asks))]
+        has_logprobs = any(ask.sampling.logprobs for ask in wanted.asks)
+        self._choices = [
+            Choice(index, Reading(wanted.functions, has_logprobs, ask.reads_format))
+            for index, ask in enumerate(wanted.asks)
+        ]
         self._began_s = trio.current_time()
         self._failed: Failed | None = None
         self._all_routed = trio.Event()
@@ -261,6 +258,7 @@ class OpenAiAnswer:
         match frame:
             case Route():
                 choice.route = frame
+                choice.reading.begin(frame)
                 if all(one.route is not None for one in self._choices):
                     self._all_routed.set()
             case Begun():
@@ -270,25 +268,23 @@ class OpenAiAnswer:
             case Text() if not is_keep_alive(frame):
                 await self._echo(choice, ask, out)
                 choice.first_s = choice.first_s or trio.current_time()
-                said = choice.reader.feed(frame.text)
-                logprobs = choice.content_logprobs.add(frame.text, frame.logprobs)
-                if said or logprobs:
-                    await out.piece(choice, said, logprobs)
+                for said in choice.reading.feed(frame.text, frame.logprobs):
+                    await out.piece(choice, said)
             case Text():
                 await out.still_there()
             case Answered():
                 choice.end = frame
                 await self._echo(choice, ask, out)
-                said, logprobs = choice.reader.end(), choice.content_logprobs.end()
-                if said or logprobs:
-                    await out.piece(choice, said, logprobs)
+                for said in choice.reading.end():
+                    await out.piece(choice, said)
                 await out.ending(choice)
 
     async def _echo(self, choice: Choice, ask: Ask, out: "_Whole | _Stream") -> None:
         """Begins the choice with its prompt, if that is wanted and did not happen yet."""
         if self._wanted.echoes and not choice.has_echo:
             choice.has_echo = True
-            await out.piece(choice, ask.text or prompt_text(choice.prompt), choice.prompt, is_prompt=True)
+            choice.echo = ask.text or prompt_text(choice.prompt)
+            await out.piece(choice, Said(choice.echo, logprobs=choice.prompt), is_prompt=True)
 
     @property
     def shape(self) -> Shape:
@@ -313,7 +309,7 @@ class OpenAiAnswer:
         kept: list[Choice] = []
         for start in range(0, len(self._choices), num_made):
             made = self._choices[start : start + num_made]
-            kept += sorted(made, key=lambda choice: -mean_logprob(choice.own_logprobs))[:num_kept]
+            kept += sorted(made, key=lambda choice: -mean_logprob(choice.reading.logprobs))[:num_kept]
         return [replace(choice, index=index) for index, choice in enumerate(kept)]
 
     def usage(self) -> Usage:
@@ -357,11 +353,8 @@ class _Whole:
     async def still_there(self) -> None:
         """Nothing can be sent before the status."""
 
-    async def piece(
-        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
-    ) -> None:
-        choice.text.append(text)
-        choice.logprobs += logprobs
+    async def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> None:
+        """The choice keeps it."""
 
     async def ending(self, choice: Choice) -> None:
         pass
@@ -404,11 +397,9 @@ class _Stream:
         if self._has_text.is_set():
             await self._write(_COMMENT)
 
-    async def piece(
-        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprobs], is_prompt: bool = False
-    ) -> None:
-        await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, text, logprobs, is_prompt)))
-        choice.num_chars += len(text)
+    async def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> None:
+        await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, said, is_prompt)))
+        choice.num_chars += len(said.content)
 
     async def ending(self, choice: Choice) -> None:
         await self._write(self._opening(choice) + _event(self._answer.shape.ending(choice)))
@@ -462,5 +453,14 @@ def header_value(text: str) -> bytes:
     return "".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_HEADER_CHARS]).strip().encode()
 
 
-def _call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
+def _delta(said: Said) -> Delta:
+    if said.call is not None:
+        return Delta(tool_calls=[_call_delta(said.call)])
+    return Delta(reasoning_content=said.thought) if said.thought else Delta(content=said.content)
+
+
+def _call_delta(call: Call) -> CallDelta:
+    delta = CallDelta(call.index, FunctionDelta(call.arguments))
+    if call.id:
+        delta.id, delta.type, delta.function.name = call.id, "function", call.name
+    return delta

@@ -1,5 +1,6 @@
 """The logprobs of an answer and of its prompt, in the forms of OpenAI's two APIs and of vLLM."""
 
+from collections import deque
 from collections.abc import Sequence
 
 from mycelia.node.serve.openai.types import (
@@ -14,32 +15,49 @@ from mycelia.proto.wire.messages import Logprob, TokenLogprobs
 
 
 class ContentLogprobs:
-    """Passes on the logprobs of the tokens whose text belongs to the answer. Tokens of a stop string have logprobs but
-    no text in the answer; logprobs may come before the text of their tokens, when a character is not whole yet."""
+    """Finds the logprobs of the tokens whose text belongs to an answer's content. Tokens of thoughts, calls and stop
+    strings have logprobs, but their text is no content; logprobs may come before the text of their tokens, when a
+    character is not whole yet."""
 
     def __init__(self) -> None:
-        self._waiting: list[TokenLogprobs] = []
-        self._num_bytes = 0
-        """Bytes of text that came."""
+        self._text = ""
+        """The text from ``_at`` on."""
+        self._at = self._num_bytes = 0
+        """Where the text ends that was asked for, in characters and in bytes."""
+        self._waiting: deque[TokenLogprobs] = deque()
         self._start = 0
-        """Where the text of the first waiting token begins."""
+        """Where the text of the first waiting token begins, in bytes."""
 
-    def add(self, text: str, logprobs: Sequence[TokenLogprobs]) -> list[TokenLogprobs]:
-        """Those that may be passed on after ``text`` came, and further logprobs with it. Mutates."""
-        self._num_bytes += len(text.encode("utf-8", "replace"))
+    def add(self, text: str, logprobs: Sequence[TokenLogprobs]) -> None:
+        """The next text of the answer, and the next logprobs. Mutates."""
+        self._text += text
         self._waiting += logprobs
-        passed = 0
-        while passed < len(self._waiting) and self._start < self._num_bytes:
-            self._start += len(self._waiting[passed].chosen.text)
-            passed += 1
-        ready, self._waiting = self._waiting[:passed], self._waiting[passed:]
-        return ready
+
+    def of(self, at: int, text: str) -> list[TokenLogprobs]:
+        """Those of the content ``text``, which begins at this character of the answer. Each is returned once; ask for
+        the content in its order. Mutates."""
+        skipped = max(at - self._at, 0)
+        start = self._num_bytes + _num_bytes(self._text[:skipped])
+        stop = start + _num_bytes(text)
+        self._text = self._text[skipped + len(text) :]
+        self._at, self._num_bytes = max(at, self._at) + len(text), stop
+        found = []
+        while self._waiting and self._start < stop:
+            entry = self._waiting.popleft()
+            self._start += len(entry.chosen.text)
+            if self._start > start or not entry.chosen.text:
+                found.append(entry)
+        return found
 
     def end(self) -> list[TokenLogprobs]:
         """Those of tokens without text at the end of the answer, such as an end token. Mutates."""
-        ended, self._waiting = self._waiting, []
+        ended, self._waiting = list(self._waiting), deque()
         with_text = next((place for place, entry in enumerate(ended) if entry.chosen.text), len(ended))
         return ended[:with_text]
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def mean_logprob(logprobs: Sequence[TokenLogprobs]) -> float:

@@ -2,8 +2,8 @@
 
 import json
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -46,8 +46,8 @@ class Wanted:
     with_logprobs: bool
     num_top: int
     """Alternatives per token that the client gets."""
-    functions: frozenset[str] = frozenset()
-    """Names of the functions that the model may call."""
+    functions: Mapping[str, Any] = field(default_factory=dict)
+    """The parameters of each function that the model may call, by its name."""
     choices_a_prompt: int = 1
     kept_a_prompt: int = 1
     """Choices that the client gets: those with the highest mean logprob."""
@@ -61,14 +61,16 @@ def wanted_chat(body: ChatRequest) -> Wanted:
     if body.top_logprobs and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     tools = body.tools or []
-    names = frozenset(tool.function.name for tool in tools)
+    functions = {tool.function.name: tool.function.parameters for tool in tools}
     if body.functions:
         raise HttpError(400, "functions are not served: send the same as tools", param="functions")
     grammar = _response_schema(body)
     told = tools
+    if grammar is not None:
+        functions = {}  # (an answer made to fit a schema is no call, whatever it looks like)
     match _tool_choice(body.tool_choice):
         case "none":
-            told, names = [], frozenset[str]()
+            told, functions = [], {}
         case "required" | ToolChoice() as choice:
             if grammar is not None:
                 raise HttpError(400, "a required call and a response_format exclude each other", param="tool_choice")
@@ -88,10 +90,11 @@ def wanted_chat(body: ChatRequest) -> Wanted:
             tools=told_json,
             cache_salt=body.cache_salt or "",
             shared_messages=body.shared_messages or 0,
+            reads_format=True,
         )
         for one in _choices(sampling, body.n or 1)
     ]
-    return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, functions=names)
+    return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, functions=functions)
 
 
 def wanted_completion(body: CompletionRequest) -> Wanted:
@@ -140,7 +143,7 @@ def _wanted(
     with_logprobs: bool,
     num_top: int,
     *,
-    functions: frozenset[str] = frozenset(),
+    functions: Mapping[str, Any] | None = None,
     choices_a_prompt: int | None = None,
     echoes: bool = False,
 ) -> Wanted:
@@ -159,7 +162,7 @@ def _wanted(
         includes_usage,
         with_logprobs,
         num_top,
-        functions,
+        functions or {},
         choices_a_prompt=choices_a_prompt or n,
         kept_a_prompt=n,
         echoes=echoes,

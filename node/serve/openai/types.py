@@ -200,6 +200,8 @@ class Message(msgspec.Struct):
     content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    """The model's thoughts; not OpenAI's. Left out if there are none."""
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
@@ -234,16 +236,24 @@ class ChatCompletion(msgspec.Struct):
     system_fingerprint: None = None
 
 
+class FunctionDelta(msgspec.Struct):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
 class CallDelta(msgspec.Struct):
+    """A part of a call: the first has the id and the name, and all arguments together are a JSON object."""
+
     index: int
-    id: str
-    function: CalledFunction
-    type: str = "function"
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, omit_defaults=True):
     role: str = ""
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CallDelta] | UnsetType = UNSET
 
 

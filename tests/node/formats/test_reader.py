@@ -263,14 +263,14 @@ def test_a_call_streams_as_it_comes() -> None:
     reader = AnswerReader(format_named("hermes"), TOOLS)
     assert reader.feed('Let me see.\n<tool_call>\n{"name": "say", ') == [Content("Let me see.", 0)]
     assert reader.feed('"arguments": {"te') == [CallBegun("say", ""), CallArguments('{"te')]
-    assert reader.feed('xt": "Hel') == [CallArguments('xt":"Hel')]
+    assert reader.feed('xt": "Hel') == [CallArguments('xt": "Hel')]
     assert gathered([CallBegun("say", ""), *reader.feed('lo"}}'), *reader.end()][:0]) is not None
 
 
 def test_a_string_between_tags_streams_as_it_comes() -> None:
     reader = AnswerReader(format_named("qwen_xml"), TOOLS)
     said = reader.feed('<tool_call>\n<function=say>\n<parameter=text>\n"One"')
-    assert said == [CallBegun("say", ""), CallArguments('{"text":'), CallArguments('"'), CallArguments('\\"One\\"')]
+    assert said == [CallBegun("say", ""), CallArguments('{"text": '), CallArguments('"'), CallArguments('\\"One\\"')]
     assert reader.feed("\ntwo") == [CallArguments("\\ntwo")]
 
 

@@ -352,7 +352,10 @@ async def test_a_call_of_a_function() -> None:
     assert call["function"] == {"name": "weather", "arguments": '{"place": "Paris"}'} and call["id"]
     deltas = [chunk["choices"][0]["delta"] for chunk in events(streamed.text)]
     assert "".join(delta.get("content", "") for delta in deltas) == "Let me see."
-    assert deltas[-1]["tool_calls"][0]["function"] == call["function"] and deltas[-1]["tool_calls"][0]["index"] == 0
+    (first, *more) = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert first["index"] == 0 and first["type"] == "function" and first["id"].isalnum() and len(first["id"]) == 9
+    assert first["function"]["name"] == "weather" and all({*part} == {"index", "function"} for part in more)
+    assert "".join(part["function"]["arguments"] for part in (first, *more)) == call["function"]["arguments"]
 
 
 async def test_an_answer_that_is_nothing_but_a_call_has_no_content() -> None:
