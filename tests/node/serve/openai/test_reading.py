@@ -20,7 +20,7 @@ def frames(format_: str, *texts: str, reason: str = "stop", opened: str = "") ->
     return [route, *said, Answered(served_by=PEER, reason=reason, usage=usage, ttft_ms=1, resumed=0)]
 
 
-async def asked(answer: list[EntryFrame], **options: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+async def asked(answer: list[EntryFrame], **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(the whole choice, the choices of the stream)."""
     async with served(answer) as (node, http):
         whole = await http.post("/v1/chat/completions", json=chat(**options))
