@@ -45,6 +45,7 @@ from mycelia.node.network.libp2p.services import run_service
 from mycelia.node.network.libp2p.starvation import Starvation
 from mycelia.node.network.libp2p.swarm_key import SwarmKeys
 from mycelia.node.network.libp2p.yamux import YamuxConnection
+from mycelia.node.network.mdns.interfaces import is_in, local_networks
 from mycelia.node.network.network import NetworkSettings, Reachability
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.errors import LocalError
@@ -99,7 +100,7 @@ class Host:
         self.streams = InboundStreams(self._host, swarm, self.inbound)
         self.outbound = Outbound(self._host, swarm, table, settings, self.inbound.wanted, self.keys, starvation)
         self.observed = Observed()
-        take_over_identify(self._host, table, self.observed)
+        take_over_identify(self._host, table, self.observed, self.is_near_member)
 
     def _build(self) -> BasicHost:
         key_pair = create_new_key_pair(self.settings.identity.seed)
@@ -224,6 +225,13 @@ class Host:
         except PeerStoreError:
             log.debug("told no address", peer=peer_text(peer))
         return addresses.in_dial_order(candidates, MAX_DIAL_ADDRESSES)
+
+    def is_near_member(self, peer: bytes, address: Multiaddr) -> bool:
+        """Whether the peer is on the list of this node's private swarm, and the address in a private network of this
+        machine: it may be dialled whoever passed it on. Members behind one router meet in this way where multicast does
+        not get through. Other peers could make this node knock at machines of its network."""
+        access = self.settings.access
+        return access is not None and access.is_member(peer) and any(is_in(address, one) for one in local_networks())
 
     def _advertised(self, listening: list[Multiaddr]) -> list[Multiaddr]:
         """The addresses that peers found open, then those of the machine, looked up at most once a minute, except the

@@ -5,7 +5,9 @@ Here a message is small, only addresses that the peer may announce are kept (``a
 records are not read, since this node passes none on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
@@ -47,14 +49,18 @@ class Identified:
     """The IP address and port from which the peer sees this node's connection come; ("", 0): not told."""
 
 
-def identified(data: bytes, remote_address: str) -> Identified:
-    """The content of a stranger's message. remote_address: the multiaddr of the connection that it came on. Raises
-    RemoteError."""
+def identified(
+    data: bytes, remote_address: str, may_be_dialled: Callable[[Multiaddr], bool] = lambda address: False
+) -> Identified:
+    """The content of a stranger's message. remote_address: the multiaddr of the connection that it came on.
+    may_be_dialled: addresses that this peer may announce in any case. Raises RemoteError."""
     message = parsed(Identify(), data, MAX_MESSAGE_BYTES)
     named = [name for name in message.protocols[:MAX_PROTOCOLS] if len(name) <= MAX_PROTOCOL_CHARS]
-    usable = addresses.told_addresses(addresses.readable(message.listen_addrs), remote_address, MAX_ADDRESSES)
+    told = addresses.readable(message.listen_addrs)
+    usable = addresses.told_addresses(told, remote_address, MAX_ADDRESSES)
+    more = [one for one in addresses.in_dial_order(told, MAX_ADDRESSES) if one not in usable and may_be_dialled(one)]
     seen = addresses.readable([message.observed_addr])
-    return Identified(tuple(named), tuple(usable), _host_and_port(seen[0]) if seen else ("", 0))
+    return Identified(tuple(named), (*usable, *more), _host_and_port(seen[0]) if seen else ("", 0))
 
 
 def _host_and_port(address: Multiaddr) -> tuple[str, int]:
@@ -71,15 +77,18 @@ async def push_identify(host: BasicHost) -> None:
         await push_identify_to_peers(host)
 
 
-def take_over_identify(host: BasicHost, table: PeerTable, observed: Observed) -> None:
+def take_over_identify(
+    host: BasicHost, table: PeerTable, observed: Observed, may_be_dialled: Callable[[bytes, Multiaddr], bool]
+) -> None:
     """Replaces libp2p's own identify on ``host``: the question to each new peer, and the updates that peers push. What
-    peers report of this node's own address goes to ``observed``."""
+    peers report of this node's own address goes to ``observed``. may_be_dialled: see ``identified``, for each peer."""
 
     async def learn(stream: INetStream) -> None:
         peer_id = stream.muxed_conn.peer_id
         with trio.fail_after(DEADLINE_S):
             data = await read_varint_prefixed_bytes_limited(stream, MAX_MESSAGE_BYTES)
-        said = identified(data, table.teller_address(peer_id.to_bytes()))
+        peer = peer_id.to_bytes()
+        said = identified(data, table.teller_address(peer), partial(may_be_dialled, peer))
         if peer_id.to_bytes() not in table:
             return
         store = host.get_peerstore()

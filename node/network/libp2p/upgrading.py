@@ -1,9 +1,9 @@
 """Direct connections in place of those through relays, which are slow and cost the relay.
 
 While a peer is connected through relays only, this node tries to connect directly: it dials the public addresses that
-the peer announces, and if the peer made the connection, it asks the peer to dial at the same moment (``punching.py``).
-After each failure it waits for longer, in the end an hour: between some kinds of routers there is no way, and the relay
-is used for ever.
+the peer announces, of a member of its private swarm also those in this machine's own networks; and if the peer made the
+connection, it asks the peer to dial at the same moment (``punching.py``). After each failure it waits for longer, in
+the end an hour: between some kinds of routers there is no way, and the relay is used for ever.
 
 When a direct connection is there, by whichever side's dial, new streams take it. Gossip and control messages move to
 it, exchanges end where they began, and then the relayed connection is closed.
@@ -122,7 +122,11 @@ class Upgrades:
     def _announced(self, peer: bytes) -> list[Multiaddr]:
         """The addresses at which the peer may be dialled directly."""
         told = self._host.addresses_of(peer)
-        return [one for one in told if addresses.relay_of(one) is None and addresses.is_tellable(one)]
+        return [
+            one
+            for one in told
+            if addresses.relay_of(one) is None and (addresses.is_tellable(one) or self._host.is_near_member(peer, one))
+        ]
 
     def _answered(self, peer: bytes) -> INetConn | None:
         """The peer's connection through a relay that the peer made."""

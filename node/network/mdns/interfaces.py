@@ -10,7 +10,9 @@ from typing import Any
 
 import psutil
 import trio
+from multiaddr import Multiaddr
 
+from mycelia.node.network import addresses
 from mycelia.proto.admission.address_ranges import is_public
 
 PORT = 5353
@@ -55,6 +57,12 @@ def local_networks(
             private = [one for one in mine if one.version == version and any(one.ip in net for net in _PRIVATE)]
             found += [LocalNetwork(name, _index(name), one.ip, one.network) for one in private[:1]]
     return found[:MAX_INTERFACES]
+
+
+def is_in(address: Multiaddr, network: LocalNetwork) -> bool:
+    """Whether an address leads directly to a machine of the network, this one included."""
+    host = addresses.host_of(str(address))
+    return bool(host) and not addresses.is_circuit(str(address)) and host in network
 
 
 def _interface(row: Any) -> Any:

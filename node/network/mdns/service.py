@@ -18,7 +18,7 @@ import trio
 from multiaddr import Multiaddr
 
 from mycelia.node.network import addresses
-from mycelia.node.network.mdns.interfaces import LocalNetwork, local_networks, open_socket, target
+from mycelia.node.network.mdns.interfaces import LocalNetwork, is_in, local_networks, open_socket, target
 from mycelia.node.network.mdns.records import MAX_PACKET_BYTES, Question, Records
 from mycelia.node.signals import Signal
 from mycelia.proto.admission.limits import TokenBucket
@@ -184,9 +184,3 @@ def _is_near(sender: str, network: LocalNetwork) -> bool:
     """Whether a packet came from the network itself, this machine included (RFC 6762, 11)."""
     host = sender.partition("%")[0]
     return host in network or (network.ip.version == 6 and host.startswith("fe80:"))
-
-
-def is_in(address: Multiaddr, network: LocalNetwork) -> bool:
-    """Whether an address leads directly to a machine of the network, this one included."""
-    host = addresses.host_of(str(address))
-    return bool(host) and not addresses.is_circuit(str(address)) and host in network

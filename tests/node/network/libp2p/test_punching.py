@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 import trio
@@ -13,10 +15,12 @@ from multiaddr import Multiaddr
 from mycelia.node.network import addresses
 from mycelia.node.network.libp2p import upgrading
 from mycelia.node.network.libp2p.discovery import Discovery
+from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.libp2p.observed import Observed
 from mycelia.node.network.libp2p.peers import is_relayed
 from mycelia.node.network.libp2p.punching import MAX_ADDRESSES, PROTOCOL, dialable
+from mycelia.node.network.mdns.interfaces import LocalNetwork
 from mycelia.node.network.network import (
     Connected,
     Disconnected,
@@ -27,6 +31,7 @@ from mycelia.node.network.network import (
     Received,
     RoundTripMeasured,
 )
+from mycelia.node.private_swarm.joining import JoinAccess
 from mycelia.proto.wire.messages import Ask, Sampling
 from tests.node.network.libp2p.network_helpers import (
     HIDDEN,
@@ -77,14 +82,27 @@ def punchable(monkeypatch: pytest.MonkeyPatch, *networks: Libp2pNetwork) -> None
         monkeypatch.setattr(network.host.observed, "punchable", lambda ports, address=address: [address])
 
 
+@dataclass(frozen=True)
+class Listed(JoinAccess):
+    """A private swarm with these members."""
+
+    peers: frozenset[bytes] = frozenset()
+
+    def is_member(self, peer: bytes) -> bool:
+        return peer in self.peers
+
+
 @asynccontextmanager
-async def relayed_pair() -> AsyncIterator[tuple[Libp2pNetwork, Libp2pNetwork, Libp2pNetwork]]:
-    """A relay, a node that reserved there, and a node that dialled that one through the relay."""
+async def relayed_pair(
+    members: set[bytes] | None = None,
+) -> AsyncIterator[tuple[Libp2pNetwork, Libp2pNetwork, Libp2pNetwork]]:
+    """A relay, a node that reserved there, and a node that dialled that one through the relay. members: gets both."""
     async with (
         open_network(node()) as relay,
         open_network(node(), {ECHO: echo}) as hidden,
         open_network(node(), {ECHO: echo}) as dialler,
     ):
+        (members if members is not None else set()).update((hidden.peer_id, dialler.peer_id))
         await hidden.connect(relay.addresses()[0])
         hidden.set_reachability(HIDDEN)
         await eventually(lambda: any(map(addresses.is_circuit, hidden.addresses())))
@@ -137,6 +155,36 @@ async def test_a_relayed_connection_becomes_a_punched_one_and_nothing_on_it_is_l
                 assert not log.of(Disconnected)
             moved = [event.address for event in heard.of(Connected) if event.peer == dialler.peer_id]
             assert [addresses.is_circuit(address) for address in moved] == [True, False]
+
+
+async def test_members_of_a_private_swarm_in_one_network_need_no_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their private addresses are not dialled on the word of a relay, but on their own."""
+    monkeypatch.setattr(upgrading, "LINGER_S", 0.1)
+    members = set[bytes]()
+    monkeypatch.setattr(Host, "is_near_member", lambda _, peer, address: peer in members)
+    for is_member in (True, False):
+        members.clear()
+        async with relayed_pair(members if is_member else set()) as (_, hidden, dialler):
+            with trio.fail_after(PATIENCE_S):
+                if is_member:
+                    await eventually(lambda: is_alone(hidden, dialler.peer_id) and is_alone(dialler, hidden.peer_id))
+                    assert dialler.path(hidden.peer_id) == Path("LAN")
+                else:
+                    await trio.sleep(upgrading.FIRST_S)
+                    assert not are_direct(hidden, dialler)
+
+
+def test_only_listed_members_may_name_addresses_of_ones_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = Multiaddr("/ip4/192.168.5.7/tcp/7117"), Multiaddr("/ip4/192.168.6.7/tcp/7117")
+    own = LocalNetwork("lan", 1, IPv4Address("192.168.5.2"), IPv4Network("192.168.5.0/24"))
+    monkeypatch.setattr("mycelia.node.network.libp2p.host.local_networks", lambda: [own])
+    member, stranger = b"member", b"stranger"
+    network = Libp2pNetwork(node(access=Listed(bytes(32), frozenset({member}))), {})
+    found = {
+        (peer, one) for peer in (member, stranger) for one in (near, far) if network.host.is_near_member(peer, one)
+    }
+    assert found == {(member, near)}
+    assert not Libp2pNetwork(node(), {}).host.is_near_member(member, near)
 
 
 async def gossips(sender: Libp2pNetwork, receiver: Libp2pNetwork, log: EventLog) -> bool:

@@ -6,8 +6,7 @@ from typing import Any
 
 from multiaddr import Multiaddr
 
-from mycelia.node.network.mdns.interfaces import MAX_INTERFACES, LocalNetwork, local_networks
-from mycelia.node.network.mdns.service import is_in
+from mycelia.node.network.mdns.interfaces import MAX_INTERFACES, LocalNetwork, is_in, local_networks
 
 UP = "up,broadcast,running,multicast"
 
