@@ -60,8 +60,9 @@ class Sampling(Record, frozen=True, kw_only=True):
     """Alternatives to report per token, with its own probability; 0 reports nothing."""
     grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = field(name="13", default="")
     """A grammar that the answer must match; empty: anything."""
-    grammar_kind: Annotated[str, Meta(pattern="^(gbnf|json_schema)$")] = field(name="14", default="gbnf")
-    """How to read ``grammar``: llama.cpp's GBNF with a rule ``root``, or a JSON schema."""
+    grammar_kind: Annotated[str, Meta(pattern="^(gbnf|json_schema|regex|lark)$")] = field(name="14", default="gbnf")
+    """How to read ``grammar``: llama.cpp's GBNF with a rule ``root``, a JSON schema, or since version 2 a regular
+    expression of the whole answer, or llguidance's Lark with a rule ``start``."""
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = field(name="15", default=0)
     """Alternatives to report per token of the prompt, with its own probability; 0 reports nothing. If it is not 0, an
     end token that the model chooses is part of the answer, without text: it has logprobs as well."""

@@ -26,6 +26,8 @@ LEFT_OUT: dict[type, dict[str, Any]] = {
 
 MAX_STOP_CHARS_1 = 256
 """The bound of a stop string in version 1."""
+GRAMMAR_KINDS_1 = ("gbnf", "json_schema")
+"""The kinds of grammars in version 1."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -39,5 +41,7 @@ def for_version(message: MessageT, wire_version: int) -> MessageT:
 def version_of(sampling: Sampling) -> int:
     """The first version whose nodes can serve this: without these fields they would answer another request."""
     if sampling.prompt_logprobs or sampling.logit_bias or not sampling.max_tokens:
+        return 2
+    if sampling.grammar and sampling.grammar_kind not in GRAMMAR_KINDS_1:
         return 2
     return 2 if any(len(stop) > MAX_STOP_CHARS_1 for stop in sampling.stop) else 1

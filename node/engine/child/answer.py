@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mycelia.node.engine.child.grammar.grammar import GrammarError
+from mycelia.node.engine.child.grammar.guidance import GrammarError
 from mycelia.node.engine.child.llama.llama import Llama
-from mycelia.node.engine.child.llama.sampler import Choosing, logprobs
+from mycelia.node.engine.child.llama.sampler import logprobs
 from mycelia.node.engine.engine import EngineTokens, append_tokens
 from mycelia.node.engine.stops import TextGate
 from mycelia.proto.wire.messages import Sampling, TokenLogprobs
@@ -24,8 +24,7 @@ class Answer:
         self._num_logprobs = sampling.logprobs
         self._num_prompt_logprobs = sampling.prompt_logprobs
         self._sampler = llama.sampler(sampling, prompt, resumed)
-        self._choosing: Choosing | None = None
-        self._logits: NDArray[np.float32] | None = None
+        self._held: NDArray[np.float32] | None = None
         self._gate = TextGate([stop.encode() for stop in sampling.stop])
         if sampling.stop and resumed:
             self._gate.skip(b"".join(llama.piece(token) for token in prompt[len(prompt) - resumed :]))
@@ -61,26 +60,22 @@ class Answer:
             self._note_logprobs(self._llama.logits(output), token)
         return token
 
-    def begin(self, output: int) -> NDArray[np.int64]:
-        """Begin a choice with a grammar: the tokens to ask the grammar about. Call ``go_on`` with its reply."""
-        if self._num_logprobs:
-            self._logits = self._llama.logits(output).copy()
-        self._choosing = self._sampler.choosing(output)
-        return next(self._choosing)
+    def hold(self, output: int) -> None:
+        """Keep the row with this output index until the grammar's mask is there: other decode calls come first."""
+        self._held = self._llama.logits(output).copy()
 
-    def go_on(self, passed: NDArray[np.bool_]) -> NDArray[np.int64] | int:
-        """The next token, or more tokens to ask about. Raises GrammarError when no token is allowed."""
-        assert self._choosing is not None
-        try:
-            return self._choosing.send(passed)
-        except StopIteration as exc:
-            token: int | None = exc.value
-        self._choosing = None
-        if token is None:
+    def choose_allowed(self, mask: NDArray[np.bool_], output: int | None = None) -> int | None:
+        """Choose the next token among those of a grammar's ``Mask.allowed``, from the row with this output index, or
+        from the held one; None: the answer ends here, and the model has no token for that. Raises GrammarError when
+        nothing is allowed."""
+        logits = self._held if output is None else self._llama.logits(output)
+        assert logits is not None
+        token = self._sampler.choose(logits, mask[:-1])
+        if token is None and not mask[-1]:
             raise GrammarError("the grammar allows no token here")
-        if self._num_logprobs:
-            assert self._logits is not None
-            self._note_logprobs(self._logits, token)
+        if token is not None and self._num_logprobs:
+            self._note_logprobs(logits, token)
+        self._held = None
         return token
 
     def _note_logprobs(self, logits: NDArray[np.float32], token: int) -> None:

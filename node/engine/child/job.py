@@ -122,7 +122,7 @@ class Job:
     to_report: range = range(0)
     """The tokens of the prompt whose logprobs must still be reported. Each needs the logits of the token before it."""
     is_choosing: bool = False
-    """The next token depends on a grammar that has not replied yet, so the job has no row."""
+    """The next token depends on a grammar's mask that is not there yet, so the job has no row."""
     admitted_s: float = 0.0
     """Time of the first start; ``started_s`` is the time of the last one."""
     started_s: float = 0.0

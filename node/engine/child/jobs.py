@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.answer import Answer
-from mycelia.node.engine.child.grammar.grammar_pool import GrammarPool
+from mycelia.node.engine.child.grammar.pool import GrammarPool
 from mycelia.node.engine.child.job import Job, Refusal
 from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.node.engine.child.reports import Reports
@@ -37,7 +37,7 @@ class Jobs:
         self.answers: dict[int, Answer] = {}
         """Key -> answer, for jobs that run or were stopped."""
         self.choosing: dict[int, Job] = {}
-        """Key -> job, for jobs that wait for their grammar's reply."""
+        """Key -> job, for jobs that wait for their grammar's mask."""
         self.reports = Reports(replies, scheduler, self.answers)
         self.sequences = Sequences(llama, scheduler, tiers)
         self.ended_any = False

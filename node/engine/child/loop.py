@@ -16,8 +16,8 @@ from mycelia.node.engine import ipc
 from mycelia.node.engine.child.accounts import COMPILE_SERVICE, REFUSAL_SERVICE
 from mycelia.node.engine.child.choices import Choices
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue, EmbeddingRequest
-from mycelia.node.engine.child.grammar.grammar import NO_PROCESS
-from mycelia.node.engine.child.grammar.grammar_pool import (
+from mycelia.node.engine.child.grammar.checker import NO_PROCESS
+from mycelia.node.engine.child.grammar.pool import (
     GrammarAnswered,
     GrammarEnded,
     GrammarPool,

@@ -24,7 +24,7 @@ from mycelia.node.engine import ipc
 from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.embedder import Embedder
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
-from mycelia.node.engine.child.grammar.grammar import GrammarServer
+from mycelia.node.engine.child.grammar.grammar import Grammars
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.bindings import bindings_version
 from mycelia.node.engine.child.llama.exact import ExactLlama, ExactStateLlama
@@ -133,9 +133,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         control_tokens=llama.control_tokens() if llama.keeps_states else frozenset(),
     )
     embeddings = EmbeddingQueue(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
-    loop = StepLoop(
-        llama, limits, replies, message.check, GrammarServer(path).open, embeddings, tiers, message.check_idle
-    )
+    loop = StepLoop(llama, limits, replies, message.check, Grammars(llama).open, embeddings, tiers, message.check_idle)
     renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
     service.llama, service.renders, service.loop = llama, renders, loop
     reuse = "none" if not may_reuse else "checkpoints" if llama.keeps_states else "prefix"

@@ -2,13 +2,14 @@
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.openai.structured import Form, call_form, wanted_form
 from mycelia.node.serve.openai.types import (
     MAX_PROMPTS,
     AnyRequest,
@@ -64,21 +65,22 @@ def wanted_chat(body: ChatRequest) -> Wanted:
     functions = {tool.function.name: tool.function.parameters for tool in tools}
     if body.functions:
         raise HttpError(400, "functions are not served: send the same as tools", param="functions")
-    grammar = _response_schema(body)
+    form = wanted_form(body)
     told = tools
-    if grammar is not None:
+    if form is not None:
         functions = {}  # (an answer made to fit a schema is no call, whatever it looks like)
     match _tool_choice(body.tool_choice):
         case "none":
             told, functions = [], {}
         case "required" | ToolChoice() as choice:
-            if grammar is not None:
+            if form is not None:
                 raise HttpError(400, "a required call and a response_format exclude each other", param="tool_choice")
-            grammar = _call_schema(tools, None if choice == "required" else choice.function.name)
+            name = None if choice == "required" else choice.function.name
+            form = call_form(tools, name, allows_several=bool(body.parallel_tool_calls) and name is None)
         case _:
             pass
     max_tokens = _or(body.max_completion_tokens, body.max_tokens)
-    sampling = _sampling(body, max_tokens, body.logprobs and max(body.top_logprobs or 0, 1), grammar)
+    sampling = _sampling(body, max_tokens, body.logprobs and max(body.top_logprobs or 0, 1), form)
     messages = tuple(_message(turn) for turn in body.messages)
     told_json = _json([_told_tool(tool) for tool in told]) if told else ""
     asks = [
@@ -107,7 +109,7 @@ def wanted_completion(body: CompletionRequest) -> Wanted:
     if best_of > n and body.stream:
         raise HttpError(400, "the best of several answers cannot be streamed", param="best_of")
     logprobs = max(num_top, 1) if num_top is not None else int(best_of > n)
-    sampling = _sampling(body, body.max_tokens, logprobs, None)
+    sampling = _sampling(body, body.max_tokens, logprobs, wanted_form(body))
     asks = [
         Ask(
             request_id=secrets.token_bytes(16),
@@ -190,7 +192,7 @@ def _choices(sampling: Sampling, n: int) -> list[Sampling]:
     return [msgspec.structs.replace(sampling, seed=(sampling.seed + place) % _SEEDS) for place in range(n)]
 
 
-def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | None, schema: object) -> Sampling:
+def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | None, form: Form | None) -> Sampling:
     stop = body.stop if isinstance(body.stop, list) else [body.stop]
     is_limited = max_tokens is not None and 0 <= max_tokens < MAX_TOKENS_PER_REQUEST
     sampling = Sampling(
@@ -205,8 +207,8 @@ def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | N
         presence_penalty=_or(body.presence_penalty, 0.0),
         stop=tuple(text for text in stop if text),
         logprobs=int(logprobs or 0),
-        grammar="" if schema is None else _json(schema),
-        grammar_kind="gbnf" if schema is None else "json_schema",
+        grammar="" if form is None else form.text,
+        grammar_kind="gbnf" if form is None else form.kind,
         prompt_logprobs=0 if body.prompt_logprobs is None else max(body.prompt_logprobs, 1),
         logit_bias=_biases(body.logit_bias),
     )
@@ -248,38 +250,6 @@ def _tool_choice(wanted: str | dict[str, Any] | None) -> str | ToolChoice:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _response_schema(body: ChatRequest) -> object:
-    """The JSON schema that the answer must fit; None: any answer."""
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return {"type": "object"}
-    if wanted.json_schema is None:
-        raise HttpError(400, "response_format of type json_schema needs a json_schema", param="response_format")
-    return wanted.json_schema.schema
-
-
-def _call_schema(tools: Sequence[Tool], name: str | None) -> object:
-    """The schema of one call of any function, or of the named one."""
-    wanted = [tool.function for tool in tools if name is None or tool.function.name == name]
-    if not wanted:
-        what = (
-            "tool_choice needs tools" if name is None else f"tool_choice names {name!r}, which is not among the tools"
-        )
-        raise HttpError(400, what, param="tool_choice")
-    schemas = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": function.name}, "arguments": function.parameters or {"type": "object"}},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for function in wanted
-    ]
-    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def _told_tool(tool: Tool) -> dict[str, Any]:

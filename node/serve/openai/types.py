@@ -84,7 +84,7 @@ class ToolChoice(msgspec.Struct):
 
 class SchemaFormat(msgspec.Struct, kw_only=True):
     name: Annotated[str, Meta(max_length=256)] | None = None
-    schema: JsonObject
+    schema: JsonObject | bool | None = None
     strict: bool | None = None
     description: str | None = None
 
@@ -92,6 +92,18 @@ class SchemaFormat(msgspec.Struct, kw_only=True):
 class ResponseFormat(msgspec.Struct):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFormat | None = None
+    schema: JsonObject | bool | None = None
+    """llama-server's and Together's place for the schema."""
+
+
+class StructuredOutputs(msgspec.Struct):
+    """vLLM's: one of these."""
+
+    json: JsonObject | bool | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class StreamOptions(msgspec.Struct):
@@ -123,6 +135,15 @@ class AnyRequest(msgspec.Struct, kw_only=True):
     """A longer answer is cancelled."""
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None
     """Only requests with the same value reuse each other's prefixes; "public": all requests do."""
+    grammar: str | None = None
+    """llama-server's: GBNF, or Lark."""
+    json_schema: JsonObject | bool | None = None
+    """llama-server's."""
+    guided_json: JsonObject | bool | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     """Alternatives per token of the prompt to report, besides its own logprob; vLLM's."""
 
@@ -134,6 +155,8 @@ class ChatRequest(AnyRequest, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    """True: an answer that must be a call may be several."""
     functions: list[JsonObject] | None = None
     """The older form of ``tools``, which is refused."""
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] | None = None

@@ -19,7 +19,7 @@ from tests.proto.examples import LOGPROBS, USAGE, VITALS
 _TEXTS = ("", "x", "\x00", "\ud800", "é😀", "y" * 3_000, "{}", '{"tool_calls": 5}')
 _NUMBERS = (0, 1, -1, 2**31, 2**32 - 1, 2**63, 2**64, 10**30)
 _REALS = (0.0, -0.0, 1.0, -1.0, 1e308, float("nan"), float("inf"), 0.5)
-_KINDS = ("gbnf", "json_schema", "", "x")
+_KINDS = ("gbnf", "json_schema", "regex", "lark", "", "x")
 _FROM_CHILD = [
     ipc.encode(message)[4:]
     for message in (

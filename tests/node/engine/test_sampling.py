@@ -22,6 +22,7 @@ PERSON = {
         "age": {"type": "integer"},
     },
     "required": ["name", 'a "quoted" \\ é', "age"],
+    "additionalProperties": False,
 }
 
 
@@ -145,28 +146,40 @@ async def test_an_answer_does_not_depend_on_its_company() -> None:
 
 
 BOMBS = {
-    "parentheses": "root ::= " + "(" * 30_000 + '"x"' + ")" * 30_000,
-    "alternatives": "\n".join(f'r{i} ::= r{i + 1} "a" | r{i + 1} "b"' for i in range(30))
-    + '\nr30 ::= "x"\nroot ::= r0',
-    "repetitions": 'root ::= (("a"{0,1000}){0,1000}){0,1000}',
-    "left recursion": 'root ::= root "x" | "y"',
-    "no root": 'x ::= "y"',
-    "nonsense": "root ::= ((",
+    "parentheses": ("gbnf", "root ::= " + "(" * 30_000 + '"x"' + ")" * 30_000),
+    "repetitions": ("gbnf", "root ::= " + "(" * 20 + '"a"' + "){1,1000000}" * 20),
+    "no end": ("gbnf", 'root ::= root "x"'),
+    "no root": ("gbnf", 'x ::= "y"'),
+    "nonsense": ("gbnf", "root ::= (("),
+    "nested": ("regex", "(" * 30_000 + "x" + ")" * 30_000),
+    "look-around": ("regex", "(?=a)b"),
+    "chain": ("lark", "start: A0\n" + "".join(f"A{i}:A{i + 1} A{i + 1}\n" for i in range(3_000)) + 'A3000:"x"'),
+    "circle": ("lark", "start: A\nA: B\nB: A"),
+    "deep": ("json_schema", "[" * 20_000),
+    "nested schema": ("json_schema", '{"items":' * 5_000 + "{}" + "}" * 5_000),
+    "remote": ("json_schema", '{"$ref": "https://example.com/schema"}'),
+    "circle of references": ("json_schema", '{"$ref": "#"}'),
+    "doubled": (
+        "json_schema",
+        json.dumps(
+            {
+                "$ref": "#/$defs/a0",
+                "$defs": {f"a{i}": {"type": "object", "anyOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(30)}
+                | {"a30": {"properties": {"x": {}}}},
+            }
+        ),
+    ),
+    "no schema": ("json_schema", "[1, 2]"),
+    "unknown keyword": ("json_schema", '{"type": "string", "minimun": 3}'),
 }
-LATE_BOMB = BOMBS["alternatives"].replace("root ::= r0", 'root ::= "So be it" r0')
+LATE_BOMB = 'root ::= "So be it" many "a"{40} | "(" root ")"\nmany ::= (("a"{0,1000}){0,1000}){0,1000}'
 """A grammar that is harmless until its first words are sent."""
-SCHEMA_BOMBS = {
-    "many items": '{"type": "array", "items": {"type": "string"}, "minItems": 1000000000}',
-    "deep": "[" * 20_000,
-    "remote": '{"$ref": "https://example.com/schema"}',
-    "no schema": "[1, 2]",
-}
 BAD_OPTIONS: list[dict[str, object]] = [
     {"stop": ("x" * 10_000,)},
     {"stop": ("x",) * 17},
     {"stop": ("\ud800",)},
     {"stop": ("",)},
-    {"max_tokens": 0},
+    {"max_tokens": -1},
     {"temperature": math.nan},
     {"temperature": -1.0},
     {"top_p": 2.0},
@@ -187,8 +200,8 @@ async def test_no_request_harms_the_engine() -> None:
 
         async def expect_refusal(prompt: Sequence[int], options: Mapping[str, object]) -> None:
             sampling = Sampling(**{"max_tokens": 4, **options})  # type: ignore[arg-type]
-            (item,) = await ask(running, prompt, sampling)
-            assert isinstance(item, EngineFailed) and item.code in ("bad_request", "too_long"), item
+            *_, item = await ask(running, prompt, sampling)
+            assert isinstance(item, EngineFailed) and item.code in ("bad_request", "too_long"), (options, item)
             assert item.message and "\n" not in item.message and len(item.message) < 512
             outcomes.append(item.code)
 
@@ -212,10 +225,8 @@ async def test_no_request_harms_the_engine() -> None:
                 nursery.start_soon(expect_refusal, tokens, {})
             for options in BAD_OPTIONS:
                 nursery.start_soon(expect_refusal, ordinary, options)
-            for text in BOMBS.values():
-                nursery.start_soon(expect_refusal, ordinary, {"grammar": text})
-            for text in SCHEMA_BOMBS.values():
-                nursery.start_soon(expect_refusal, ordinary, {"grammar": text, "grammar_kind": "json_schema"})
+            for kind, text in BOMBS.values():
+                nursery.start_soon(expect_refusal, ordinary, {"grammar": text, "grammar_kind": kind})
             for i in range(300):
                 prompt = [chance.randrange(running.info.num_vocab) for _ in range(chance.randrange(1, 40))]
                 sampling = Sampling(

@@ -111,7 +111,7 @@ ABSURD: list[tuple[str, object]] = [
     ("logprobs", -1),
     ("logprobs", 21),
     ("grammar", "x" * 65_537),
-    ("grammar_kind", "regex"),
+    ("grammar_kind", "ebnf"),
     ("prompt_logprobs", 21),
     ("logprobs_from", -1),
     ("logit_bias", b"12345678" * 1_025),

@@ -1,214 +1,126 @@
-"""Grammars, each in its own process, so that a stranger's grammar cannot harm the engine.
+"""Grammars by llguidance: after each token of an answer, which tokens may come next.
 
-A grammar is a program. Thirty rules of two alternatives have 2^30 beginnings, thirty thousand parentheses overflow
-llama.cpp's stack, and no bound on the text separates such grammars from honest ones. So llama.cpp's grammar sampler
-runs in ``grammar_worker.py`` under limits of CPU time and memory, with only the vocabulary. If the process dies, the
-request is refused and nothing else happens. The engine asks the process which of some tokens may come next.
+A grammar is a program from a stranger. ``checker.py`` reads it first, in a process of its own, under limits. Then it
+runs here: llguidance bounds the work and the memory of each mask, ``pool.py`` the time of all masks of an answer.
+llguidance releases the interpreter's lock while it reads grammars and computes masks.
 
-Compiling and asking take time, so a thread waits for them: see ``grammar_pool.py``.
+llguidance is imported, and its copy of the vocabulary made (0.3 s, 20 MB), when the first grammar comes.
 """
 
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Protocol, TypeVar
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
-from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.node.engine.child.grammar.checker import Checker
+from mycelia.node.engine.child.grammar.guidance import GrammarError, matcher, reason
+from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
 from mycelia.proto.wire.messages import Sampling
 
-COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.child.grammar.grammar_worker")
 
-MAX_START_CPU_S = 1.5
-"""Maximum CPU time for compiling; then the kernel ends the process."""
-TOO_COSTLY = "the grammar is too large, too deep or too ambiguous"
-NO_PROCESS = "this node cannot start a process for the grammar now"
+class Grammars:
+    """Opens the grammars of one model. For any thread."""
 
-_HEADER_BYTES = 4
-
-
-class GrammarError(Exception):
-    """The grammar is invalid, too costly, or allows no token: the fault of the request. One line."""
-
-
-class Compile(Struct, frozen=True, array_like=True):
-    """The first message to the process. ``tokens``: those of the answer so far, packed."""
-
-    kind: str
-    text: str
-    tokens: bytes
-
-
-class Compiled(Struct, frozen=True, array_like=True):
-    """The reply to Compile. An empty ``error`` means ready for questions. cpu_s: CPU time of the process so far."""
-
-    error: str
-    cpu_s: float = 0.0
-
-
-class Filter(Struct, frozen=True, array_like=True):
-    """The question which of ``candidates`` (int32 each) may follow after ``accepted``."""
-
-    accepted: list[int]
-    candidates: bytes
-
-
-class Filtered(Struct, frozen=True, array_like=True):
-    """The reply to Filter: one byte per candidate, 1 if it may come next. cpu_s: see ``Compiled``."""
-
-    passed: bytes
-    cpu_s: float
-
-
-_Message = TypeVar("_Message", bound=Struct)
-
-
-class Stream(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-    def write(self, data: bytes, /) -> int: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def write_message(stream: Stream, message: Struct) -> None:
-    body = msgspec.msgpack.encode(message)
-    stream.write(len(body).to_bytes(_HEADER_BYTES, "little") + body)
-    stream.flush()
-
-
-def read_message(stream: Stream, kind: type[_Message]) -> _Message | None:
-    """The next message, blocking; None at the end of the stream, also in the middle of a message."""
-    header = stream.read(_HEADER_BYTES)
-    length = int.from_bytes(header, "little")
-    body = stream.read(length) if len(header) == _HEADER_BYTES else b""
-    return msgspec.msgpack.decode(body, type=kind) if header and len(body) == length else None
-
-
-class GrammarServer:
-    """The process that forks one process per grammar. It has the vocabulary, so that a fork takes only milliseconds.
-    It is started with the first grammar, and again after its death. For any thread."""
-
-    def __init__(self, model_path: Path) -> None:
-        self._model_path = model_path
+    def __init__(self, vocabulary: ModelVocabulary) -> None:
+        self._vocabulary = vocabulary
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._tokenizer: Any = None
+        self.checker = Checker()
+        self.num_vocab = vocabulary.num_vocab
+        self.ending = np.array([token for token in range(self.num_vocab) if vocabulary.ends_generation(token)], np.intp)
+        """The tokens that end an answer."""
 
     def open(self, sampling: Sampling, tokens: Sequence[int]) -> "Grammar":
         """The grammar of an answer that already has ``tokens``."""
         return Grammar(self, sampling, tokens)
 
-    def connect(self) -> socket.socket:
-        """The socket of a new process. Raises OSError when no process can be started."""
-        ours, theirs = socket.socketpair()
-        with self._lock, theirs:
-            try:
-                self._send(theirs)
-            except OSError:
-                self._restart()
-                self._send(theirs)
-        return ours
+    def tokenizer(self) -> Any:
+        """llguidance's copy of the vocabulary. It has one token more: the end of the answer, whichever token is drawn
+        for it, so that models with several such tokens or none are alike."""
+        from llguidance import LLTokenizer
 
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def _send(self, end: socket.socket) -> None:
-        if self._control is None:
-            raise BrokenPipeError
-        socket.send_fds(self._control, [b"+"], [end.fileno()])
-
-    def _restart(self) -> None:
-        if self._control is not None:
-            self._control.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._control, theirs = socket.socketpair()
-        with theirs:
-            command = [*COMMAND, str(theirs.fileno()), str(self._model_path)]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,unused-ignore]
+                    tokens=[*self._vocabulary.spellings(), b"\xff<end of the answer>"],
+                    vocab_ptr=self._vocabulary.handle,
+                    tokenize_fptr=self._vocabulary.tokenize_address,
+                    eos_token=self.num_vocab,
+                )
+            return self._tokenizer
 
 
 class Grammar:
-    """The grammar of one answer. ``kill`` may be called at any time, the other methods one at a time, in any thread."""
+    """The grammar of one answer. One call at a time, each in a thread with ``STACK_BYTES`` of stack."""
 
     cpu_s = 0.0
-    """CPU time of the process, as last reported."""
+    """CPU time of all calls so far."""
 
-    def __init__(self, server: GrammarServer, sampling: Sampling, tokens: Sequence[int]) -> None:
-        """tokens: those of the answer so far. Starts nothing: call ``wait``."""
-        self._server = server
-        self._lock = threading.Lock()
-        self._is_killed = False
-        self._socket: socket.socket | None = None
-        self._stream: Stream | None = None
-        self._accepted: list[int] = []
-        self._compile = Compile(sampling.grammar_kind, sampling.grammar, pack_tokens(tokens))
+    def __init__(self, grammars: Grammars, sampling: Sampling, tokens: Sequence[int]) -> None:
+        """tokens: those of the answer so far. Computes nothing: call ``compile``."""
+        self._grammars = grammars
+        self._sampling = sampling
+        self._tokens = tokens
+        self._matcher: Any = None
+        self._bits = np.zeros((1, grammars.num_vocab // 32 + 1), np.int32)
 
-    def wait(self) -> str:
-        """Block until the grammar is compiled; returns the error, empty if none. The first call, made once."""
+    def compile(self) -> str:
+        """Read the grammar and go on to the end of the tokens so far; returns the error, empty if none. The first
+        call, made once."""
+        tokenizer = self._grammars.tokenizer()
+        checked = self._grammars.checker.check(self._sampling.grammar_kind, self._sampling.grammar)
+        self.cpu_s += checked.cpu_s
+        if checked.error:
+            return checked.error
         try:
-            connection = self._server.connect()
-        except OSError:
-            return NO_PROCESS
-        with self._lock:
-            self._socket, self._stream = connection, connection.makefile("rwb")
-            if self._is_killed:
-                connection.shutdown(socket.SHUT_RDWR)
-        compiled = self._exchange(self._compile, Compiled)
-        self.cpu_s = MAX_START_CPU_S if compiled is None else compiled.cpu_s
-        if compiled is not None:
-            return compiled.error
-        return TOO_COSTLY if self._server.is_running else NO_PROCESS
+            with self._timed():
+                self._matcher = matcher(tokenizer, checked.guidance)
+                for token in self._tokens:
+                    # (one at a time: llguidance holds the interpreter's lock here)
+                    if token not in self._grammars.ending and not self._matcher.consume_token(token):
+                        raise GrammarError("the tokens generated before do not match the grammar")
+        except GrammarError as exc:
+            return str(exc)
+        return ""
 
     def accept(self, token: int) -> None:
-        self._accepted.append(token)
+        """Go on by ``token``. Raises GrammarError where the grammar does not allow it or becomes too costly."""
+        with self._timed():
+            if not self._matcher.consume_token(token):
+                raise GrammarError(reason(self._matcher.get_error()))
 
-    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of ``tokens`` may come next. Blocks, bounded by the process's CPU limit. Raises GrammarError when the
-        process dies."""
-        question = Filter(self._accepted, tokens.astype(np.int32).tobytes())
-        self._accepted = []
-        answer = self._exchange(question, Filtered)
-        if answer is None:
-            raise GrammarError(TOO_COSTLY)
-        self.cpu_s = answer.cpu_s
-        return np.frombuffer(answer.passed, np.bool_)
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which token may come next, by its id; the last entry: whether the answer may end here. Raises
+        GrammarError."""
+        from llguidance.numpy import fill_next_token_bitmask
 
-    def _exchange(self, question: Struct, kind: type[_Message]) -> _Message | None:
-        """The reply of the process; None when it died."""
-        assert self._stream is not None
-        try:
-            write_message(self._stream, question)
-            return read_message(self._stream, kind)
-        except OSError:
-            return None
-
-    def kill(self) -> None:
-        """End the process; a call that waits for it then returns."""
-        with self._lock:
-            self._is_killed = True
-            if self._socket is not None:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+        with self._timed():
+            fill_next_token_bitmask(self._matcher, self._bits)
+            if self._matcher.is_error():
+                raise GrammarError(reason(self._matcher.get_error()))
+            num_vocab = self._grammars.num_vocab
+            bits = np.unpackbits(self._bits.view(np.uint8)[0], count=num_vocab + 1, bitorder="little")
+            passed = bits.view(np.bool_)
+            if passed[num_vocab]:
+                passed[self._grammars.ending] = True
+        return passed
 
     def close(self) -> None:
-        """End the process and forget it; the last call."""
-        self.kill()
-        with self._lock:
-            if self._stream is not None and self._socket is not None:
-                with suppress(OSError):  # (unsent data may be left)
-                    self._stream.close()
-                self._socket.close()
+        """Free the grammar; the last call."""
+        self._matcher = None
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        except GrammarError:
+            raise
+        except BaseException as exc:
+            raise GrammarError(reason(str(exc))) from exc
+        finally:
+            self.cpu_s += time.thread_time() - began

@@ -1,6 +1,6 @@
 """The low-level API of llama.cpp with common helpers: its log, an abort flag, its arrays of candidates.
 
-Only this folder imports llama.cpp; ``grammar_worker.py``, a process without a context, uses a few calls from here.
+Only this folder imports llama.cpp.
 """
 
 import ctypes
@@ -10,7 +10,6 @@ from typing import Any
 import llama_cpp
 import llama_cpp.llama_cpp as _bindings
 import numpy as np
-from llama_cpp.llama_grammar import SchemaConverter as SchemaConverter
 from numpy.typing import NDArray
 
 # The bindings are declared by decorators that type checkers cannot see through.
@@ -23,6 +22,11 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 def bindings_version() -> str:
     """Version of llama.cpp's bindings: another version may serialise cells differently."""
     return str(llama_cpp.__version__)
+
+
+def address_of_tokenize() -> int:
+    """The address of ``llama_tokenize``."""
+    return int(ctypes.cast(L.llama_tokenize, ctypes.c_void_p).value or 0)
 
 
 class Log:

@@ -1,7 +1,7 @@
 """The choice of the tokens of one answer. The owner thread only."""
 
 import ctypes
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +17,8 @@ MIN_TEMPERATURE = 0.001
 MAX_SEED = 2**32 - 2
 """With a larger seed llama.cpp takes a random one: the answer could be neither repeated nor resumed."""
 
-FEW_CANDIDATES = 256
-"""Tokens that a grammar is asked about first: enough that the usual top-k of 40 is nearly always among them."""
-
-Choosing = Generator[NDArray[np.int64], NDArray[np.bool_], int | None]
-"""Yields tokens, expects a mask of the allowed ones, and returns the chosen token, or None."""
+MANY_CANDIDATES = 1024
+"""With more allowed tokens than this, the likeliest ones are found first, if the chain reads no others."""
 
 
 class Outputs(Protocol):
@@ -77,22 +74,15 @@ class Sampler:
         """Choose the token after the row with this output index of ``decode``. Raises ValueError for no output."""
         return self._llama.sample(self._chain, output)
 
-    def choosing(self, output: int) -> Choosing:
-        """Choose step by step among the tokens that a grammar allows; the result is None when it allows none. A
-        question about few tokens is much cheaper than one about the vocabulary, and equivalent if enough of the
-        likeliest tokens are allowed, as the chain reads no others. Penalties and biases change which tokens are the
-        likeliest, so with them the question is always about the vocabulary."""
-        logits = self._llama.logits(output).copy()  # (there may be other decode calls before the grammar answers)
-        if not self._moves_logits and 0 < self._candidates_needed <= FEW_CANDIDATES // 4 < len(logits) // 4:
-            few = np.sort(np.argpartition(logits, -FEW_CANDIDATES)[-FEW_CANDIDATES:])
-            few = few[(yield few)]
-            if len(few) >= self._candidates_needed:
-                return self._choose_and_accept(few, logits)
-        every = np.arange(len(logits))
-        passed = every[(yield every)]
-        return self._choose_and_accept(passed, logits) if len(passed) else None
-
-    def _choose_and_accept(self, tokens: NDArray[np.int64], logits: NDArray[np.float32]) -> int:
+    def choose(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> int | None:
+        """Choose among the tokens that a grammar allows, by their ids; None when it allows none. The chain sees these
+        tokens alone, as if the others did not exist."""
+        tokens = np.flatnonzero(allowed)
+        if not len(tokens):
+            return None
+        if not self._moves_logits and 0 < (needed := self._candidates_needed) < MANY_CANDIDATES < len(tokens):
+            # Equivalent, and cheaper than the whole vocabulary. Penalties and biases change which are the likeliest.
+            tokens = np.sort(tokens[np.argpartition(logits[tokens], -needed)[-needed:]])
         token = self._choose(tokens, logits[tokens])
         L.llama_sampler_accept(self._chain, token)
         return token

@@ -3,7 +3,7 @@
 import ctypes
 from typing import Any
 
-from mycelia.node.engine.child.llama.bindings import L
+from mycelia.node.engine.child.llama.bindings import L, address_of_tokenize
 from mycelia.proto.wire.errors import LocalError
 
 
@@ -13,7 +13,7 @@ class ModelVocabulary:
     def __init__(self, model: Any) -> None:
         """model: llama.cpp's handle, which must outlive this object."""
         self.model = model
-        self._vocab = L.llama_model_get_vocab(model)
+        self._vocab = self.handle = L.llama_model_get_vocab(model)
         self.num_vocab = int(L.llama_vocab_n_tokens(self._vocab))
 
     def tokenize(self, text: str, special: bool) -> list[int]:
@@ -45,6 +45,22 @@ class ModelVocabulary:
     def has_token(self, text: str) -> bool:
         """Whether one token is spelled so; control tokens count."""
         return len(self.tokenize(text, special=True)) == 1
+
+    @property
+    def tokenize_address(self) -> int:
+        """The address of llama.cpp's function that tokenizes, for a library that calls it with ``handle``."""
+        return address_of_tokenize()
+
+    def spellings(self) -> list[bytes]:
+        """The bytes of all tokens, for grammars. No text has a control token, an unknown or an unused one: they are
+        spelled with a byte that is in no UTF-8 text and their name."""
+        hidden = L.LLAMA_TOKEN_ATTR_CONTROL | L.LLAMA_TOKEN_ATTR_UNKNOWN | L.LLAMA_TOKEN_ATTR_UNUSED
+        spellings = []
+        for token in range(self.num_vocab):
+            is_text = not L.llama_vocab_get_attr(self._vocab, token) & hidden
+            piece = self.piece(token) if is_text else b""
+            spellings.append(piece or b"\xff" + L.llama_vocab_get_text(self._vocab, token))
+        return spellings
 
     def longest_piece(self) -> int:
         """Length in bytes of the longest token; control tokens count as they are spelled."""

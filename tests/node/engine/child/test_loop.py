@@ -16,7 +16,7 @@ from mycelia.node.engine.child.grammar.grammar import Grammar
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, RESTORED, Llama
-from mycelia.node.engine.child.llama.sampler import Choosing, Sampler
+from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop, TextRead
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import COALESCE_S
@@ -37,9 +37,9 @@ class ListSampler(Sampler):
     def sample(self, output: int) -> int:
         return self._next[output]
 
-    def choosing(self, output: int) -> Choosing:
-        token = self._next[output]
-        return token if (yield np.array([token]))[0] else None
+    def choose(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> int | None:
+        token = int(logits.argmax())
+        return token if allowed[token] else None
 
     def close(self) -> None:
         pass
@@ -140,34 +140,39 @@ class ListLlama(Llama):
     def ends_generation(self, token: int) -> bool:
         return token == END
 
+    def logits(self, output: int) -> NDArray[np.float32]:
+        logits = np.zeros(VOCAB, np.float32)
+        logits[self.next_tokens[output]] = 1.0
+        return logits
+
     def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
         return ListSampler(self)
 
 
 class FakeGrammar(Grammar):
-    """A grammar that is ready at once and allows the tokens listed in its text."""
+    """A grammar that allows the tokens listed in its text, and is ready at once unless the text is "endless"."""
 
     opened: ClassVar[list["FakeGrammar"]] = []
+    released: ClassVar[threading.Event] = threading.Event()
+    """Ends what is endless."""
 
     def __init__(self, sampling: Sampling, tokens: Sequence[int]) -> None:
         self.text = sampling.grammar
         self.is_closed = False
-        self.killed = threading.Event()
         self.opened.append(self)
 
-    def wait(self) -> str:
+    def compile(self) -> str:
         if self.text == "endless":
-            self.killed.wait()
-        return "nonsense" if self.text == "nonsense" else ""
+            self.released.wait()
+        return self.text if self.text in ("nonsense", "endless") else ""
 
-    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return np.isin(tokens, [int(word) for word in self.text.split()])
+    def allowed(self) -> NDArray[np.bool_]:
+        mask = np.zeros(VOCAB + 1, np.bool_)
+        mask[[int(word) for word in self.text.split()]] = True
+        return mask
 
     def accept(self, token: int) -> None:
         pass
-
-    def kill(self) -> None:
-        self.killed.set()
 
     def close(self) -> None:
         assert not self.is_closed
@@ -387,8 +392,10 @@ def test_requests_end_at_their_deadline_wherever_they_are(monkeypatch: pytest.Mo
         refused = rig.run(key)
         assert isinstance(refused, ipc.Refused) and (refused.code, refused.retryable) == LATE
     assert rig.tokens(1) == [4, 5, 6], "what was there in time came in time"
+    FakeGrammar.released.set()
     for key in (2, 3, 4):
         assert isinstance(rig.run(key), ipc.Ended)
+    FakeGrammar.released.clear()
     # The tokens computed in vain are cached.
     rig.submit(8, [1, 2, 3, 4, 5, 9], due_s=102.0)
     ended = rig.run(8)
@@ -491,11 +498,13 @@ def test_grammars_wait_for_each_other_and_can_be_cancelled_at_any_time() -> None
     assert len(FakeGrammar.opened) == 2
     for key in (0, 1, 8):
         rig.loop.inbox.put(ipc.Cancel(key))
+    FakeGrammar.released.set()
     for key in range(4, 8):
         assert isinstance(rig.run(key), ipc.Ended) and rig.tokens(key) == [4, 5, 6]
     assert len(FakeGrammar.opened) == 6
     while not all(grammar.is_closed for grammar in FakeGrammar.opened):
-        rig.loop.step()  # (the thread of a killed grammar closes it, maybe last)
+        rig.loop.step()  # (the thread of a dropped grammar closes it, maybe last)
+    FakeGrammar.released.clear()
 
 
 def test_tokens_after_the_first_share_a_message(monkeypatch: pytest.MonkeyPatch) -> None:

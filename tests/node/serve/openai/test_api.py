@@ -380,7 +380,7 @@ async def test_a_call_that_must_be_made_fits_its_schema(choice: object) -> None:
     assert told["finish_reason"] == "tool_calls"
     sampling = node.asked[0].sampling
     assert sampling.grammar_kind == "json_schema"
-    assert json.loads(sampling.grammar)["properties"]["name"] == {"const": "weather"}
+    assert json.loads(sampling.grammar)["$defs"]["call0"]["properties"]["name"] == {"const": "weather"}
 
 
 @pytest.mark.parametrize(

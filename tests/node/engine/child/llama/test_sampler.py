@@ -1,7 +1,6 @@
 """llama.cpp's sampler chain as the engine builds it, on made-up logits, without a model."""
 
 import ctypes
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -30,23 +29,11 @@ class Dice(Llama):
         return b"%d" % token
 
 
-def everything(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return np.ones(len(tokens), np.bool_)
-
-
-def choose(sampler: Sampler, output: int, allowed: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> int | None:
-    choosing = sampler.choosing(output)
-    asked = next(choosing)
-    while True:
-        try:
-            asked = choosing.send(allowed(asked))
-        except StopIteration as exc:
-            token: int | None = exc.value
-            return token
+EVERYTHING = np.ones(VOCAB, np.bool_)
 
 
 def draw(sampler: Sampler, outputs: range) -> list[int | None]:
-    return [choose(sampler, output, everything) for output in outputs]
+    return [sampler.choose(Dice().logits(output), EVERYTHING) for output in outputs]
 
 
 OPTIONS = [
@@ -70,21 +57,19 @@ def test_a_resumed_answer_goes_on_with_the_same_choices(sampling: Sampling) -> N
 
 
 @pytest.mark.parametrize("sampling", OPTIONS, ids=range(len(OPTIONS)))
-def test_asking_a_grammar_about_few_tokens_first_changes_nothing(
+def test_looking_for_the_likeliest_of_many_allowed_tokens_changes_nothing(
     sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def allowed(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return np.asarray(tokens % divisor == 0)
-
     for divisor in (1, 2, 50, 500):
-        sampler = Sampler(Dice(), sampling, [1], 0)
-        few = [choose(sampler, output, allowed) for output in range(8)]
-        with monkeypatch.context() as patch:
-            patch.setattr(sampler_module, "FEW_CANDIDATES", VOCAB)
+        allowed = np.arange(VOCAB) % divisor == 0
+        chosen = []
+        for many in (41, VOCAB):
+            monkeypatch.setattr(sampler_module, "MANY_CANDIDATES", many)
             sampler = Sampler(Dice(), sampling, [1], 0)
-            assert [choose(sampler, output, allowed) for output in range(8)] == few
-        assert all(token is not None and token % divisor == 0 for token in few)
-    assert choose(Sampler(Dice(), sampling, [1], 0), 0, lambda tokens: np.zeros(len(tokens), np.bool_)) is None
+            chosen.append([sampler.choose(Dice().logits(output), allowed) for output in range(8)])
+        assert chosen[0] == chosen[1]
+        assert all(token is not None and token % divisor == 0 for token in chosen[0])
+    assert Sampler(Dice(), sampling, [1], 0).choose(Dice().logits(0), np.zeros(VOCAB, np.bool_)) is None
 
 
 def test_penalties_are_llama_cpps_and_apply_to_greedy_choices_too() -> None:
@@ -94,7 +79,8 @@ def test_penalties_are_llama_cpps_and_apply_to_greedy_choices_too() -> None:
     prompt = [int(order[0])] * 3 + [int(order[1])]
 
     def greedy(**options: float) -> int | None:
-        return choose(Sampler(dice, Sampling(max_tokens=1, **options), prompt, 0), 0, everything)  # type: ignore[arg-type]
+        sampler = Sampler(dice, Sampling(max_tokens=1, **options), prompt, 0)  # type: ignore[arg-type]
+        return sampler.choose(dice.logits(0), EVERYTHING)
 
     assert greedy() == order[0] == greedy(repeat_penalty=9.0, repeat_last_n=0)
     assert greedy(repeat_penalty=10.0) == order[2]

@@ -1,22 +1,24 @@
-"""The grammars of all requests, each with a thread that waits for its process, so that the engine's steps never wait.
+"""The grammars of all requests, each with a thread, so that the engine's steps never wait long.
 
-A request waits until its grammar is compiled, and then at each token for the grammar's reply; other requests go on in
-the meantime. The bounds are:
+A request waits until its grammar is compiled. After each token of the answer its thread computes which tokens may come
+next, while the engine decodes; if it takes longer than that, the request has no row until it is done, and others go on.
+The bounds are:
 
 - waiting requests: the bounds and the order of the fair queue, see ``proto.fair_queue``;
-- processes: ``limit`` in total. A subnet other than the owner's has at most half of them. ``MAX_COMPILING`` compile at
+- grammars: ``limit`` in total. A subnet other than the owner's has at most half of them. ``MAX_COMPILING`` compile at
   once, one per subnet;
 - CPU time of a subnet for compiling, and for answers ended by the next bound: ``COMPILE_BURST_S``, then
   ``COMPILE_PART`` of the time; each grammar counts as at least ``COMPILE_LEAST_S``;
 - CPU time of an answer: ``ANSWER_BURST_S``, then ``TOKEN_S`` per token.
 
-Each reply contains the CPU time that the process used, so that the client can be charged.
+The CPU time is reported, so that the client can be charged.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from msgspec import Struct
@@ -24,7 +26,8 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.accounts import COMPILE_SERVICE
-from mycelia.node.engine.child.grammar.grammar import TOO_COSTLY, Grammar, GrammarError
+from mycelia.node.engine.child.grammar.grammar import Grammar
+from mycelia.node.engine.child.grammar.guidance import STACK_BYTES, TOO_COSTLY, GrammarError
 from mycelia.proto.admission.fair_order import Key
 from mycelia.proto.admission.fair_queue import FairQueue, share_of
 from mycelia.proto.admission.limits import Limits
@@ -33,11 +36,11 @@ from mycelia.proto.wire.messages import Sampling
 
 MAX_COMPILING = 2
 COMPILE_BURST_S, COMPILE_PART, COMPILE_LEAST_S = 4.0, 0.1, 0.1
-"""About 30 grammars at once, then one a second; an ordinary grammar takes 0.01 s."""
+"""About 30 grammars at once, then one a second; an ordinary grammar takes 0.001 s."""
 ANSWER_BURST_S = 1.0
-TOKEN_S, CANDIDATE_S = 0.01, 2e-7
-"""Average CPU time per token of an answer, and per candidate token asked about: together 20 ms for the 49,152 tokens of
-SmolLM2, for which ordinary grammars take 10 to 20 ms."""
+TOKEN_S = 0.01
+"""Average CPU time per token of an answer. Measured with 49,152 tokens: JSON schemas 0.02 to 0.1 ms, a recursive GBNF
+grammar 1.5 ms; the slowest mask that the bounds of llguidance allow takes 50 ms."""
 
 
 class GrammarReady(Struct, frozen=True):
@@ -49,19 +52,24 @@ class GrammarReady(Struct, frozen=True):
 
 
 class GrammarAnswered(Struct, frozen=True):
-    """A message to the engine: which candidate tokens may come next, or why the request must end (``error``). cpu_s:
-    CPU time for this reply."""
+    """A message to the engine: ``GrammarPool.take`` has the next mask of this request."""
 
     key: int
-    passed: NDArray[np.bool_]
-    error: str
-    cpu_s: float
 
 
 class GrammarEnded(Struct, frozen=True):
-    """A message to the engine: the process of a dropped request is gone."""
+    """A message to the engine: the thread of a dropped request has ended."""
 
     key: int
+
+
+class Mask(Struct, frozen=True):
+    """Which token may come next, by its id, or why the request must end (``error``). The last entry of ``allowed``:
+    whether the answer may end here. cpu_s: CPU time for this."""
+
+    allowed: NDArray[np.bool_]
+    error: str
+    cpu_s: float
 
 
 Event = GrammarReady | GrammarAnswered | GrammarEnded
@@ -72,8 +80,9 @@ OpenGrammar = Callable[[Sampling, Sequence[int]], Grammar]
 class _Live:
     message: ipc.Submit
     grammar: Grammar
-    questions: queue.SimpleQueue[NDArray[np.int64] | None] = field(default_factory=queue.SimpleQueue)
-    """Candidate tokens; None ends the thread."""
+    chosen: queue.SimpleQueue[int | None] = field(default_factory=queue.SimpleQueue)
+    """The tokens of the answer, one after each mask; None ends the thread."""
+    masks: queue.SimpleQueue[Mask] = field(default_factory=queue.SimpleQueue)
     is_ready: bool = False
     is_dropped: bool = False
     spare_s: float = ANSWER_BURST_S
@@ -92,7 +101,7 @@ class GrammarPool:
         self._announce = announce
         self._waiting = FairQueue[ipc.Submit](num_places)
         self._live: dict[int, _Live] = {}
-        """Key -> grammar with a process, dropped ones included."""
+        """Key -> grammar with a thread, dropped ones included."""
         self._budgets = Limits[Key](COMPILE_PART, COMPILE_BURST_S)
 
     def __len__(self) -> int:
@@ -118,26 +127,30 @@ class GrammarPool:
         self.look(now)
         return None if live.is_dropped else live.message
 
-    def ask(self, key: int, tokens: NDArray[np.int64]) -> None:
-        """Ask which of ``tokens`` may come next. The reply is a ``GrammarAnswered`` event; ask one question at a time.
-        Mutates."""
+    def take(self, key: int, wait_s: float = 0.0) -> Mask | None:
+        """The mask for the next token of a request whose grammar is ready; one after each ``accept``. None when there
+        is none within ``wait_s``: then a ``GrammarAnswered`` event follows. Mutates."""
         live = self._live[key]
-        live.spare_s += CANDIDATE_S * len(tokens)
-        live.questions.put(tokens)
+        try:
+            mask = live.masks.get(wait_s > 0.0, wait_s)
+        except queue.Empty:
+            return None
+        live.spare_s -= mask.cpu_s
+        if live.spare_s < 0 and not mask.error:
+            return Mask(mask.allowed, TOO_COSTLY, mask.cpu_s)
+        return mask
 
-    def answered(self, event: GrammarAnswered, now: float) -> str:
-        """Take an event; returns the reason why its request must end, else an empty text. Mutates."""
-        live = self._live[event.key]
-        live.spare_s -= event.cpu_s
-        error = event.error or (TOO_COSTLY if live.spare_s < 0 else "")
-        if error and live.message.client:
-            self._budgets.spend(share_of(live.message), ANSWER_BURST_S, now)
-        return error
+    def charge_failed(self, key: int, now: float) -> None:
+        """Charge the subnet of a request that ended by its grammar's fault. Mutates."""
+        message = self._live[key].message
+        if message.client:
+            self._budgets.spend(share_of(message), ANSWER_BURST_S, now)
 
     def accept(self, key: int, token: int) -> None:
+        """Continue a request's grammar by the chosen token: begins to compute the next mask. Mutates."""
         live = self._live[key]
         live.spare_s += TOKEN_S
-        live.grammar.accept(token)
+        live.chosen.put(token)
 
     def is_dropped(self, key: int) -> bool:
         """Whether events of this request are ignored."""
@@ -151,8 +164,7 @@ class GrammarPool:
         live = self._live.get(key)
         if live is not None and not live.is_dropped:
             live.is_dropped = True
-            live.grammar.kill()
-            live.questions.put(None)
+            live.chosen.put(None)
             return True
         for message in self._waiting:
             if message.key == key:
@@ -182,7 +194,7 @@ class GrammarPool:
             prompt = unpack_tokens(message.prompt)
             resumed = prompt[len(prompt) - message.resumed_tokens :]
             live = self._live[message.key] = _Live(message, self._open(message.sampling, resumed))
-            threading.Thread(target=self._work, args=(message.key, live), daemon=True).start()
+            _start_thread(partial(self._work, message.key, live))
         if self._waiting:
             self._waiting.blocked(now)
 
@@ -199,14 +211,36 @@ class GrammarPool:
 
     def _work(self, key: int, live: _Live) -> None:
         grammar = live.grammar
-        error = grammar.wait()
+        error = grammar.compile()
+        if not error:
+            first = _mask(grammar, None)  # (here, so that a grammar without any text is refused at once)
+            error = first.error
+            live.masks.put(first)
         self._announce(GrammarReady(key, error, grammar.cpu_s))
-        while (tokens := live.questions.get()) is not None:
-            used_s, error, passed = grammar.cpu_s, "", np.zeros(len(tokens), np.bool_)
-            try:
-                passed = grammar.allowed(tokens)
-            except GrammarError as exc:
-                error = str(exc)
-            self._announce(GrammarAnswered(key, passed, error, grammar.cpu_s - used_s))
+        while (token := live.chosen.get()) is not None:
+            if not live.is_dropped:
+                live.masks.put(_mask(grammar, token))
+                self._announce(GrammarAnswered(key))
         grammar.close()
         self._announce(GrammarEnded(key))
+
+
+def _start_thread(work: Callable[[], None]) -> None:
+    """Run ``work`` in a thread with a stack for the deepest grammars."""
+    usual = threading.stack_size(STACK_BYTES)
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    finally:
+        threading.stack_size(usual)
+
+
+def _mask(grammar: Grammar, token: int | None) -> Mask:
+    used_s = grammar.cpu_s
+    allowed, error = np.zeros(1, np.bool_), ""
+    try:
+        if token is not None:
+            grammar.accept(token)
+        allowed = grammar.allowed()
+    except GrammarError as exc:
+        error = str(exc)
+    return Mask(allowed, error, grammar.cpu_s - used_s)
