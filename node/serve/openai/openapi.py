@@ -52,12 +52,19 @@ def openapi() -> dict[str, Any]:
             },
             "/v1/models": {"get": _operation("models", "Every model of the swarm.", Models)},
             "/v1/models/{name}": {"get": _operation("model", "One of these models.", Model) | {"parameters": [_NAME]}},
+            "/health": {"get": _probe("health", "Whether prompts are answered; needs no key.") | {"security": [{}]}},
+            "/v1/health": {"get": _probe("health_v1", "The same.") | {"security": [{}]}},
+            "/props": {"get": _probe("props", "Context and sampling defaults, as llama-server tells them.")},
+            "/version": {"get": _probe("version", "The version, as vLLM tells it.")},
         },
         "components": {
             "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "bareKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
-        "security": [{}, {"key": []}],
+        "security": [{}, {"key": []}, {"bareKey": []}],
     }
 
 
@@ -77,6 +84,15 @@ def _operation(
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _ref(body)}}}
     return operation
+
+
+def _probe(name: str, summary: str) -> dict[str, Any]:
+    content = {_JSON: {"schema": {"type": "object"}}}
+    responses = {
+        "200": {"description": "OK", "content": content},
+        "503": {"description": "The model is loading, or the node is about to end.", "content": content},
+    }
+    return {"operationId": name, "summary": summary, "responses": responses}
 
 
 def _ref(kind: type) -> dict[str, str]:

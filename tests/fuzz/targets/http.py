@@ -4,14 +4,17 @@ error inside the node, and nothing is left running.
 The bytes come over a socket pair to the whole gateway, with a node behind it that does nothing.
 """
 
+import gzip
 import random
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import h11
+import msgspec
 import trio
 from starlette.types import ASGIApp
 
@@ -28,12 +31,20 @@ KEY = "a key of sixteen or more"
 _USAGE = Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1, queue_ms=0, prefill_ms=0, decode_ms=0)
 _BODY = b'{"messages":[{"role":"user","content":"hello"}]}'
 _EVIL = b"https://evil.example"
+_PRIVATE = b"Access-Control-Request-Private-Network: true"
+
+
+class _State(msgspec.Struct):
+    model: str = "m"
+    context_tokens: int = 1
+    slots: int = 1
 
 
 class _Node(Unobserved):
     """A node that answers at once."""
 
     model = "m"
+    aliases: Mapping[str, str] = MappingProxyType({"alias": "m"})
 
     @asynccontextmanager
     async def ask(
@@ -49,7 +60,7 @@ class _Node(Unobserved):
         return [ModelRow("m", 1, 4_096)]
 
     def state(self) -> NodeState:
-        return {"peer": "p"}  # type: ignore[return-value]
+        return _State()  # type: ignore[return-value]
 
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         return []
@@ -77,6 +88,7 @@ def _chunked(body: bytes, size: int, trailer: bytes = b"") -> bytes:
 
 _PATHS = (
     b"/ /api/state /api/models /api/tree /api/requests /api/links /metrics /v1/models /v1/models/m /openapi.json"
+    b" /health /v1/health/ /props /version //v1//models/ /models /v1/v1/models /v1/models/alias /openai/v1/models"
     b" /nothing /api/trace/abcdef /api/trace/%00%ff%0d%0a /api/state/ //x/ /v1/%2e%2e/m?a=b&%c0"
 )
 _CORPUS = [
@@ -92,6 +104,9 @@ _CORPUS = [
     _request(b"POST", b"/v1/chat/completions", b'{"stream":true,' + _BODY[1:]),
     _request(b"POST", b"/v1/completions", b'{"prompt":"hello"}'),
     _request(b"POST", b"/v1/embeddings", b'{"input":["a"]}'),
+    _request(b"POST", b"/chat/completions", gzip.compress(_BODY), b"Content-Encoding: gzip"),
+    _request(b"POST", b"/v1/completions", b'\xef\xbb\xbf{"prompt":"\\ud83d","model":"alias"}'),
+    _request(b"OPTIONS", b"/v1/models", b"", b"Origin: " + _EVIL, b"Access-Control-Request-Method: POST", _PRIVATE),
     _chunked(_BODY, 7),
     _chunked(_BODY, 1, b"Checksum: abc\r\nContent-Length: 5\r\n"),
     b"GET / HTTP/1.0\r\n\r\n",
@@ -104,6 +119,13 @@ _LINES = (
     b"Transfer-Encoding: gzip",
     b"Connection: close",
     b"Connection: upgrade",
+    b"Upgrade: h2c",
+    b"Content-Encoding: gzip",
+    b"Content-Encoding: zstd",
+    b"Content-Type: text/plain",
+    b"X-Api-Key: \xff",
+    b"Api-Key: " + KEY.encode(),
+    b"Host: node.example",
     b"Upgrade: websocket",
     b"Host: evil.example",
     b"Host: \xff",
@@ -131,10 +153,9 @@ class Http:
     """A check takes 5 ms."""
 
     def __init__(self) -> None:
-        self._apps = [
-            make_app(_Node(), access)
-            for access in (Access(), Access(keys=(KEY,)), Access(origins=(_EVIL.decode(),)), Access(origins=("*",)))
-        ]
+        of_pages = [Access(origins=(_EVIL.decode(),)), Access(origins=("*",))]
+        accesses = [Access(), Access(keys=(KEY,)), *of_pages, Access(hosts=("node.example",))]
+        self._apps = [make_app(_Node(), access) for access in accesses]
 
     def make(self, rng: random.Random) -> Item:
         data = b"".join(rng.choice(_CORPUS) for _ in range(rng.choice((1, 1, 2, 5))))
