@@ -56,13 +56,20 @@ class Bodies:
     name = "bodies"
     weight = 0.3
 
+    def __init__(self) -> None:
+        zeros = bytes(2 * MAX_BODY_BYTES)
+        self._bombs = [
+            (packer(zeros), name) for packers in (_PACKERS, _ODD_PACKERS) for name, packer in packers.items()
+        ]
+
     def make(self, rng: random.Random) -> Item:
+        if rng.random() < 0.01:
+            bomb, encoding = rng.choice(self._bombs)
+            return bomb, [("content-type", "application/json"), ("content-encoding", encoding)]
         text = rng.choice(_TEXTS)
         way = rng.random()
         if way < 0.1:
             text = json.dumps({"text": rng.choice('a\\"é') * rng.choice((10, 100_000)), "more": "\ud83d"}).encode()
-        elif way < 0.13:
-            text = bytes(rng.choice((MAX_BODY_BYTES + 1, 8 << 20)))
         elif way < 0.3:
             text = spoil_bytes(text, rng)
         encoding = rng.choice(_ENCODINGS)

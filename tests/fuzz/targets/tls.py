@@ -10,7 +10,8 @@ from tests.fuzz.mutate import spoil_bytes
 from tests.node.serve.http.test_tls import make_certificate, trusting
 
 Item = tuple[int, bytes, list[int], int]
-"""The step of the exchange whose bytes are replaced (above 3: none), the bytes to use (empty: spoil the honest ones), and the seeds."""
+"""The step of the exchange whose bytes are replaced (above 3: none), the bytes to use (empty: spoil the honest ones),
+the seed for that, and how many bytes come at once."""
 
 
 class TlsBytes:
