@@ -2,7 +2,8 @@
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,8 @@ from mycelia.node.serve.openai.types import (
     CompletionRequest,
     ContentPart,
     FunctionName,
+    GivenCall,
     Tool,
-    ToolCall,
     ToolChoice,
     Turn,
 )
@@ -81,7 +82,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
             pass
     max_tokens = _or(body.max_completion_tokens, body.max_tokens)
     sampling = _sampling(body, max_tokens, body.logprobs and max(body.top_logprobs or 0, 1), form)
-    messages = tuple(_message(turn) for turn in body.messages)
+    messages = tuple(map(_message, body.messages, call_ids(body.messages)))
     told_json = _json([_told_tool(tool) for tool in told]) if told else ""
     asks = [
         Ask(
@@ -261,13 +262,30 @@ def _told_tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": told}
 
 
-def _message(turn: Turn) -> ChatMessage:
+def call_ids(turns: Sequence[Turn]) -> list[list[str]]:
+    """For each turn the ids of its calls, or of the call that it answers. Missing ones are made up: results answer the
+    calls in their order, and templates that show ids (nine letters and digits for those of Mistral) get equal ones."""
+    ids: list[list[str]] = []
+    unanswered: list[str] = []
+    for turn in turns:
+        own = list[str]()
+        for call in turn.tool_calls or ():
+            own.append(call.id or f"call{sum(map(len, ids)) + len(own) + 1:05}")
+            unanswered.append(own[-1])
+        if turn.role in ("tool", "function"):
+            own = [turn.tool_call_id] if turn.tool_call_id else unanswered[:1]
+            unanswered = [call for call in unanswered if call not in own]
+        ids.append(own)
+    return ids
+
+
+def _message(turn: Turn, ids: Sequence[str]) -> ChatMessage:
     role = {"developer": "system", "function": "tool"}.get(turn.role, turn.role)
     extras: dict[str, Any] = {}
     if turn.tool_calls:
-        extras["tool_calls"] = [_told_call(call) for call in turn.tool_calls]
-    if turn.tool_call_id:
-        extras["tool_call_id"] = turn.tool_call_id
+        extras["tool_calls"] = list(map(_told_call, turn.tool_calls, ids))
+    elif ids:
+        extras["tool_call_id"] = ids[0]
     if turn.name and role == "tool":
         extras["name"] = turn.name
     return ChatMessage(role=role, content=_content(turn), extras=_json(extras) if extras else "")
@@ -289,13 +307,13 @@ def _text(part: ContentPart) -> str:
     return part.text
 
 
-def _told_call(call: ToolCall) -> dict[str, Any]:
-    """A call in the form that templates expect: arguments as an object."""
-    try:
-        arguments: Any = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
-        arguments = call.function.arguments
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+def _told_call(call: GivenCall, call_id: str) -> dict[str, Any]:
+    """A call in the form that templates expect: arguments as an object. Text that is none stays as it is."""
+    arguments: Any = call.function.arguments or {}
+    if isinstance(arguments, str):
+        with suppress(msgspec.DecodeError, RecursionError):
+            arguments = msgspec.json.decode(arguments, type=dict[str, Any] | None) or {}
+    return {"id": call_id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _json(value: object) -> str:

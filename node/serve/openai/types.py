@@ -36,14 +36,16 @@ class ContentPart(msgspec.Struct):
     text: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = ""
 
 
-class CalledFunction(msgspec.Struct):
+class GivenFunction(msgspec.Struct):
     name: Name
-    arguments: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
+    arguments: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] | JsonObject | None = None
 
 
-class ToolCall(msgspec.Struct, kw_only=True):
+class GivenCall(msgspec.Struct):
+    """A call of an earlier turn."""
+
+    function: GivenFunction
     id: Annotated[str, Meta(max_length=128)] | None = None
-    function: CalledFunction
     type: Literal["function"] = "function"
 
 
@@ -55,7 +57,7 @@ class Turn(msgspec.Struct):
         | None
     ) = None
     name: Annotated[str, Meta(max_length=128)] | None = None
-    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[GivenCall], Meta(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=128)] | None = None
 
 
@@ -217,6 +219,17 @@ class TokenLogprob(TopLogprob):
 class ChatLogprobs(msgspec.Struct):
     content: list[TokenLogprob]
     refusal: None = None
+
+
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: CalledFunction
+    type: str = "function"
 
 
 class Message(msgspec.Struct):

@@ -27,7 +27,7 @@ def test_thoughts_come_apart_from_the_text() -> None:
 
 def test_text_that_was_held_back_comes_before_the_end() -> None:
     failed = FailedView("internal", "lost", True)
-    assert split(ROUTE, TextView("<thi"), failed) == [ROUTE, TextView("<thi"), failed]
+    assert split(ROUTE, TextView("<th"), failed) == [ROUTE, TextView("<th"), failed]
 
 
 def test_content_before_a_thought_stays_before_it() -> None:

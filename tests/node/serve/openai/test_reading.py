@@ -35,7 +35,7 @@ def joined(chunks: list[dict[str, Any]], field: str) -> str:
 
 
 async def test_thoughts_come_apart_from_the_content() -> None:
-    whole, chunks = await asked(frames("hermes+think", "<thi", "nk>\nHm", ".\n</think>\n\nY", "es."))
+    whole, chunks = await asked(frames("hermes+think", "<th", "ink>\nHm", ".\n</think>\n\nY", "es."))
     assert whole["message"]["reasoning_content"] == joined(chunks, "reasoning_content") == "Hm."
     assert whole["message"]["content"] == joined(chunks, "content") == "Yes." and whole["finish_reason"] == "stop"
 

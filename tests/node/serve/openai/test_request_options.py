@@ -1,5 +1,6 @@
 """What clients spell in many ways, and options beyond the usual ones: limits, biases, echo, the best of several."""
 
+import json
 from typing import Any
 
 import httpx
@@ -134,6 +135,29 @@ async def test_older_and_looser_turns() -> None:
         body = {"messages": turns, "tools": [{"function": {"name": "mcp.weather:now"}}]}
         assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
     assert [turn.role for turn in node.asked[0].messages] == ["user", "assistant", "tool"]
+
+
+async def test_calls_of_earlier_turns_are_taken_as_meant() -> None:
+    given: list[Any] = ["", "null", None, {"a": 1}, '{"a": 1}', "[1]", "not JSON"]
+    calls = [{"function": {"name": "f", "arguments": arguments}} for arguments in given]
+    turns = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "tool_calls": calls[:2]},
+        {"role": "tool", "content": "one"},
+        {"role": "tool", "content": "two"},
+        {"role": "assistant", "tool_calls": [{**call, "id": f"own{place}"} for place, call in enumerate(calls[2:])]},
+        {"role": "tool", "content": "four", "tool_call_id": "own1"},
+        {"role": "tool", "content": "three"},
+    ]
+    async with served() as (node, http):
+        response = await http.post("/v1/chat/completions", json={"messages": turns})
+        assert response.status_code == 200, response.text
+    extras = [json.loads(turn.extras or "{}") for turn in node.asked[0].messages]
+    told = [call["function"]["arguments"] for turn in extras for call in turn.get("tool_calls", ())]
+    assert told == [{}, {}, {}, {"a": 1}, {"a": 1}, "[1]", "not JSON"]
+    assert [call["id"] for call in extras[1]["tool_calls"]] == ["call00001", "call00002"]
+    ids = [turn.get("tool_call_id") for turn in extras]
+    assert ids == [None, None, "call00001", "call00002", None, "own1", "own0"]
 
 
 # --- logprobs ---------------------------------------------------------------------------------------------------------
