@@ -50,10 +50,11 @@ class PromptLimit:
 
 
 def over_context(context_tokens: int, requested: str) -> str:
-    """The message for a prompt that does not fit, in OpenAI's words, by which clients know the case."""
+    """The message for a prompt that does not fit, in the words of OpenAI (first) and Anthropic (last), by which clients
+    know the case."""
     return (
         f"This model's maximum context length is {context_tokens} tokens. However, you requested {requested}. Please"
-        " reduce the length of the prompt, or use a model with a longer context."
+        " reduce the length of the messages, or use a model with a longer context: the prompt is too long."
     )
 
 

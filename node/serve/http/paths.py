@@ -11,13 +11,15 @@ _UNPREFIXED = re.compile(r"/(chat/completions|completions|embeddings|models(/.+)
 """Paths of the OpenAI API that clients ask for when their base URL lacks the /v1."""
 _DOUBLED = re.compile(r"(/openai)?(/v1)+(?=/)")
 """The base URL has the /v1, and the client adds it again; some clients have the base path of another server."""
+_AZURES = re.compile(r"(/openai)?(/v1)?/deployments/[^/]+(?=/(chat/completions|completions|embeddings)$)")
+"""The base path of a model in Azure's API. Its clients also have the model's name in the body."""
 _MAX_SHOWN = 64
 
 
 def usual(path: str) -> str:
     """``path`` as the routes spell it. Idempotent, so that every check sees the same path."""
     path = re.sub("/{2,}", "/", path)
-    path = path.rstrip("/") or "/"
+    path = _AZURES.sub("", path.rstrip("/"), count=1) or "/"
     path = _DOUBLED.sub(PREFIX, path, count=1) if _DOUBLED.match(path) else path
     return PREFIX + path if _UNPREFIXED.fullmatch(path) else path
 

@@ -23,6 +23,8 @@ KNOWN = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{n
         ("/models", "/v1/models"),
         ("/models/org/name", "/v1/models/org/name"),
         ("/v1/models/v1/models", "/v1/models/v1/models"),
+        ("/openai/deployments/gpt-4/chat/completions", "/v1/chat/completions"),
+        ("/openai/deployments/gpt-4/images", "/openai/deployments/gpt-4/images"),
         ("/", "/"),
         ("//", "/"),
         ("", "/"),
