@@ -42,7 +42,7 @@ async def main(folder: Path, is_all: bool) -> None:
             nodes = await swarm.start_many(5, ["--threads", "1"])
             urls = [(await node.wait_ready()).api_url for node in nodes]
             with open_browser(Path(root)) as browser:
-                await trio.to_thread.run_sync(browser.get, urls[0])
+                await trio.to_thread.run_sync(browser.get, f"{urls[0]}/#swarm")
                 for number in range(18):
                     entry = urls[0] if number % 3 or number < 3 else urls[1 + number % 4]
                     await ask(entry, SHARED[number % len(SHARED)] + f" Question {number}: what comes next?")

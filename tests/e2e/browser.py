@@ -1,10 +1,11 @@
 """A real browser without a window, for the tests of the page."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import trio
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -26,3 +27,25 @@ def open_browser(folder: Path) -> Iterator[Chrome]:
         yield browser
     finally:
         browser.quit()
+
+
+@asynccontextmanager
+async def browser_at(url: str, folder: Path, expected: str = "favicon") -> AsyncIterator[Chrome]:
+    """A page that must have no error on its console at the end. expected: errors with this text are none."""
+    with open_browser(folder) as browser:
+        await trio.to_thread.run_sync(browser.get, url)
+        yield browser
+        entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
+        assert [entry for entry in entries if expected not in entry["message"]] == []
+
+
+def text(browser: Chrome, selector: str) -> str:
+    """The text of the first such element, empty if there is none. In one call: the page redraws itself often."""
+    found = browser.execute_script("return document.querySelector(arguments[0])?.innerText", selector)
+    return str(found or "")
+
+
+async def until(browser: Chrome, holds: Callable[[Chrome], object]) -> None:
+    """Each check asks the browser in a thread; the test's deadline bounds it."""
+    while not await trio.to_thread.run_sync(holds, browser):
+        pass

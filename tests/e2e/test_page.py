@@ -1,7 +1,5 @@
 """The page of real nodes in a real browser."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -11,7 +9,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from mycelia.node.local_swarm.processes import LocalSwarm
-from tests.e2e.browser import CHROMIUM, DRIVER, open_browser
+from tests.e2e.browser import CHROMIUM, DRIVER, browser_at, open_browser, text, until
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = [
@@ -22,28 +20,6 @@ pytestmark = [
 CHAT = {"messages": [{"role": "user", "content": "Tell me about the sea. " * 20}], "max_tokens": 8}
 
 
-@asynccontextmanager
-async def browser_at(url: str, folder: Path) -> AsyncIterator[Chrome]:
-    """A page that must have no error on its console at the end."""
-    with open_browser(folder) as browser:
-        await trio.to_thread.run_sync(browser.get, url)
-        yield browser
-        entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
-        assert [entry for entry in entries if "favicon" not in entry["message"]] == []
-
-
-def text(browser: Chrome, selector: str) -> str:
-    """The text of the first such element, empty if there is none. In one call: the page redraws itself often."""
-    found = browser.execute_script("return document.querySelector(arguments[0])?.innerText", selector)
-    return str(found or "")
-
-
-async def until(browser: Chrome, holds: Callable[[Chrome], object]) -> None:
-    """Each check asks the browser in a thread; the test's deadline bounds it."""
-    while not await trio.to_thread.run_sync(holds, browser):
-        pass
-
-
 def num_peers(browser: Chrome) -> int:
     return len(browser.find_elements(By.CSS_SELECTOR, "#map .peer"))
 
@@ -52,7 +28,7 @@ async def test_the_page_shows_the_swarm_and_what_becomes_of_it(swarm: LocalSwarm
     with trio.fail_after(2 * DEADLINE_S):
         nodes = await swarm.start_many(4, ["--model", "fake"])
         url = (await nodes[0].wait_ready()).api_url
-        async with browser_at(url, tmp_path) as browser:
+        async with browser_at(f"{url}/#swarm", tmp_path) as browser:
             await until(browser, lambda b: num_peers(b) == 3)
             await until(browser, lambda b: text(b, "[data-fact=Peers] dd") == "3")
             assert text(browser, "#link") == "live"

@@ -1,8 +1,9 @@
 "use strict";
 // All displayed text may come from strangers: it is inserted as text, never as markup, and its length is limited.
 const MAX_DRAWN = 16, MAX_PEERS = 100, MAX_REQUESTS = 200, MAX_ROWS = 12, MAX_EDGES = 40, MAX_TEXT = 300;
-const TRAFFIC_MS = 600_000, LINKS_MS = 10_000, TREE_MS = 4_000;
+const MAX_BLOCK = 16_777_216, TRAFFIC_MS = 600_000, LINKS_MS = 10_000, TREE_MS = 4_000, MODELS_MS = 10_000;
 const SVG = "http://www.w3.org/2000/svg";
+const VIEWS = ["chat", "swarm"];
 const by = (id) => document.getElementById(id);
 
 let state = null, links = [], requests = new Map(), traffic = [];
@@ -42,13 +43,27 @@ function replace(parent, what, make) {
 // --- the node ---
 const stored = (area, name) => { try { return area.getItem(name) || ""; } catch { return ""; } };
 let key = stored(sessionStorage, "key");
+const credentials = () => (key ? { authorization: `Bearer ${key}` } : {});
 async function get(path, signal) {
-  const response = await fetch(path, { headers: key ? { authorization: `Bearer ${key}` } : {}, cache: "no-store", signal });
+  const response = await fetch(path, { headers: credentials(), cache: "no-store", signal });
   if (response.status === 401) throw new Locked();
-  if (!response.ok) throw new Error(`${path}: ${response.status}`);
+  if (!response.ok) throw Object.assign(new Error(path), { status: response.status });
   return response;
 }
 class Locked extends Error {}
+
+// The blocks of an event stream, without the empty lines between them.
+async function* blocks(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = ""; ;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const ended = (rest + value).split("\n\n");
+    rest = ended.pop();
+    yield* ended;
+    if (rest.length > MAX_BLOCK) throw new Error("a block of an event stream does not end");
+  }
+}
 
 async function* events() {
   const aborted = new AbortController();
@@ -56,18 +71,10 @@ async function* events() {
   const heard = () => { clearTimeout(silence); silence = setTimeout(() => aborted.abort(), 6000); };
   heard();
   try {
-    const reader = (await get("/api/events", aborted.signal)).body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
+    for await (const block of blocks(await get("/api/events", aborted.signal))) {
       heard();
-      const blocks = (rest + value).split("\n\n");
-      rest = blocks.pop();
-      for (const block of blocks) {
-        const [kind, data] = block.split("\n");
-        yield [kind.replace("event: ", ""), JSON.parse(data.replace("data: ", ""))];
-      }
+      const [kind, data] = block.split("\n");
+      yield [kind.replace("event: ", ""), JSON.parse(data.replace("data: ", ""))];
     }
   } finally {
     clearTimeout(silence);
@@ -77,6 +84,7 @@ async function* events() {
 
 async function follow() {
   for (let wait = 500; ; wait = Math.min(wait * 2, 5000)) {
+    let isLoading = false;
     try {
       for (const row of await (await get("/api/requests")).json()) keep(row);
       for await (const [kind, value] of events()) {
@@ -86,14 +94,21 @@ async function follow() {
       }
     } catch (error) {
       if (error instanceof Locked) { await unlock(); wait = 250; continue; }
+      isLoading = error.status === 503;
     }
-    tell("gone", state ? "the node is gone" : "no answer");
+    if (isLoading) { tell("connecting", "loading the model"); wait = 500; } else tell("gone", state ? "the node is gone" : "no answer");
     by("main").classList.add("stale");
     await new Promise((done) => setTimeout(done, wait));
   }
 }
 
+// Asks for a key. Several callers wait for the same one.
+let unlocking = null;
 function unlock() {
+  return (unlocking ??= askKey().finally(() => { unlocking = null; }));
+}
+
+function askKey() {
   const form = by("unlock");
   by("main").hidden = true;
   by("unlock-says").textContent = key ? "This is not a key of this node." : "";
@@ -123,9 +138,11 @@ function onState(value) {
   state.peers = [...state.peers, ...strangers].slice(0, MAX_PEERS);
   traffic.push([Date.now(), value.traffic.received_bytes_per_s.digests || 0]);
   traffic = traffic.filter(([at]) => at > Date.now() - TRAFFIC_MS);
+  const isFirst = by("main").hidden;
   by("main").hidden = false;
   by("main").classList.remove("stale");
   tell("live", "live");
+  if (isFirst) show();
   if (!document.hidden) draw();
 }
 
@@ -140,6 +157,7 @@ function onRequest(row) {
   if (before) requests.set(row.id, row); else keep(row);
   if (row.served_by && (!before || before.served_by !== row.served_by)) pulse(row.served_by);
   if (!document.hidden) { drawRequests(); drawCharts(); drawFacts(); }
+  onAnswerRow(row);
 }
 
 async function every(period, path, use) {
@@ -156,7 +174,7 @@ function draw() {
   const swarm = state.swarm ? `${clip(state.swarm)}${state.public ? " and public" : ""} · ` : "";
   by("who").textContent = `${swarm}${short(state.peer)} · ${clip(state.model)} · ${clip(state.version)} · up ${since(state.uptime_s)}`;
   by("who").title = state.peer;
-  drawFacts(); drawMap(); drawPeers(); drawCharts(); drawRequests();
+  drawFacts(); drawMap(); drawPeers(); drawCharts(); drawRequests(); drawWelcome();
 }
 
 function since(seconds) {
@@ -341,6 +359,19 @@ function branches(rows) {
   return root.children;
 }
 
+// --- the two views ---
+function show() {
+  const wanted = location.hash.slice(1);
+  const view = VIEWS.includes(wanted) ? wanted : VIEWS.find((name) => name === stored(localStorage, "view")) || VIEWS[0];
+  try { if (view === wanted) localStorage.setItem("view", view); } catch { /* the next visit begins with the chat */ }
+  for (const name of VIEWS) by(`${name}-view`).hidden = name !== view;
+  for (const link of by("views").children) {
+    if (link.hash.slice(1) === view) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+  }
+  if (view === "chat") openChat(); else scrollTo(0, 0);
+}
+addEventListener("hashchange", show);
+
 // --- light and dark ---
 const system = matchMedia("(prefers-color-scheme: dark)");
 function paint() {
@@ -353,7 +384,3 @@ by("theme").onclick = () => {
 system.addEventListener("change", paint);
 narrow.addEventListener("change", () => { if (state) drawMap(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden && state) draw(); });
-paint();
-follow();
-every(LINKS_MS, "/api/links", (rows) => { links = rows.slice(0, MAX_PEERS); drawMap(); });
-every(TREE_MS, "/api/tree", drawTree);

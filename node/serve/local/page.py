@@ -1,11 +1,12 @@
 """The page at /: one document with everything in it, which loads nothing from anywhere else.
 
-Its style and script are files of their own, inserted here. Their hashes tell the browser to run nothing else, whatever
-text of a stranger appears on the page.
+Its styles and scripts are files of their own, inserted here, each kind joined to one. Their hashes tell the browser to
+run nothing else, whatever text of a stranger appears on the page.
 """
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -14,6 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 PAGE = "/"
+_STYLES = ("style.css", "chat.css")
+_SCRIPTS = ("app.js", "markdown.js", "chat.js", "start.js")
+"""In this order: the last one starts what the others define."""
 
 
 def page_routes() -> list[Route]:
@@ -34,7 +38,11 @@ def page_routes() -> list[Route]:
 @cache
 def _document() -> tuple[str, str]:
     folder = files("mycelia.node.serve") / "dashboard"
-    page, style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.html", "style.css", "app.js"))
+
+    def joined(names: Sequence[str]) -> str:
+        return "\n".join(folder.joinpath(name).read_text("utf-8") for name in names)
+
+    page, style, script = joined(["page.html"]), joined(_STYLES), joined(_SCRIPTS)
     document = page.replace("/*style*/", style).replace("/*script*/", script)
     policy = {
         "default-src": "'none'",
