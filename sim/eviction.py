@@ -64,6 +64,16 @@ def read(path: Path, words: Words, rng: random.Random) -> list[Request]:
     return sorted(requests, key=lambda request: request.at_s)
 
 
+def read_all(paths: Sequence[Path]) -> dict[str, list[Request]]:
+    """The requests of each file, with one dictionary of words."""
+    ids: dict[str, int] = {}
+
+    def words(text: str) -> list[int]:
+        return [ids.setdefault(word, len(ids) + 1) for word in re.findall(r"\w+|[^\w\s]", text)]
+
+    return {path.name: read(path, words, random.Random(0)) for path in paths}
+
+
 def blocks(row: Row) -> Request:
     ids = row["hash_ids"]
     return Request(row["timestamp"] / 1000, tuple(ids), len(ids), -(-row["input_length"] // len(ids)))
@@ -140,8 +150,8 @@ def working_set(requests: Sequence[Request]) -> int:
     return tree.num_tokens
 
 
-def replay(requests: Sequence[Request], policy: str, num_tokens: int) -> str:
-    """hit/saved with a cache of ``num_tokens``; see the module's text."""
+def replay(requests: Sequence[Request], policy: str, num_tokens: int) -> tuple[float, float]:
+    """hit and saved with a cache of ``num_tokens``; see the module's text."""
     tree, named_s = RadixTree(), dict[int, float]()
     found = asked = saved = needed = 0.0
     for seq_id, request in enumerate(requests):
@@ -162,7 +172,7 @@ def replay(requests: Sequence[Request], policy: str, num_tokens: int) -> str:
         while tree.num_tokens > num_tokens and (victim := POLICIES[policy](tree, request.at_s, named_s)) is not None:
             tree.remove(victim)
         tree.unpin(added)
-    return f"{found / asked:.4f}/{saved / needed:.3f}"
+    return found / asked, saved / needed
 
 
 def prefill_cost(num_tokens: int) -> float:
@@ -176,12 +186,7 @@ def main() -> None:
     parser.add_argument("--size", type=float, nargs="+", default=[0.05, 0.2, 0.5], help="of the cache, in working sets")
     parser.add_argument("--policy", nargs="+", choices=POLICIES, default=list(POLICIES))
     options = parser.parse_args()
-    ids: dict[str, int] = {}
-
-    def words(text: str) -> list[int]:
-        return [ids.setdefault(word, len(ids) + 1) for word in re.findall(r"\w+|[^\w\s]", text)]
-
-    traces = {path.name: read(path, words, random.Random(0)) for path in options.trace}
+    traces = read_all(options.trace)
     if options.mix:
         traces = {"mix": mixed(list(traces.values()))}
     for name, requests in traces.items():
@@ -190,7 +195,8 @@ def main() -> None:
         print(" " * 14 + "".join(f"{size:>14}" for size in options.size))
         for policy in options.policy:
             cells = (replay(requests, policy, round(size * total)) for size in options.size)
-            print(f"  {policy:12}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+            shown = "".join(f"{f'{hit:.4f}/{saved:.3f}':>14}" for hit, saved in cells)
+            print(f"  {policy:12}{shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,35 +11,87 @@ cells up to there must be in the cache.
                              begins here
 
 A state of a small model has 20 MB, as much as 400 to 1,500 of its tokens' cells. So it matters where states are saved
-(Marconi, Pan et al., MLSys 2025):
+and which of them are kept (Marconi, Pan et al., MLSys 2025). They are saved:
 
-- where a prompt leaves what the cache knows. This is where two prompts were seen to branch, such as after a system
-  prompt; the third one begins there. The first two cannot: nobody knew the place when they were computed;
-- near the end of a prompt. The same prompt again needs a state before the last token, whose logits are wanted. The next
-  turn of a conversation begins with all of the last prompt if its answer had thoughts, which templates leave out
-  afterwards, but not always with its last tokens, which open the answer. So the place is after the last control token,
-  if that is near the end;
-- at the end of an answer, for the next turn of a conversation;
-- every ``EVERY_TOKENS`` of a long prompt. No prompt needs exactly that, but a first branch loses less.
+- where a prompt leaves what the cache knows (``BRANCH``). This is where two prompts were seen to branch, such as after
+  a system prompt; the third one begins there. The first two cannot: nobody knew the place when they were computed;
+- near the end of a prompt (``PROMPT_END``). The same prompt again needs a state before the last token, whose logits are
+  wanted. The next turn of a conversation begins with all of the last prompt if its answer had thoughts, which templates
+  leave out afterwards, but not always with its last tokens, which open the answer. So the place is after the last
+  control token, if that is near the end;
+- at the end of an answer (``ANSWER_END``), for the next turn of a conversation;
+- every ``EVERY_TOKENS`` of a long prompt (``BETWEEN``). No prompt needs exactly that, but a first branch loses less.
 
-Eviction is by the tokens that a state saves per byte, times the chance of reuse (``value.py``): a state saves only the
-tokens after the state below it, see ``tier.py``.
+No state is saved less than ``LEAST_TOKENS`` after another one.
+
+Which states are used again differs more by their place than by anything else, and from workload to workload: with
+few-shot prompts nine of ten at branches and almost none at ends of answers, with conversations the ends of two of three
+answers, but each only once. So ``Habits`` counts, for each place and number of uses so far, how often such a state was
+used again. The state of least value is evicted first:
+
+    chance of another use / (1 s + time since the last use) * sqrt(tokens that it saves) / bytes
+
+It saves the tokens after the next shorter state. The root is a compromise: with the tokens themselves few-shot prompts
+gain 1 % and conversations lose 3 %. Cells have the value of the states that need them: cells that no state needs go
+first, others only when no state is left. docs/performance.md, "Models that keep states", has the measurements.
 
 No clock, no IO.
 """
 
+BRANCH, PROMPT_END, ANSWER_END, BETWEEN = range(4)
+"""The places of states."""
+
 EVERY_TOKENS = 512
 """Maximum distance of the states of a prompt: the prefill of so many tokens takes far longer than a copy of a state."""
+LEAST_TOKENS = 16
+"""Among 8 to 64, this gains most."""
 NEAR_END_TOKENS = 32
 """A state before a control token is as good for the same prompt as one before the last token, if not more tokens have
 to be computed again: these take about one step."""
+MAX_USES, MAX_COUNT = 2, 256
+"""Numbers of uses that ``Habits`` tells apart, and the states of a kind that it remembers."""
 
 
-def lengths(begin: int, num_prompt: int, known: int, turn: int = 0, grid: int = 1) -> tuple[int, ...]:
-    """The lengths, ascending, at which the state of a prompt of ``num_prompt`` tokens is saved while it is computed
-    from ``begin`` on. known: tokens of the prompt that the cache knew; turn: the length after the last control token;
+def lengths(begin: int, num_prompt: int, known: int, turn: int = 0, grid: int = 1) -> dict[int, int]:
+    """Length -> place of the states to save while a prompt of ``num_prompt`` tokens is computed from ``begin`` on, in
+    ascending order. known: tokens of the prompt that the cache knew; turn: the length after the last control token;
     grid: lengths are multiples of it."""
     last = turn if num_prompt - NEAR_END_TOKENS <= turn < num_prompt else num_prompt - 1
-    wanted = {known, last, *range(begin // EVERY_TOKENS * EVERY_TOKENS, num_prompt, EVERY_TOKENS)}
-    cut = {length // grid * grid for length in wanted}
-    return tuple(sorted(length for length in cut if begin < length < num_prompt))
+    between = range(begin // EVERY_TOKENS * EVERY_TOKENS, num_prompt, EVERY_TOKENS)
+    chosen: dict[int, int] = {}
+    for wanted, place in ((known, BRANCH), (last, PROMPT_END), *((length, BETWEEN) for length in between)):
+        length = wanted // grid * grid
+        near = (begin, *chosen)
+        if begin < length < num_prompt and min(abs(length - other) for other in near) >= LEAST_TOKENS:
+            chosen[length] = place
+    return dict(sorted(chosen.items()))
+
+
+class Habits:
+    """How often states of each place and number of uses are used again. Half a state counts in advance."""
+
+    def __init__(self) -> None:
+        self._seen = {(place, uses): [0.5, 1.0] for place in range(4) for uses in range(MAX_USES + 1)}
+        """(place, uses) -> [states that were used again, all states], of about the last ``MAX_COUNT``."""
+
+    def saved(self, place: int) -> None:
+        """A state was saved. Mutates."""
+        self._add(place, 0, 1)
+
+    def used(self, place: int, uses: int) -> None:
+        """A state that had been used ``uses`` times was used again. Mutates."""
+        self._add(place, min(uses, MAX_USES), 0)
+        self._add(place, min(uses + 1, MAX_USES), 1)
+
+    def chance(self, place: int, uses: int) -> float:
+        again, seen = self._seen[place, min(uses, MAX_USES)]
+        return again / seen
+
+    def _add(self, place: int, uses: int, index: int) -> None:
+        counts = self._seen[place, uses]
+        counts[index] += 1.0
+        if counts[1] > MAX_COUNT:
+            counts[:] = [count / 2 for count in counts]
+
+    def check_invariants(self) -> None:
+        assert all(0.0 < seen <= MAX_COUNT + 1 for _, seen in self._seen.values())

@@ -36,6 +36,7 @@ Invariants (``check_invariants``):
 No clock, no IO, no thread; ``now`` is the caller's, in seconds.
 """
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from mycelia.proto.cache.checkpoints import EVERY_TOKENS
+from mycelia.proto.cache.checkpoints import BETWEEN, EVERY_TOKENS, Habits
 from mycelia.proto.cache.sharing import PUBLIC, paint
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import unpack_tokens
@@ -96,8 +97,16 @@ class Edge:
     writing: bool = False
     gone: bool = False
     """The edge left all tiers; code that still holds the object must not use it."""
+    place: int = BETWEEN
+    """Where a state was saved, see ``checkpoints.py``."""
+    uses: int = 0
+    """How often prompts began at the state."""
     saves: int = 0
-    """Number of tokens that need no prefill thanks to the edge."""
+    """Number of tokens that need no prefill thanks to the state."""
+    needed: int = 0
+    """Number of states that need these cells."""
+    needs: list["Edge"] = field(default_factory=list)
+    """The cells that a state needs; some may be gone."""
 
     @property
     def is_state(self) -> bool:
@@ -119,7 +128,7 @@ class Edge:
 
     def value(self, now: float) -> float:
         """Value per byte: tokens saved times the chance of reuse."""
-        return self.saves / self.num_bytes * self.reuse.chance(now)
+        return (self.end - self.start) / self.num_bytes * self.reuse.chance(now)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,18 @@ class Trimmed:
 class Tier:
     """The edges and the choice of those to evict. Budgets in bytes; 0 turns that tier off."""
 
-    def __init__(self, ram_bytes: int, disk_bytes: int) -> None:
+    def __init__(
+        self,
+        ram_bytes: int,
+        disk_bytes: int,
+        keeps_states: bool = False,
+        value: Callable[[Edge, float], float] | None = None,
+    ) -> None:
+        """keeps_states: the tier is of a model that keeps states. value: (edge, now) -> number; the edge of the
+        smallest is evicted first. None: by the rules of the model's kind."""
+        self.keeps_states = keeps_states
+        self._value = value or (self._value_with_states if keeps_states else Edge.value)
+        self.habits = Habits()
         self.ram_bytes, self.disk_bytes = ram_bytes, disk_bytes
         self.ram_used = self.writing_used = self.disk_used = 0
         """Bytes of the edges in memory, of those being written, and of files, including those to be written."""
@@ -175,7 +195,7 @@ class Tier:
             hasher.update(packed[hashed * TOKEN_BYTES : start * TOKEN_BYTES])
             hashed = start
             for edge in self._cells.found[start].get(hasher.digest(length=_DIGEST_BYTES), ()):
-                if edge.whose.swarm != whose.swarm or edge.whose.tag not in (None, whose.tag):
+                if not _may_share(edge, whose):
                     continue
                 end = common_tokens(edge.packed, packed)
                 if edge.whose.tag is None:
@@ -225,11 +245,12 @@ class Tier:
         return edge
 
     def add_state(
-        self, packed: bytes, blob: memoryview, content_hash: bytes, reuse: Reuse, whose: Whose = OPEN
+        self, packed: bytes, blob: memoryview, content_hash: bytes, now: float, place: int, whose: Whose = OPEN
     ) -> Edge:
-        """Add the state after ``packed``, like ``add``. Call ``trim`` afterwards."""
-        edge = self._insert(packed, len(packed) // TOKEN_BYTES, len(blob), content_hash, reuse.copy(), whose)
-        edge.blob = blob
+        """Add the state after ``packed``, in memory. Call ``trim`` afterwards."""
+        edge = self._insert(packed, len(packed) // TOKEN_BYTES, len(blob), content_hash, Reuse(now), whose)
+        edge.blob, edge.place = blob, place
+        self.habits.saved(place)
         self.ram_used += edge.num_bytes
         return edge
 
@@ -255,7 +276,11 @@ class Tier:
             edge.reuse.touch(now)
 
     def count(self, edge: Edge, now: float) -> None:
+        """A prompt begins with the edge's cells, or at the state."""
         edge.reuse.count(now)
+        if edge.is_state:
+            self.habits.used(edge.place, edge.uses)
+            edge.uses += 1
 
     def promote(self, edge: Edge, blob: memoryview) -> None:
         """Keep a blob that was read from disk also in memory. Call ``trim`` afterwards."""
@@ -329,7 +354,7 @@ class Tier:
     # --- internals ------------------------------------------------------------------------------------------------
 
     def _least(self, now: float, may_go: Callable[[Edge], bool]) -> Edge | None:
-        return min(filter(may_go, self._edges.values()), key=lambda edge: edge.value(now), default=None)
+        return min(filter(may_go, self._edges.values()), key=lambda edge: self._value(edge, now), default=None)
 
     def _insert(
         self,
@@ -347,14 +372,28 @@ class Tier:
         if edge.is_state:
             below = self.state(packed[:-TOKEN_BYTES], whose)
             edge.saves = edge.end - (below.end if below is not None else 0)
+            for piece in self.plan(packed, 0, whose):
+                _link(edge, piece.edge)
         else:
-            edge.saves = edge.end - start
+            for state in self._states.edges():
+                if state.end > start and _may_share(edge, state.whose) and common_tokens(packed, state.packed) > start:
+                    _link(state, edge)
         self._edges[edge_id] = edge
         self._index(edge).add(edge)
         return edge
 
+    def _value_with_states(self, edge: Edge, now: float) -> float:
+        age_s = max(0.0, now - edge.reuse.last_used_s)
+        if not edge.is_state:
+            return math.inf if edge.needed else -age_s
+        chance = self.habits.chance(edge.place, edge.uses)
+        return chance / (1.0 + age_s) * math.sqrt(edge.saves) / edge.num_bytes
+
     def _forget(self, edge: Edge) -> None:
         edge.gone = True
+        for cells in edge.needs:
+            cells.needed -= 1
+        edge.needs.clear()
         del self._edges[edge.edge_id]
         self._free_ids.append(edge.edge_id)
         self._index(edge).remove(edge)
@@ -382,6 +421,7 @@ class Tier:
             assert 0 <= edge.start <= edge.end > 0 and len(edge.packed) % TOKEN_BYTES == 0, "an edge without tokens"
             assert edge in self._index(edge).found[edge.start][_key(edge)], "an edge cannot be found"
             assert edge.blob is not None or edge.on_disk, "an edge is nowhere"
+            assert edge.needed == sum(edge in state.needs for state in self._states.edges()), "needed by others"
             assert not edge.writing or (edge.blob is not None and not edge.on_disk), "a write of nothing"
         held = [edge for edge in self._edges.values() if edge.blob is not None]
         assert self.ram_used == sum(edge.num_bytes for edge in held), "memory is miscounted"
@@ -418,6 +458,15 @@ class _ByPrefix:
         if not digests:
             del self.found[edge.start]
             del self.starts[bisect_left(self.starts, edge.start)]
+
+
+def _link(state: Edge, cells: Edge) -> None:
+    state.needs.append(cells)
+    cells.needed += 1
+
+
+def _may_share(cells: Edge, whose: Whose) -> bool:
+    return cells.whose.swarm == whose.swarm and cells.whose.tag in (None, whose.tag)
 
 
 def _may_use(state: Edge, whose: Whose) -> bool:

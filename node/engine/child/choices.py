@@ -38,7 +38,7 @@ class Choices:
                     self._report(row, output)
             job.num_computed += row.count
             if job.num_computed in job.stops:
-                self._jobs.sequences.save_state(job)
+                self._jobs.sequences.save_state(job, job.stops[job.num_computed])
             if not row.wants_token:
                 continue
             if not job.max_tokens:

@@ -115,8 +115,8 @@ class Job:
     """Number of leading tokens that the cache knew then."""
     num_written: int = 0
     """Number of leading prompt tokens before those that another node generated for this request."""
-    stops: tuple[int, ...] = ()
-    """Lengths at which the job's state is saved, so a row ends there."""
+    stops: dict[int, int] = field(default_factory=dict)
+    """Lengths at which the job's state is saved, so a row ends there, and their places; see ``checkpoints.py``."""
     num_starts: int = 0
     """Number of starts: the first one, and one after each stop."""
     to_report: range = range(0)

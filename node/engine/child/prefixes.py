@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child.cells import Cells
 from mycelia.node.engine.child.job import Job, Limits
+from mycelia.proto.cache.checkpoints import BRANCH
 from mycelia.proto.cache.radix import RadixTree, common_prefix
 from mycelia.proto.cache.sharing import Sharing
 from mycelia.proto.cache.sharing import match as match_path
@@ -108,7 +109,7 @@ class Prefixes:
                 length = self.reach(job, length)
             if overlap - length >= MIN_SHARED_TOKENS:
                 if self._limits.state_grid:
-                    other.stops = tuple(sorted({*other.stops, overlap}))
+                    other.stops.setdefault(overlap, BRANCH)
                 job.awaits, job.awaited_tokens, job.waited = other, overlap, True
                 job.expected_cached = overlap
                 return True

@@ -236,10 +236,10 @@ class Scheduler:
         self.running.append(job)
         return Admission(job, source, length, evicted)
 
-    def _stops(self, job: Job) -> tuple[int, ...]:
+    def _stops(self, job: Job) -> dict[int, int]:
         limits = self.limits
         if not (limits.state_grid and limits.reuse):
-            return ()
+            return {}
         prompt, control = job.prompt, limits.control_tokens
         near = range(len(prompt) - 1, max(len(prompt) - NEAR_END_TOKENS, 0) - 1, -1)
         turn = next((place + 1 for place in near if prompt[place] in control), 0)

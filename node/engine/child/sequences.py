@@ -9,6 +9,7 @@ from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.node.engine.child.rows import Row
 from mycelia.node.engine.child.scheduler import Admission, Scheduler
 from mycelia.node.engine.child.tier.tier_store import TierStore
+from mycelia.proto.cache.checkpoints import ANSWER_END
 from mycelia.proto.cache.tier import Edge, Whose, open_in
 
 
@@ -63,8 +64,9 @@ class Sequences:
             self._scheduler.restored(job, job.state_tokens)
         return True
 
-    def save_state(self, job: Job) -> None:
-        """Save the state of a running job after its computed tokens, if prompts may begin there later."""
+    def save_state(self, job: Job, place: int) -> None:
+        """Save the state of a running job after its computed tokens, if prompts may begin there later. place: see
+        ``checkpoints.py``."""
         if self._tiers is None or self._scheduler.prefixes.kept(job, job.num_computed) != job.num_computed:
             return
         assert job.seq_id is not None
@@ -72,7 +74,7 @@ class Sequences:
         # Where an open prefix is left, it is left for all; other lengths say something about the private tokens.
         swarm, is_open = job.owner.swarm, job.num_computed == self._scheduler.prefixes.open_tokens(job)
         whose = open_in(swarm) if is_open else Whose(job.owner.tag, min(job.num_open, job.num_computed), swarm)
-        self._tiers.keep_state(self._llama, job.seq_id, job.tokens[: job.num_computed], whose)
+        self._tiers.keep_state(self._llama, job.seq_id, job.tokens[: job.num_computed], place, whose)
 
     def settle(self, job: Job) -> None:
         """Make a running job's computed tokens ready for reuse, before it leaves."""
@@ -85,7 +87,7 @@ class Sequences:
             self._llama.truncate(job.seq_id, length)
             job.num_computed = length
         else:
-            self.save_state(job)
+            self.save_state(job, ANSWER_END)
 
     def state(self, job: Job, length: int) -> int:
         """See ``Prefixes.state``. Needs a second tier."""

@@ -191,7 +191,7 @@ def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore 
             files = EdgeFiles(Path(message.cache_dir), cells_key)
         except OSError as exc:
             raise LocalError(f"cannot use the cache directory {message.cache_dir}: {exc.strerror or exc}") from exc
-    tiers = TierStore(Tier(message.ram_tier_bytes, disk_bytes), files, keeps_states=llama.keeps_states)
+    tiers = TierStore(Tier(message.ram_tier_bytes, disk_bytes, llama.keeps_states), files)
     tiers.load(time.time())
     return tiers
 

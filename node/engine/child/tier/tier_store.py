@@ -21,6 +21,7 @@ from mycelia.node.engine.child.cells import Evicted
 from mycelia.node.engine.child.llama.llama import BROKEN, RESTORED, Llama
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.engine import FIRST_EDGE_ID
+from mycelia.proto.cache.checkpoints import LEAST_TOKENS
 from mycelia.proto.cache.meters import TokenRateMeter
 from mycelia.proto.cache.sharing import unpaint
 from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, open_in, runs
@@ -41,12 +42,9 @@ class TierStore:
         files: EdgeFiles | None = None,
         clock: Callable[[], float] = time.monotonic,
         say: Callable[[str], object] = lambda line: sys.stderr.write(line + "\n"),
-        keeps_states: bool = False,
     ) -> None:
-        """files: None for no disk tier. say: logs one line. keeps_states: prompts begin at states, so these are
-        reported and cells are not. Call ``load`` and ``follow`` before use."""
+        """files: None for no disk tier. say: logs one line. Call ``load`` and ``follow`` before use."""
         self.tier = tier
-        self._keeps_states = keeps_states
         self._files = files
         self._clock = clock
         self._say = say
@@ -91,7 +89,7 @@ class TierStore:
         for edge in sorted(self.tier, key=lambda edge: -edge.end):
             if edge not in inner:
                 self._announce(edge)
-            if not self._keeps_states:
+            if not self.tier.keeps_states:
                 inner.update(
                     piece.edge for piece in self.tier.plan(edge.packed, 0, edge.whose) if piece.end == piece.edge.end
                 )
@@ -111,11 +109,14 @@ class TierStore:
         """Save the cells of an evicted leaf that no tier has yet. Call before they are cleared."""
         self._save(llama, leaf.seq_id, leaf.path, leaf.start, leaf.reuse)
 
-    def keep_state(self, llama: Llama, seq_id: int, tokens: Sequence[int], whose: Whose) -> None:
-        """Save the state of a sequence after all of its ``tokens``, unless ``whose`` has it already."""
+    def keep_state(self, llama: Llama, seq_id: int, tokens: Sequence[int], place: int, whose: Whose) -> None:
+        """Save the state of a sequence after all of its ``tokens``, unless ``whose`` has it, or one shortly before, or
+        there is no room."""
         packed, now = pack_tokens(tokens), self._clock()
         held = self.tier.state(packed, whose)
-        if held is not None and held.end == len(tokens):
+        if len(tokens) - (held.end if held is not None else 0) < LEAST_TOKENS:
+            if held is None:
+                return
             self.tier.touch([held], now)
             if held not in self._told:
                 self._announce(held)
@@ -125,7 +126,7 @@ class TierStore:
         blob = llama.save_state(seq_id)
         if blob is None:
             return
-        edge = self.tier.add_state(packed, blob, blake3(blob).digest(), Reuse(now), whose)
+        edge = self.tier.add_state(packed, blob, blake3(blob).digest(), now, place, whose)
         self._write(edge)
         self._settle(self.tier.trim(now))
         if not edge.gone:
@@ -291,7 +292,7 @@ class TierStore:
 
     def lost_cells(self) -> None:
         """Some cells are in no cache any more: check in the next steps which states still can be restored."""
-        if self._keeps_states:
+        if self.tier.keeps_states:
             self._doubtful.update(self._told)
 
     def close(self, llama: Llama, leaves: Iterable[tuple[int, Sequence[int]]], deadline_s: float) -> None:
@@ -356,8 +357,8 @@ class TierStore:
                 self._announce_rest(edge)
 
     def _announce(self, edge: Edge) -> None:
-        if edge.is_state != self._keeps_states:
-            return
+        if edge.is_state != self.tier.keeps_states:
+            return  # (prompts begin at states: of the cells nobody needs to know)
         self._told[edge] = None
         self._changes.store(FIRST_EDGE_ID + edge.edge_id, edge.path)
 

@@ -90,7 +90,7 @@ class Engine:
             has_cells=self.llama.has_cells,
             reuse=self.llama.reuse and self.ram_bytes > 0,
         )
-        self.tiers = TierStore(Tier(self.ram_bytes, 0), keeps_states=True) if self.ram_bytes else None
+        self.tiers = TierStore(Tier(self.ram_bytes, 0, True)) if self.ram_bytes else None
         self.loop = StepLoop(self.llama, limits, self.replies, True, no_grammar, NO_EMBEDDINGS, self.tiers)
         self.num_asked = 0
 
