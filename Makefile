@@ -13,6 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ready := .venv/.ready
 gemma := .venv/.gemma
 programs := .venv/.test-programs
+models := .venv/llama.cpp/models
 # One file's tests run in one process, for they share what is costly to open. The order is that of the folders: real
 # processes first, which take long, and short files last, so that no process waits for another at the end.
 dist := --dist loadfile --no-loadscope-reorder
@@ -60,10 +61,15 @@ $(js): tests/interop/js/package-lock.json
 	@npm ci --prefix tests/interop/js --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
-test: $(ready) $(gemma) $(programs)  ## run the tests, JOBS=3 at once; PYTEST_ARGS="-k radix" for some of them
+# Chat templates and vocabularies of many models, from llama.cpp's sources.
+$(models): scripts/test_models.py | $(ready)
+	@.venv/bin/python scripts/test_models.py
+	@touch -c $@
+
+test: $(ready) $(gemma) $(programs) $(models)  ## run the tests, JOBS=3 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
 
-coverage: $(ready) $(gemma) $(programs)  ## run the tests, say which lines none of them ran, and fail below the floors
+coverage: $(ready) $(gemma) $(programs) $(models)  ## run the tests, say which lines none of them ran, and fail below the floors
 	@rm -rf .coverage && mkdir .coverage
 	@.venv/bin/python -m coverage run -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
 	@.venv/bin/python -m coverage combine --quiet

@@ -171,6 +171,8 @@ def _hints(library: Library | None, model: Model | None) -> list[str]:
             hints.append("there is an NVIDIA GPU, and llama.cpp is not built for it: 'make node CUDA=1' does that")
     if model and model.cells_note:
         hints.append(model.cells_note)
+    if model and model.chat_problem:
+        hints.append(f"this model serves /v1/completions, but no conversations: {model.chat_problem}")
     return hints
 
 

@@ -214,11 +214,19 @@ class Engine(Protocol):
         ...
 
     async def tokenize_chat(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        subnet: str = "",
+        *,
+        options: str = "",
+        continues_final: bool = False,
     ) -> Sequence[int]:
         """The prompt of a conversation, made by the model's own chat template and ready for the assistant's turn: a
         list or the result of ``proto.blocks.token_array``. tools: see ``Ask.tools``; client, subnet: whose share of the
-        queue the work takes. Contents are tokenized as plain text: a control token that a message spells stays text.
+        queue the work takes; options, continues_final: see ``Ask.template_options`` and ``Ask.continues_final``. A
+        control token that a message spells stays text.
         Raises TooLongError when the prompt does not fit the context (not in every case: the caller counts, too),
         BusyError when too much text waits, LocalError for an empty conversation or one that the template refuses."""
         ...

@@ -87,6 +87,8 @@ class Render(_Frame, frozen=True):
     messages: list[tuple[str, str, str]]
     """(role, content, extras). Not ChatMessage: it has the wire's bounds, and the child would die of a longer one."""
     tools: str = ""
+    options: str = ""
+    continues_final: bool = False
     client: bytes = b""
     subnet: str = ""
 
@@ -149,6 +151,8 @@ class Loaded(_Frame, frozen=True):
     spellings: dict[int, str] = {}
     """See ``ModelInfo``."""
     kv_settings: str = ""
+    chat_problem: str = ""
+    """The reason why the model cannot chat; empty: it can."""
 
 
 class LoadFailed(_Frame, frozen=True):
@@ -286,7 +290,8 @@ def is_long(question: Render | Parse | Spell) -> bool:
     """Whether the answer takes long. Parent and child must use the same rule."""
     match question:
         case Render():
-            size = len(question.tools) + sum(len(content) + len(extras) for _, content, extras in question.messages)
+            size = len(question.tools) + len(question.options)
+            size += sum(len(content) + len(extras) for _, content, extras in question.messages)
         case Parse():
             size = len(question.text)
         case Spell():

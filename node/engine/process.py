@@ -112,13 +112,24 @@ class ProcessEngine:
         return self._vitals
 
     async def tokenize_chat(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        subnet: str = "",
+        *,
+        options: str = "",
+        continues_final: bool = False,
     ) -> Sequence[int]:
         """See ``Engine.tokenize_chat``. Survives restarts of the child, except those that the text may have caused."""
         size = sum(len(message.content) for message in messages)
         turns = [(message.role, message.content, message.extras) for message in messages]
         return await self._tokens(
-            size, (tuple(messages), tools), lambda key: ipc.Render(key, turns, tools, client, subnet), client, subnet
+            size,
+            (tuple(messages), tools, options, continues_final),
+            lambda key: ipc.Render(key, turns, tools, options, continues_final, client, subnet),
+            client,
+            subnet,
         )
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
@@ -384,6 +395,8 @@ def _log_loaded(message: ipc.Loaded, info: ModelInfo, pid: int | None, threads: 
         log.info("on_gpu", layers=message.offload)
     if message.cells_note:
         log.warning("few_kv_cells", reason=message.cells_note)
+    if message.chat_problem:
+        log.warning("no_conversations", reason=message.chat_problem, still_served="/v1/completions")
 
 
 def _submission(key: int, request: EngineRequest) -> ipc.Submit | EngineFailed:

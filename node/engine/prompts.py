@@ -3,25 +3,29 @@
 A text with more bytes than the context's tokens times the length of the longest token cannot fit: it is refused unread.
 Any other text is tokenized piece by piece, until the pieces have more tokens than the context.
 
-Pieces also bound the time. For each control token that llama.cpp finds, it searches the rest of the text for all of
-them again, so 520 kB of control tokens take 5 s in one call, and 0.3 s in pieces. A text of up to PIECE_CHARS is one
-piece. Longer texts are cut between words, where tokens end in nearly all vocabularies.
+Pieces also bound the time. For each control token that llama.cpp finds, it goes through all that it found before, so
+520 kB of control tokens take 5 s in one call, and 0.3 s in pieces. A text of up to PIECE_CHARS is one piece. A longer
+one is cut before a control token, where the pieces have the same tokens as the whole. A content of that length without
+control tokens is cut between a letter and a blank, where tokens end in nearly all vocabularies: all that split texts
+into words by a pattern first, and all of SentencePiece without tokens of several words. A text with neither in 4,096
+characters is cut elsewhere, and the tokens at this place may differ from those of the whole.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mycelia.proto.wire.errors import LocalError
 
 PIECE_CHARS = 8_192
-_LAST_CHARS = 1_024
+_LAST_CHARS = 4_096
 """The end of a piece in which the place to cut is searched."""
-_PLACES = tuple(re.compile(pattern, re.DOTALL) for pattern in (r".*\w(?=[ ]\w)", r".*\S(?=\s)", r".+(?=<)"))
-"""Places to cut, the best first: between words, before other white space, before a possible control token."""
-
-Tokenize = Callable[[str, bool], list[int]]
-"""(text, whether control tokens count) -> tokens."""
+_PLACES = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (r".*[^\W\d_](?=\s)", r".*[^\W\d_](?=[^\w\s])", r".*\S(?=\s)", r".+(?=<)")
+)
+"""Places to cut, the best first: after words, before other white space, before what may be a user-defined token."""
 
 
 class TooLongError(LocalError):
@@ -64,14 +68,21 @@ def prompt_over_context(context_tokens: int, num_tokens: int) -> str:
     return over_context(context_tokens, requested)
 
 
-def pieces(text: str) -> Iterator[str]:
-    """The pieces of ``text``. A cut depends only on the text around it and before it, so texts with the same beginning
-    have the same cuts there."""
-    start = 0
+def pieces(text: str, controls: Sequence[tuple[int, int]] = ()) -> Iterator[tuple[str, bool]]:
+    """The pieces of ``text``: (piece, whether it continues the text of the piece before). controls: where its control
+    tokens are, in order. A cut depends only on the text around it and before it, so texts with the same beginning have
+    the same cuts there."""
+    start, continues = 0, False
+    starts = [first for first, _ in controls]
     while len(text) - start >= PIECE_CHARS + 2:
-        last = text[start + PIECE_CHARS - _LAST_CHARS : start + PIECE_CHARS + 2]
-        found = next((match for pattern in _PLACES if (match := pattern.match(last))), None)
-        end = start + PIECE_CHARS - (_LAST_CHARS - found.end() if found else 0)
-        yield text[start:end]
-        start = end
-    yield text[start:]
+        limit = start + PIECE_CHARS
+        place = bisect_right(starts, limit) - 1
+        if place >= 0 and starts[place] > limit - _LAST_CHARS:
+            end, continued = starts[place], False
+        else:
+            last = text[limit - _LAST_CHARS : limit + 2]
+            found = next((match for pattern in _PLACES if (match := pattern.match(last))), None)
+            end, continued = limit - (_LAST_CHARS - found.end() if found else 0), True
+        yield text[start:end], continues
+        start, continues = end, continued
+    yield text[start:], continues

@@ -53,9 +53,23 @@ class EngineShare:
         return await self._engine.detokenize(sequences)
 
     async def tokenize_chat(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        subnet: str = "",
+        *,
+        options: str = "",
+        continues_final: bool = False,
     ) -> Sequence[int]:
-        return await self._engine.tokenize_chat(messages, tools, client, self._subnet(client, subnet))
+        return await self._engine.tokenize_chat(
+            messages,
+            tools,
+            client,
+            self._subnet(client, subnet),
+            options=options,
+            continues_final=continues_final,
+        )
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         return await self._engine.tokenize_text(text, client, self._subnet(client, subnet))

@@ -240,7 +240,7 @@ class Entry:
             return 0
         if ask.shared_messages >= len(ask.messages):
             return len(prompt)
-        shared = msgspec.structs.replace(ask, messages=ask.messages[: ask.shared_messages], shared_messages=0)
+        shared = msgspec.structs.replace(ask, messages=ask.messages[: ask.shared_messages], continues_final=False)
         try:
             return common_prefix(prompt, await self._tokens_of(shared, client))
         except LocalError as exc:
@@ -252,7 +252,14 @@ class Entry:
             return self._known_tokens(ask.tokens)
         if ask.text:
             return await self._engine.tokenize_text(ask.text, client, self._network_of(client))
-        return await self._engine.tokenize_chat(ask.messages, ask.tools, client, self._network_of(client))
+        return await self._engine.tokenize_chat(
+            ask.messages,
+            ask.tools,
+            client,
+            self._network_of(client),
+            options=ask.template_options,
+            continues_final=ask.continues_final,
+        )
 
     def _network_of(self, client: bytes) -> str:
         """The network from which a client asks: all clients of one network have one share of the engine."""

@@ -11,6 +11,7 @@ from mycelia.proto.wire.bounds import (
     MAX_FORMAT_CHARS,
     MAX_LOGPROBS_PER_FRAME,
     MAX_OPENED_CHARS,
+    MAX_OPTIONS_CHARS,
     MAX_SALT_CHARS,
     MAX_TOKENS_PER_REQUEST,
     Kind,
@@ -80,6 +81,10 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     the same client do, and others reuse what two subnets had asked."""
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] = field(name="11", default=0)
     """How many leading turns of a conversation hold no secrets, such as an application's system prompt."""
+    template_options: Annotated[str, Meta(max_length=MAX_OPTIONS_CHARS)] = field(name="12", default="")
+    """Further variables for the chat template, such as enable_thinking: a JSON object; empty: none."""
+    continues_final: bool = field(name="13", default=False)
+    """The answer continues the last message, which is the assistant's, instead of beginning a turn."""
     reads_format: bool = field(name="14", default=False)
     """The client reads the form in which the model writes thoughts and calls: Route names it, and control tokens that
     belong to it are spelled in the answer's text."""

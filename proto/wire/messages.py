@@ -20,6 +20,7 @@ from mycelia.proto.wire.bounds import MAX_LOGPROBS_PER_FRAME as MAX_LOGPROBS_PER
 from mycelia.proto.wire.bounds import MAX_MODEL_NODES as MAX_MODEL_NODES
 from mycelia.proto.wire.bounds import MAX_MODELS as MAX_MODELS
 from mycelia.proto.wire.bounds import MAX_NAMESPACES as MAX_NAMESPACES
+from mycelia.proto.wire.bounds import MAX_OPTIONS_CHARS as MAX_OPTIONS_CHARS
 from mycelia.proto.wire.bounds import MAX_SALT_CHARS as MAX_SALT_CHARS
 from mycelia.proto.wire.bounds import MAX_SMALL as MAX_SMALL
 from mycelia.proto.wire.bounds import MAX_STOP_CHARS as MAX_STOP_CHARS

@@ -12,7 +12,13 @@ from mycelia.proto.wire.messages import Ask, Generate, Message, Route, Sampling
 
 ADDED_IN_2: dict[type, dict[str, Any]] = {
     Generate: {"tag": b"", "scope": 0, "open_tokens": 0},
-    Ask: {"cache_salt": "", "shared_messages": 0, "reads_format": False},
+    Ask: {
+        "cache_salt": "",
+        "shared_messages": 0,
+        "template_options": "",
+        "continues_final": False,
+        "reads_format": False,
+    },
     Route: {"format": "", "opened": ""},
     Sampling: {"prompt_logprobs": 0, "logprobs_from": 0, "logit_bias": b""},
 }

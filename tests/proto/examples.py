@@ -161,6 +161,8 @@ EXAMPLES: list[Message] = [
         namespace=SPACE,
         cache_salt="public",
         shared_messages=1,
+        template_options='{"enable_thinking":false}',
+        continues_final=True,
     ),
     Roster(
         swarm=b"a" * 32,

@@ -79,7 +79,9 @@ class Renders:
     def _answer(self, question: Question) -> ipc.Rendered | ipc.Spelled:
         match question:
             case ipc.Render():
-                tokens = self._template.tokens(question.turns(), question.tools)
+                tokens = self._template.tokens(
+                    question.turns(), question.tools, question.options, question.continues_final
+                )
                 return ipc.Rendered(question.key, pack_tokens(tokens), "")
             case ipc.Parse():
                 return ipc.Rendered(question.key, pack_tokens(self._template.text_tokens(question.text)), "")

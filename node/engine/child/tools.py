@@ -14,6 +14,9 @@ _HEAD = (
     '<tool_call>\n{{"name": "...", "arguments": {{...}}}}\n</tool_call>'
 )
 
+Turn = dict[str, Any]
+"""See ``conversation.Turn``."""
+
 
 def check_calls(calls: Any) -> None:
     """Raise LocalError unless ``calls``, the field tool_calls of a turn, is empty or a list of calls: as OpenAI's
@@ -25,24 +28,29 @@ def check_calls(calls: Any) -> None:
             raise LocalError("tool_calls of a message are objects, and so is the function of each")
 
 
-def told_in_words(turns: Sequence[dict[str, Any]], tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """``turns`` for a template that reads only role and content: the system's turn describes ``tools``, and calls and
-    their results are texts in the turns of their roles."""
-    told = [_in_words(turn) for turn in turns]
-    if not tools:
-        return told
+def with_tools(turns: Sequence[Turn], tools: Sequence[Any]) -> list[Turn]:
+    """``turns`` with ``tools`` described in the system's turn."""
     head = _HEAD.format(tools="\n".join(_json(tool) for tool in tools))
-    if told and told[0]["role"] == "system":
-        return [{"role": "system", "content": f"{told[0]['content']}\n\n{head}"}, *told[1:]]
-    return [{"role": "system", "content": head}, *told]
+    if turns and turns[0]["role"] == "system":
+        return [{"role": "system", "content": [*(turns[0]["content"] or ()), f"\n\n{head}"]}, *turns[1:]]
+    return [{"role": "system", "content": [head]}, *turns]
 
 
-def _in_words(turn: dict[str, Any]) -> dict[str, Any]:
-    content = turn["content"]
-    if turn["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    calls = [_call(call) for call in turn.get("tool_calls") or ()]
-    return {"role": turn["role"], "content": "\n".join([*([content] if content else []), *calls])}
+def call_in_words(turn: Turn) -> Turn:
+    """A turn with calls as one that tells them; any other turn unchanged."""
+    if not turn.get("tool_calls"):
+        return turn
+    content = "".join(turn["content"] or ())
+    told = "\n".join([*([content] if content else []), *map(_call, turn["tool_calls"])])
+    return {key: value for key, value in turn.items() if key != "tool_calls"} | {"content": [told]}
+
+
+def result_in_words(turn: Turn) -> Turn:
+    """A call's result as a turn of the user; any other turn unchanged."""
+    if turn["role"] != "tool":
+        return turn
+    content = "".join(turn["content"] or ())
+    return {"role": "user", "content": [f"<tool_response>\n{content}\n</tool_response>"]}
 
 
 def _call(call: dict[str, Any]) -> str:

@@ -104,11 +104,8 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     memory = available_memory_bytes()
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
     llama = _open_llama(message, path, budget)
-    begin, end = llama.special_texts()
     limit = PromptLimit(llama.context_tokens, llama.longest_piece())
-    template = ChatTemplate(
-        llama.chat_template, llama.tokenize, bos_text=begin, eos_text=end, bos_token=llama.bos_token, limit=limit
-    )
+    template = ChatTemplate(llama.chat_template, llama, limit)
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
     digest = model_digest(path)
     tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))
@@ -151,13 +148,14 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         piece_ends=piece_ends,
         pieces=pieces,
         token_bytes=limit.token_bytes,
-        begin_text=begin,
-        end_text=end,
+        begin_text=llama.special_texts["bos_token"],
+        end_text=llama.special_texts["eos_token"],
         begin_token=llama.bos_token,
         chat_template=llama.chat_template or "",
         format=format_,
         spellings=control_spellings(format_, partial(llama.tokenize, special=True), llama.piece),
         kv_settings=kv_settings,
+        chat_problem=template.problem,
     )
 
 

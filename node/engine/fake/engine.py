@@ -175,7 +175,14 @@ class FakeEngine:
         return list(text.encode())
 
     async def tokenize_chat(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", subnet: str = ""
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        subnet: str = "",
+        *,
+        options: str = "",
+        continues_final: bool = False,
     ) -> list[int]:
         await trio.lowlevel.checkpoint()
         if not messages:

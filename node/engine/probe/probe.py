@@ -56,6 +56,8 @@ class Model(Struct, frozen=True, tag="model"):
     cells: int
     cells_bytes: int
     cells_note: str
+    chat_problem: str = ""
+    """The reason why the model cannot chat; empty: it can."""
 
 
 class Problem(Struct, frozen=True, tag="problem"):

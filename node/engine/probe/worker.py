@@ -17,6 +17,7 @@ from mycelia.node.engine.child.llama.models import (
     load_model,
     model_params,
 )
+from mycelia.node.engine.child.template import Template
 from mycelia.node.engine.probe.probe import Finding, Library, Model, Problem, Question
 from mycelia.node.engine.sizing import CellBudget, CellChoice, Offload, choose_cells, free_after_weights, place_layers
 from mycelia.proto.wire.errors import LocalError
@@ -60,7 +61,16 @@ def inspect_model(path: Path, question: Question) -> Model:
         cells=choice.cells,
         cells_bytes=choice.cells * shape.cell_bytes,
         cells_note=choice.note,
+        chat_problem=_chat_problem(L.llama_model_chat_template(model, None) or b""),
     )
+
+
+def _chat_problem(source: bytes) -> str:
+    try:
+        Template(source.decode("utf-8", "replace"), str)
+    except LocalError as exc:
+        return str(exc)
+    return ""
 
 
 def _say(finding: Finding) -> None:

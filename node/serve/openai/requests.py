@@ -27,7 +27,7 @@ from mycelia.proto.wire.biases import MOST, pack_biases
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, Ask, ChatMessage, Sampling
+from mycelia.proto.wire.messages import MAX_OPTIONS_CHARS, MAX_TOKENS_PER_REQUEST, Ask, ChatMessage, Sampling
 
 _SEEDS = 2**32 - 1
 """llama.cpp takes the highest seed for a random one."""
@@ -84,6 +84,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
     sampling = _sampling(body, max_tokens, body.logprobs and max(body.top_logprobs or 0, 1), form)
     messages = tuple(map(_message, body.messages, call_ids(body.messages)))
     told_json = _json([_told_tool(tool) for tool in told]) if told else ""
+    options = _template_options(body)
     asks = [
         Ask(
             request_id=secrets.token_bytes(16),
@@ -93,6 +94,8 @@ def wanted_chat(body: ChatRequest) -> Wanted:
             tools=told_json,
             cache_salt=body.cache_salt or "",
             shared_messages=body.shared_messages or 0,
+            template_options=options,
+            continues_final=bool(body.continue_final_message),
             reads_format=True,
         )
         for one in _choices(sampling, body.n or 1)
@@ -262,6 +265,36 @@ def _told_tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": told}
 
 
+def _template_options(body: ChatRequest) -> str:
+    """``Ask.template_options``."""
+    if body.continue_final_message:
+        if body.add_generation_prompt:
+            raise HttpError(
+                400,
+                "add_generation_prompt and continue_final_message exclude each other",
+                param="add_generation_prompt",
+            )
+        if body.messages[-1].role != "assistant" or body.messages[-1].tool_calls:
+            raise HttpError(
+                400,
+                "continue_final_message needs a last message of the assistant, without tool_calls",
+                param="continue_final_message",
+            )
+    named = {
+        "reasoning_effort": body.reasoning_effort,
+        "enable_thinking": body.enable_thinking,
+        "add_generation_prompt": body.add_generation_prompt,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    options = given | (body.chat_template_kwargs or {})
+    text = _json(options) if options else ""
+    if len(text) > MAX_OPTIONS_CHARS:
+        raise HttpError(
+            400, f"chat_template_kwargs have over {MAX_OPTIONS_CHARS} characters", param="chat_template_kwargs"
+        )
+    return text
+
+
 def call_ids(turns: Sequence[Turn]) -> list[list[str]]:
     """For each turn the ids of its calls, or of the call that it answers. Missing ones are made up: results answer the
     calls in their order, and templates that show ids (nine letters and digits for those of Mistral) get equal ones."""
@@ -288,17 +321,26 @@ def _message(turn: Turn, ids: Sequence[str]) -> ChatMessage:
         extras["tool_call_id"] = ids[0]
     if turn.name and role == "tool":
         extras["name"] = turn.name
-    return ChatMessage(role=role, content=_content(turn), extras=_json(extras) if extras else "")
+    thoughts = turn.reasoning_content or turn.reasoning
+    if thoughts and turn.role == "assistant":
+        extras["reasoning_content"] = thoughts
+    parts = _parts(turn)
+    if parts is None:
+        extras["content"] = None
+    elif len(parts) > 1:
+        extras["content_parts"] = list(map(len, parts))
+    return ChatMessage(role=role, content="".join(parts or ()), extras=_json(extras) if extras else "")
 
 
-def _content(turn: Turn) -> str:
+def _parts(turn: Turn) -> list[str] | None:
+    """The texts of a content. The model's template joins them, if it reads parts; else they are one text."""
     if turn.content is None:
         if turn.role != "assistant":
             raise HttpError(400, f"a message of role {turn.role} needs a content", param="messages")
-        return ""
+        return None
     if isinstance(turn.content, str):
-        return turn.content
-    return "".join(_text(part) for part in turn.content)
+        return [turn.content]
+    return [_text(part) for part in turn.content]
 
 
 def _text(part: ContentPart) -> str:

@@ -59,6 +59,10 @@ class Turn(msgspec.Struct):
     name: Annotated[str, Meta(max_length=128)] | None = None
     tool_calls: Annotated[list[GivenCall], Meta(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=128)] | None = None
+    reasoning_content: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] | None = None
+    """The assistant's thoughts before its content."""
+    reasoning: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] | None = None
+    """Another name for it."""
 
 
 class Function(msgspec.Struct):
@@ -163,6 +167,12 @@ class ChatRequest(AnyRequest, kw_only=True):
     """The older form of ``tools``, which is refused."""
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] | None = None
     """How many of the messages, from the first one, hold no secrets; not OpenAI's."""
+    reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: JsonObject | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """These four are those of vLLM and llama-server."""
     response_format: ResponseFormat | None = None
 
 

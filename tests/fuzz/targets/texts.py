@@ -23,7 +23,9 @@ class Texts:
 
     def __init__(self) -> None:
         self._llama = Llama(resolve_model("smollm2"), num_cells=1_024, num_sequences=4, num_threads=1, batch_tokens=64)
-        self._template = ChatTemplate(self._llama.chat_template, self._llama.tokenize, limit=_LIMIT)
+        self._template = ChatTemplate(self._llama.chat_template, self._llama, limit=_LIMIT)
+        turns = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", content="x")]
+        self._num_controls = sum(not self._llama.piece(token) for token in self._template.tokens(turns))
 
     def make(self, rng: random.Random) -> str:
         way = rng.random()
@@ -40,4 +42,9 @@ class Texts:
         except TooLongError:
             return False
         assert all(0 <= token < self._llama.num_vocab for token in tokens)
+        if len(tokens) > 400:
+            return True
+        turns = [ChatMessage(role="user", content=item), ChatMessage(role="assistant", content=item)]
+        written = sum(not self._llama.piece(token) for token in self._template.tokens(turns))
+        assert written == self._num_controls, "a content became a control token"
         return True

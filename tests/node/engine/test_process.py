@@ -119,7 +119,7 @@ async def test_answers_reuse_and_refusals() -> None:
         for sequence in ([10**6], [-1], [2**40]):
             with pytest.raises(LocalError):
                 await running.detokenize([[5, 6], sequence])
-        with pytest.raises(TooLongError, match="no 1024 tokens"):
+        with pytest.raises(TooLongError, match="maximum context length is 1024 tokens"):
             await chat(running, "7" * (ipc.MAX_FRAME_BYTES // 4 + 1))
         for text in ("\ud800", "7" * (5 * ipc.MAX_FRAME_BYTES // 4)):
             with pytest.raises(LocalError):

@@ -1,10 +1,17 @@
 """The vocabulary of a loaded model, and the texts in its file. Immutable: any thread may use it at any time."""
 
 import ctypes
+import re
+from functools import cached_property
 from typing import Any
 
+from mycelia.node.engine.child.controls import Controls
 from mycelia.node.engine.child.llama.bindings import L, address_of_tokenize
 from mycelia.proto.wire.errors import LocalError
+
+_READ_ON_REQUEST = L.LLAMA_TOKEN_ATTR_CONTROL | L.LLAMA_TOKEN_ATTR_UNKNOWN
+_CONTROL_LIKE = re.compile(r"<[|\uff5c].*[|\uff5c]>", re.DOTALL)
+_LONER = "\ufdd0"
 
 
 class ModelVocabulary:
@@ -15,10 +22,21 @@ class ModelVocabulary:
         self.model = model
         self._vocab = self.handle = L.llama_model_get_vocab(model)
         self.num_vocab = int(L.llama_vocab_n_tokens(self._vocab))
+        self._adds_blank = b"".join(map(self.piece, self._tokenize("x", False))).startswith(b" ")
+        """Whether llama.cpp puts a blank before a text."""
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """The tokens of ``text``, none added. special: spelled control tokens become control tokens. Raises LocalError
-        for a text that is too long."""
+    def tokenize(self, text: str, special: bool, continues: bool = False) -> list[int]:
+        """The tokens of ``text``, none added. special: spelled control tokens become control tokens. continues: the
+        text goes on after another one, so that no blank belongs before it. Raises LocalError for a text that is too
+        long."""
+        if not continues or not self._adds_blank:
+            return self._tokenize(text, special)
+        # (after a character that no token contains besides others)
+        before = self._tokenize(_LONER, special)
+        tokens = self._tokenize(_LONER + text, special)
+        return tokens[len(before) :] if tokens[: len(before)] == before else self._tokenize(text, special)
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
         size = len(data) + 8
         while True:
@@ -74,6 +92,18 @@ class ModelVocabulary:
         vocab = self._vocab
         return frozenset(token for token in range(self.num_vocab) if L.llama_vocab_is_control(vocab, token))
 
+    @cached_property
+    def controls(self) -> Controls:
+        """The control tokens as they are spelled."""
+        controls, user_defined = [], []
+        for token in range(self.num_vocab):
+            attributes = int(L.llama_vocab_get_attr(self._vocab, token))
+            if attributes & _READ_ON_REQUEST:
+                controls.append(self._text(token))
+            elif attributes & L.LLAMA_TOKEN_ATTR_USER_DEFINED and _CONTROL_LIKE.fullmatch(text := self._text(token)):
+                user_defined.append(text)
+        return Controls(controls, user_defined)
+
     @property
     def chat_template(self) -> str | None:
         """The source of the model's own Jinja template."""
@@ -85,8 +115,18 @@ class ModelVocabulary:
         """The token with which every prompt of this model begins, if there is one."""
         return int(L.llama_vocab_bos(self._vocab)) if L.llama_vocab_get_add_bos(self._vocab) else None
 
-    def special_texts(self) -> tuple[str, str]:
-        """The spellings of the begin and end tokens, for templates."""
-        begin, end = L.llama_vocab_bos(self._vocab), L.llama_vocab_eos(self._vocab)
-        texts = [L.llama_vocab_get_text(self._vocab, token) if token >= 0 else b"" for token in (begin, end)]
-        return texts[0].decode("utf-8", "replace"), texts[1].decode("utf-8", "replace")
+    @cached_property
+    def special_texts(self) -> dict[str, str]:
+        """The control tokens that templates call by names."""
+        tokens = {
+            "bos_token": L.llama_vocab_bos(self._vocab),
+            "eos_token": L.llama_vocab_eos(self._vocab),
+            "pad_token": L.llama_vocab_pad(self._vocab),
+        }
+        names = {name: self._text(token) for name, token in tokens.items() if token >= 0}
+        return {"bos_token": "", "eos_token": ""} | names
+
+    def _text(self, token: int) -> str:
+        """The spelling of a token that stands for itself."""
+        text: bytes = L.llama_vocab_get_text(self._vocab, token)
+        return text.decode("utf-8", "replace")

@@ -2,12 +2,14 @@
 
 import os
 import queue
+from collections.abc import Mapping
 
 import pytest
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child import renders
 from mycelia.node.engine.child.chat import ChatTemplate
+from mycelia.node.engine.child.controls import Controls
 from mycelia.node.engine.child.renders import Renders
 from mycelia.node.engine.prompts import PromptLimit
 from mycelia.proto.wire.blocks import pack_tokens
@@ -15,10 +17,15 @@ from mycelia.proto.wire.blocks import pack_tokens
 LONG = "x" * (ipc.LONG_CHARS + 1)
 
 
-def tokenize(text: str, special: bool) -> list[int]:
-    if "broken" in text:
-        raise ZeroDivisionError("nobody expects this")
-    return list(text.encode())
+class Bytes:
+    bos_token = None
+    controls = Controls([])
+    special_texts: Mapping[str, str] = {}
+
+    def tokenize(self, text: str, special: bool, continues: bool = False) -> list[int]:
+        if "broken" in text:
+            raise ZeroDivisionError("nobody expects this")
+        return list(text.encode())
 
 
 def piece(token: int) -> bytes:
@@ -35,7 +42,7 @@ class Read:
         self._frames = ipc.FrameBuffer()
         self._replies: list[ipc.FromChild] = []
         self.charged: queue.SimpleQueue[tuple[bytes, str]] = queue.SimpleQueue()
-        template = ChatTemplate(None, tokenize, limit=PromptLimit(60_000, 2))
+        template = ChatTemplate(None, Bytes(), limit=PromptLimit(60_000, 2))
         self.renders = Renders(
             template,
             piece,
