@@ -25,6 +25,9 @@ class Thoughts:
     """A call ends a thought without its closing mark."""
     dropped: tuple[str, ...] = ()
     """Marks around content, which are no part of it."""
+    answer: str = ""
+    """The mark after which an answer without calls has its content, in formats that always have one; empty: the closing
+    mark of the thought."""
     turn: str = ""
     """A mark with which prompts end, and which belongs to the patterns of this format."""
 
@@ -48,6 +51,16 @@ class Format:
         prompt_end = prompt_end.rstrip()
         marks = [mark for mark in (*self.thoughts.opens, self.thoughts.turn) if mark]
         return next((mark for mark in marks if prompt_end.endswith(mark.rstrip())), "")
+
+    def thought_before_grammar(self, opened: str) -> tuple[str, str]:
+        """(opening mark, closing mark) of a thought that comes before what a grammar describes. Empty opening: the
+        answer begins in it; both empty: no thought comes. opened: see ``opened_by``."""
+        thoughts = self.thoughts
+        if thoughts.answer:
+            return "", thoughts.answer
+        if not thoughts.opens:
+            return "", ""
+        return "" if opened in thoughts.opens else thoughts.opens[0], thoughts.closes[0]
 
 
 _TOKEN = re.compile(r"<\|[^<>]*\|>|<｜[^<>]*｜>|</?[\w:|]+>|<\|[\w]+>|<[\w]+\|>|\[/?[A-Z_]+\]|<\|\"\|>")
@@ -307,18 +320,21 @@ THOUGHTS: dict[str, Thoughts] = {
             "<|return|>",
             "<|call|>",
         ),
+        answer="<|channel|>final<|message|>",
         turn="<|start|>assistant",
     ),
     "kimi_k3": Thoughts(
         ("<|open|>think<|sep|>",),
         ("<|close|>think<|sep|>",),
         dropped=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+        answer="<|open|>response<|sep|>",
     ),
     "solar": Thoughts(
         ("<|begin|>assistant<|think|>", "<|think|>"),
         ("<|end|>",),
         anywhere=True,
         dropped=("<|begin|>assistant<|content|>", "<|begin|>assistant", "<|content|>", "<|end|>"),
+        answer="<|content|>",
         turn="<|begin|>assistant",
     ),
     "muse": Thoughts(
@@ -331,6 +347,7 @@ THOUGHTS: dict[str, Thoughts] = {
             "<|start|>assistant",
             "<|eom|>",
         ),
+        answer="to=user<|message|>",
         turn="<|start|>assistant",
     ),
     "functionary_v3": Thoughts(dropped=(">>>all\n",), turn=">>>"),

@@ -16,6 +16,7 @@ import trio
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE, Engine
 from mycelia.node.engine.prompts import TooLongError, prompt_over_context
 from mycelia.node.errors import BusyError, first_error
+from mycelia.node.formats.families import format_named
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.answer_frames import MAX_WAITING_BYTES, AnswerFrames
@@ -180,17 +181,23 @@ class Entry:
             if request_id in self._running:
                 namespace = self._engine.info.namespace
                 self._requests.tokenized(request_id, len(prompt))
-                self._read_format(self._running[request_id], ask, prompt)
+                sampling = self._read_format(self._running[request_id], ask, prompt, sampling)
                 answered = unpack_tokens(ask.answered)
                 self._handle(
                     RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt, open_tokens)
                 )
 
-    def _read_format(self, running: RunningAnswer, ask: Ask, prompt: Sequence[int]) -> None:
+    def _read_format(self, running: RunningAnswer, ask: Ask, prompt: Sequence[int], sampling: Sampling) -> Sampling:
+        """The sampling for a client that reads the model's format: a grammar leaves the model's thought free."""
         info, vocabulary = self._engine.info, self._engine.vocabulary
-        if ask.reads_format and ask.messages and info.format and vocabulary is not None:
-            running.spelled = SpelledText(info.format, vocabulary, info.spellings)
-            running.opened = running.spelled.opened_by(prompt)
+        if not (ask.reads_format and ask.messages and info.format and vocabulary is not None):
+            return sampling
+        running.spelled = SpelledText(info.format, vocabulary, info.spellings)
+        running.opened = running.spelled.opened_by(prompt)
+        if not sampling.grammar:
+            return sampling
+        opening, closing = format_named(info.format).thought_before_grammar(running.opened)
+        return msgspec.structs.replace(sampling, thought_opening=opening, thought_closing=closing)
 
     async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
         info = self._engine.info

@@ -10,7 +10,7 @@ from mycelia.proto.wire.bounds import (
     MAX_CHAT_MESSAGES,
     MAX_FORMAT_CHARS,
     MAX_LOGPROBS_PER_FRAME,
-    MAX_OPENED_CHARS,
+    MAX_MARK_CHARS,
     MAX_OPTIONS_CHARS,
     MAX_SALT_CHARS,
     MAX_TOKENS_PER_REQUEST,
@@ -101,7 +101,7 @@ class Route(Kind, frozen=True, kw_only=True, tag=14):
     """The namespace of the model that answers."""
     format: Annotated[str, Meta(max_length=MAX_FORMAT_CHARS)] = field(name="6", default="")
     """The form of the model's thoughts and calls, if the Ask wants to know; empty: unknown."""
-    opened: Annotated[str, Meta(max_length=MAX_OPENED_CHARS)] = field(name="7", default="")
+    opened: Annotated[str, Meta(max_length=MAX_MARK_CHARS)] = field(name="7", default="")
     """The mark at the prompt's end with which the answer has begun, such as that of a thought; empty: none."""
 
 

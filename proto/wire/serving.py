@@ -10,6 +10,7 @@ from mycelia.proto.wire.bounds import (
     MAX_GRAMMAR_CHARS,
     MAX_LOGPROBS,
     MAX_LOGPROBS_PER_FRAME,
+    MAX_MARK_CHARS,
     MAX_STOPS,
     MAX_TEXT_BYTES_PER_FRAME,
     MAX_TOKENS_PER_REQUEST,
@@ -71,6 +72,12 @@ class Sampling(Record, frozen=True, kw_only=True):
     cells before it can be reused. The first token of all has no probability, so 0 is as good as 1."""
     logit_bias: Annotated[bytes, Meta(max_length=MAX_BIASES * 8)] = field(name="17", default=b"")
     """Added to the logits of tokens before anything else: packed records, see ``biases.py``."""
+    thought_opening: Annotated[str, Meta(max_length=MAX_MARK_CHARS)] = field(name="18", default="")
+    """With a grammar and ``thought_closing``: the answer may begin with this mark of a thought; empty: it begins inside
+    one."""
+    thought_closing: Annotated[str, Meta(max_length=MAX_MARK_CHARS)] = field(name="19", default="")
+    """With a grammar: the model thinks freely up to this mark, and what the grammar describes comes after it; empty:
+    at once."""
 
 
 class Logprob(Record, frozen=True, kw_only=True):

@@ -20,7 +20,13 @@ ADDED_IN_2: dict[type, dict[str, Any]] = {
         "reads_format": False,
     },
     Route: {"format": "", "opened": ""},
-    Sampling: {"prompt_logprobs": 0, "logprobs_from": 0, "logit_bias": b""},
+    Sampling: {
+        "prompt_logprobs": 0,
+        "logprobs_from": 0,
+        "logit_bias": b"",
+        "thought_opening": "",
+        "thought_closing": "",
+    },
 }
 """Kind or record -> field -> default."""
 
@@ -46,7 +52,7 @@ def for_version(message: MessageT, wire_version: int) -> MessageT:
 
 def version_of(sampling: Sampling) -> int:
     """The first version whose nodes can serve this: without these fields they would answer another request."""
-    if sampling.prompt_logprobs or sampling.logit_bias or not sampling.max_tokens:
+    if sampling.prompt_logprobs or sampling.logit_bias or sampling.thought_closing or not sampling.max_tokens:
         return 2
     if sampling.grammar and sampling.grammar_kind not in GRAMMAR_KINDS_1:
         return 2

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine.child.grammar.checker import Checker
 from mycelia.node.engine.child.grammar.guidance import GrammarError, matcher, reason
+from mycelia.node.engine.child.grammar.thought import ThoughtFirst
 from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
 from mycelia.proto.wire.messages import Sampling
 
@@ -26,7 +27,7 @@ class Grammars:
     """Opens the grammars of one model. For any thread."""
 
     def __init__(self, vocabulary: ModelVocabulary) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: Any = None
         self.checker = Checker()
@@ -38,6 +39,14 @@ class Grammars:
         """The grammar of an answer that already has ``tokens``."""
         return Grammar(self, sampling, tokens)
 
+    def thought(self, sampling: Sampling) -> ThoughtFirst | None:
+        """The thought that may come first; None: none may."""
+        if not sampling.thought_closing:
+            return None
+        vocabulary, opening = self.vocabulary, sampling.thought_opening
+        tokens = vocabulary.tokenize(opening, special=True) if opening else []
+        return ThoughtFirst(tokens, sampling.thought_closing.encode(), vocabulary.spelling)
+
     def tokenizer(self) -> Any:
         """llguidance's copy of the vocabulary. It has one token more: the end of the answer, whichever token is drawn
         for it, so that models with several such tokens or none are alike."""
@@ -46,9 +55,9 @@ class Grammars:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined,unused-ignore]
-                    tokens=[*self._vocabulary.spellings(), b"\xff<end of the answer>"],
-                    vocab_ptr=self._vocabulary.handle,
-                    tokenize_fptr=self._vocabulary.tokenize_address,
+                    tokens=[*self.vocabulary.spellings(), b"\xff<end of the answer>"],
+                    vocab_ptr=self.vocabulary.handle,
+                    tokenize_fptr=self.vocabulary.tokenize_address,
                     eos_token=self.num_vocab,
                 )
             return self._tokenizer
@@ -66,6 +75,7 @@ class Grammar:
         self._sampling = sampling
         self._tokens = tokens
         self._matcher: Any = None
+        self._thought = grammars.thought(sampling)
         self._bits = np.zeros((1, grammars.num_vocab // 32 + 1), np.int32)
 
     def compile(self) -> str:
@@ -81,6 +91,8 @@ class Grammar:
                 self._matcher = matcher(tokenizer, checked.guidance)
                 for token in self._tokens:
                     # (one at a time: llguidance holds the interpreter's lock here)
+                    if self._thought is not None and self._thought.accept(token):
+                        continue
                     if token not in self._grammars.ending and not self._matcher.consume_token(token):
                         raise GrammarError("the tokens generated before do not match the grammar")
         except GrammarError as exc:
@@ -89,6 +101,8 @@ class Grammar:
 
     def accept(self, token: int) -> None:
         """Go on by ``token``. Raises GrammarError where the grammar does not allow it or becomes too costly."""
+        if self._thought is not None and self._thought.accept(token):
+            return
         with self._timed():
             if not self._matcher.consume_token(token):
                 raise GrammarError(reason(self._matcher.get_error()))
@@ -96,6 +110,17 @@ class Grammar:
     def allowed(self) -> NDArray[np.bool_]:
         """Which token may come next, by its id; the last entry: whether the answer may end here. Raises
         GrammarError."""
+        thought = self._thought
+        if thought is None or thought.is_over:
+            return self._allowed_by_grammar()
+        passed = self._allowed_by_grammar() if thought.needs_grammar else self._nothing()
+        thought.widen(passed, self._grammars.ending)
+        return passed
+
+    def _nothing(self) -> NDArray[np.bool_]:
+        return np.zeros(self._grammars.num_vocab + 1, np.bool_)
+
+    def _allowed_by_grammar(self) -> NDArray[np.bool_]:
         from llguidance.numpy import fill_next_token_bitmask
 
         with self._timed():

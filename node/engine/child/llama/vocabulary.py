@@ -80,6 +80,10 @@ class ModelVocabulary:
             spellings.append(piece or b"\xff" + L.llama_vocab_get_text(self._vocab, token))
         return spellings
 
+    def spelling(self, token: int) -> bytes:
+        """The bytes of a token; control tokens as they are spelled."""
+        return self.piece(token) or bytes(L.llama_vocab_get_text(self._vocab, token) or b"")
+
     def longest_piece(self) -> int:
         """Length in bytes of the longest token; control tokens count as they are spelled."""
         vocab, piece = self._vocab, L.llama_token_to_piece
