@@ -28,6 +28,8 @@ UNKNOWN_RATE = 300.0
 """Assumed prefill rate in tokens/s before the first measurement."""
 UNKNOWN_START_S = 1.0
 """Assumed seconds between starts before the first measurement."""
+USUAL_ANSWER_TOKENS = 1_024
+"""Assumed length of an answer that may fill the context."""
 LOOK_S = 0.05
 
 
@@ -88,9 +90,10 @@ class Accounts:
 
     def first_start_s(self, jobs: Sequence[Job]) -> float:
         """An estimate of the seconds between starts, before any are measured: the time for the rest of all ``jobs``,
-        with answers of maximum length, divided by their number."""
+        with answers of at most ``USUAL_ANSWER_TOKENS``, divided by their number."""
         if not (jobs and self._prefill_rate and self._decode_rate):
             return UNKNOWN_START_S
         prefill_s = sum(job.remaining_prefill for job in jobs) / self._prefill_rate
-        decode_s = sum(job.max_tokens - job.num_generated for job in jobs) / self._decode_rate
+        num_left = sum(max(min(job.max_tokens, USUAL_ANSWER_TOKENS) - job.num_generated, 0) for job in jobs)
+        decode_s = num_left / self._decode_rate
         return (prefill_s + decode_s) / len(jobs)

@@ -52,6 +52,8 @@ from mycelia.proto.wire.messages import (
 )
 
 NUM_VOCAB = 258
+USUAL_ANSWER_TOKENS = 1_024
+"""Assumed length of an answer that may fill the context."""
 TURN_TOKEN, END_TOKEN = 256, 257
 """The tokens that frame a turn. Tokens below 256 are bytes."""
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
@@ -258,7 +260,8 @@ class FakeEngine:
         request, divided by their number."""
         prefill_rate, decode_rate = self.settings.prefill_rate or math.inf, self.settings.decode_rate or math.inf
         left_s = [
-            work.queued_tokens / prefill_rate + (work.request.sampling.max_tokens - len(work.generated)) / decode_rate
+            work.queued_tokens / prefill_rate
+            + max(min(work.request.sampling.max_tokens, USUAL_ANSWER_TOKENS) - len(work.generated), 0) / decode_rate
             for work in self._running
         ]
         return sum(left_s) / max(len(left_s), 1) ** 2

@@ -1,6 +1,8 @@
 """Logprobs of prompts: what an entry node knows already is not asked for again, whichever node serves."""
 
+import math
 import random
+from contextlib import aclosing
 
 import msgspec
 import pytest
@@ -9,8 +11,10 @@ import trio.testing
 
 from mycelia.node.engine.engine import EngineRequest
 from mycelia.node.requests.prompt_logprobs import LogprobsTable, Owner, PromptReports
+from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
 from mycelia.proto.cache.sharing import Salt
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
+from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
     Answered,
     Ask,
@@ -22,6 +26,7 @@ from mycelia.proto.wire.messages import (
     TokenLogprobs,
 )
 from tests.node.members import Member, an_ask, frames_of, open_members
+from tests.node.requests.test_rejoin import a_client
 
 OWNER, OTHER = Owner(Salt(b"a"), 1), Owner(Salt(b"b"), 1)
 SHOTS = list(range(100)) * 2
@@ -187,3 +192,31 @@ async def test_a_client_may_ask_for_the_end_only(start: int, autojump_clock: tri
         frames = await frames_of(members[0], msgspec.structs.replace(ask, sampling=sampling))
     told = [entry.chosen.token for frame in frames if isinstance(frame, PromptLogprobs) for entry in frame.logprobs]
     assert told == [*SHOTS, 101, 102][start:] and unpack_tokens(ask.tokens)[-1] == 102
+
+
+@pytest.mark.parametrize("lost_after", [0, 40, 150, 201])
+async def test_the_entry_node_vanishes_in_the_middle_of_the_prompt(
+    lost_after: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    ask, frames = scoring([*SHOTS, 101], max_tokens=4), list[EntryFrame]()
+    async with a_client(3) as (swarm, _, client):
+        with trio.fail_after(300):
+            async with aclosing(rejoining(AnswerSoFar(ask), client.enter, math.inf)) as stream:
+                async for frame in stream:
+                    frames.append(frame)
+                    if len(reported(frames)) >= lost_after and len(client.entered) == 1:
+                        swarm.cut(client.entered[0])
+    assert len(client.entered) == 2 and isinstance(frames[-1], Answered)
+    assert reported(frames) == [*SHOTS, 101]
+
+
+@pytest.mark.parametrize("start", [1, 5])
+async def test_an_entry_node_cannot_report_another_part(start: int, autojump_clock: trio.testing.MockClock) -> None:
+    so_far = AnswerSoFar(scoring(SHOTS))
+    so_far.add_prompt(PromptLogprobs(position=0, logprobs=tuple(entries([1, 2]))))
+    with pytest.raises(RemoteError):
+        so_far.add_prompt(PromptLogprobs(position=start, logprobs=tuple(entries([1]))))
+    assert so_far.rest().sampling.logprobs_from == 2
+    plain = AnswerSoFar(an_ask("x"))
+    with pytest.raises(RemoteError):
+        plain.add_prompt(PromptLogprobs(position=0, logprobs=tuple(entries([1]))))
