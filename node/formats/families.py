@@ -52,6 +52,13 @@ class Format:
         marks = [mark for mark in (*self.thoughts.opens, self.thoughts.turn) if mark]
         return next((mark for mark in marks if prompt_end.endswith(mark.rstrip())), "")
 
+    def left_open(self, text: str) -> str:
+        """The opening mark of a thought that begins in ``text``, the first part of an answer, and does not end in it;
+        empty: none."""
+        thoughts = self.thoughts
+        place, mark = max(((text.rfind(mark), mark) for mark in thoughts.opens), default=(-1, ""))
+        return mark if place >= 0 and not any(close in text[place:] for close in thoughts.closes) else ""
+
     def thought_before_grammar(self, opened: str) -> tuple[str, str]:
         """(opening mark, closing mark) of a thought that comes before what a grammar describes. Empty opening: the
         answer begins in it; both empty: no thought comes. opened: see ``opened_by``."""

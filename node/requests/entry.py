@@ -193,10 +193,13 @@ class Entry:
         if not (ask.reads_format and ask.messages and info.format and vocabulary is not None):
             return sampling
         running.spelled = SpelledText(info.format, vocabulary, info.spellings)
+        format_ = format_named(info.format)
         running.opened = running.spelled.opened_by(prompt)
+        if ask.continues_final and not running.opened:
+            running.opened = format_.left_open(ask.messages[-1].content)
         if not sampling.grammar:
             return sampling
-        opening, closing = format_named(info.format).thought_before_grammar(running.opened)
+        opening, closing = format_.thought_before_grammar(running.opened)
         return msgspec.structs.replace(sampling, thought_opening=opening, thought_closing=closing)
 
     async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:

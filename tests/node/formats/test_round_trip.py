@@ -3,6 +3,7 @@ llama.cpp's sources that knows tools. A template writes history exactly as its m
 
 import datetime as dt
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import SandboxedEnvironment
 
-from mycelia.node.formats.choosing import format_name
-from mycelia.node.formats.families import format_named
-from tests.llama_cpp_sources import llama_cpp_sources
+from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
+from mycelia.node.formats.choosing import control_spellings, format_name
+from mycelia.node.formats.families import CALLS, THOUGHTS, format_named
+from mycelia.node.requests.spelled_text import SpelledText
+from mycelia.proto.answers.spelling import Vocabulary
+from tests.node.engine.child.vocabularies import FOLDER, NEEDED, load, with_controls
 from tests.node.formats.answers import TOOLS, Read, read
 
-SOURCES = llama_cpp_sources()
-TEMPLATES = sorted((SOURCES / "models/templates").glob("*.jinja")) if SOURCES else []
+TEMPLATES = sorted((FOLDER / "templates").glob("*.jinja"))
 
-pytestmark = pytest.mark.skipif(
-    not TEMPLATES, reason="llama.cpp's sources, which hold the chat templates, are not on this machine: run make setup"
-)
+pytestmark = NEEDED
 
 NO_CALLS = {
     "HuggingFaceTB-SmolLM3-3B",
@@ -155,7 +156,8 @@ def turn_of(calls: list[tuple[str, dict[str, Any]]], content: str, as_text: bool
     }
 
 
-def round_trip(path: Path, calls: list[tuple[str, dict[str, Any]]], content: str) -> Read:
+def written(path: Path, calls: list[tuple[str, dict[str, Any]]], content: str) -> tuple[str, str, str]:
+    """(the format, the mark at the prompt's end, the answer)."""
     source = path.read_text()
     try:
         prompt, text = answer_of(source, turn_of(calls, content, as_text=False))
@@ -167,6 +169,11 @@ def round_trip(path: Path, calls: list[tuple[str, dict[str, Any]]], content: str
     closes = format_.thoughts.closes
     if opened in format_.thoughts.opens and not any(close in text for close in closes):
         text = f"REASON{closes[0]}{text}"  # (the template leaves thoughts out of history)
+    return name, opened, text
+
+
+def round_trip(path: Path, calls: list[tuple[str, dict[str, Any]]], content: str) -> Read:
+    name, opened, text = written(path, calls, content)
     return read(name, text, opened=opened)
 
 
@@ -193,3 +200,30 @@ def test_several_calls_come_back(path: Path) -> None:
         return
     said = round_trip(path, calls, "")
     assert said.calls == calls[: 1 if path.stem in ONE_CALL else None] and said.content == ""
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ModelVocabulary:
+    """One with all marks of all templates as control tokens, which have no text."""
+    marks = {mark for name in {*CALLS, *THOUGHTS} for mark in format_named(f"{name}+{name}").token_texts()}
+    path = tmp_path_factory.mktemp("vocabulary") / "all.gguf"
+    return load(with_controls("qwen2", sorted(marks), (), path))
+
+
+@pytest.fixture(scope="module")
+def pieces(vocabulary: ModelVocabulary) -> Vocabulary:
+    return Vocabulary.of([vocabulary.piece(token) for token in range(vocabulary.num_vocab)])
+
+
+@pytest.mark.parametrize("path", KNOWING, ids=[path.stem for path in KNOWING])
+def test_a_call_in_control_tokens_comes_back(path: Path, vocabulary: ModelVocabulary, pieces: Vocabulary) -> None:
+    """Control tokens have no text on the way; the entry node spells those of the format."""
+    content = "" if path.stem in NO_CONTENT else "CONTENT"
+    name, opened, text = written(path, [("get_weather", ARGUMENTS[0])], content)
+    spellings = control_spellings(name, partial(vocabulary.tokenize, special=True), vocabulary.piece)
+    spelled = SpelledText(name, pieces, spellings)
+    tokens = vocabulary.tokenize(text, special=True)
+    parts = [spelled.spelled(pieces.text_of(part), part).decode() for part in (tokens[:9], tokens[9:])]
+    said = read(name, "".join(parts), opened=opened)
+    assert said.calls == [("get_weather", ARGUMENTS[0])] and said.content == content
+    assert len(spellings) <= 64

@@ -13,7 +13,7 @@ from mycelia.node.network.network import MessageStream
 from mycelia.node.requests.entry import ASK, refused_ask
 from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
 from mycelia.proto.wire.errors import RemoteError
-from mycelia.proto.wire.messages import Answered, Ask, Route
+from mycelia.proto.wire.messages import Answered, Ask, ChatMessage, Route
 from tests.node.members import an_ask, frames_of, open_members, text_of
 from tests.node.requests.test_rejoin import a_client
 
@@ -47,6 +47,20 @@ async def test_a_grammar_leaves_the_thought_free(autojump_clock: trio.testing.Mo
         ("<think>", "</think>"),
         ("", ""),
     ]
+
+
+@pytest.mark.usefixtures("thinking")
+@pytest.mark.parametrize(
+    ("content", "opened"),
+    [("<think>Hm", "<think>"), ("<think>Hm</think>Well", ""), ("Well", ""), ("<think>A</think><think>B", "<think>")],
+)
+async def test_an_answer_that_the_client_has_begun(
+    autojump_clock: trio.testing.MockClock, content: str, opened: str
+) -> None:
+    messages = (*asks().messages, ChatMessage(role="assistant", content=content))
+    async with open_members(1) as (_, (member,)):
+        frames = await frames_of(member, asks(messages=messages, continues_final=True, reads_format=True))
+    assert isinstance(frames[0], Route) and frames[0].opened == opened
 
 
 @pytest.mark.usefixtures("thinking")
