@@ -7,7 +7,7 @@ no part announces or accepts work that another part can no longer do. One nurser
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -203,9 +203,9 @@ class Node:
         tokens = [await self._engine.tokenize_text(text, client) if isinstance(text, str) else text for text in texts]
         return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
 
-    async def keep_reachable(self, mapper: PortMapper | None = None) -> None:
+    async def keep_reachable(self, mappers: Mapping[str, PortMapper] | None = None) -> None:
         """Runs until cancelled, see ``node/queries/reach.py``."""
-        await keep_reachable(self._network, self._connected, self._driver.joined, mapper)
+        await keep_reachable(self._network, self._connected, self._driver.joined, mappers)
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self.overlay.peers(self._driver.now())]

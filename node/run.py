@@ -5,7 +5,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.engine.shares import EngineShares
 from mycelia.node.network.addresses import parse_listen, with_next_port
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
-from mycelia.node.network.mapping.mapper import PortMapper
+from mycelia.node.network.mapping.mapper import PortMapper, port_mappers
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.network.supervise import supervised
 from mycelia.node.plugins import OWN_POLICY, policies
@@ -151,7 +151,7 @@ async def _run_in_swarm(
         async with _keep_reachable(node, network, settings) as keep_reachable:
             await nursery.start(node.run)
             if not settings.announce:  # (the user who announces addresses knows how the node is reached)
-                nursery.start_soon(keep_reachable, PortMapper() if settings.port_mapping else None)
+                nursery.start_soon(keep_reachable, port_mappers() if settings.port_mapping else {})
             nursery.start_soon(supervised, node.state_saver(state_dir).run)
             task_status.started(node)
             await trio.sleep_forever()
@@ -169,7 +169,7 @@ def _policy(settings: NodeSettings) -> Policy | None:
     return policy
 
 
-KeepReachable = Callable[[PortMapper | None], Awaitable[None]]
+KeepReachable = Callable[[Mapping[str, PortMapper]], Awaitable[None]]
 
 
 @asynccontextmanager

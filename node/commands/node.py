@@ -179,7 +179,7 @@ Examples:
 @click.option(
     "--no-port-mapping",
     is_flag=True,
-    help="Do not ask the router to forward the peer port (UPnP, NAT-PMP, PCP). Without this option the node asks if"
+    help="Do not ask the router to open the peer port (UPnP, NAT-PMP, PCP). Without this option the node asks if"
     " peers cannot connect; the router closes the port when the node ends, or within an hour if it is killed.",
 )
 @click.option(

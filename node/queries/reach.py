@@ -34,22 +34,26 @@ async def keep_reachable(
     network: Reached,
     peers: Callable[[], list[bytes]],
     joined: Signal,
-    mapper: PortMapper | None = None,
+    mappers: Mapping[str, PortMapper] | None = None,
 ) -> None:
     """Asks peers again and again whether they can dial this node: regularly, and whenever the addresses of this machine
     change. Returns at once if the node listens nowhere, otherwise never. peers: the connected nodes. joined:
-    another node has joined. mapper: asks the router for a port where peers cannot connect; None: nothing
-    does."""
+    another node has joined. mappers: by family, each asks the router for a port where peers cannot connect."""
     listening = [address for address in network.addresses() if not is_circuit(address)]
     port = next(map(port_of, listening), 0)
     if not port:
         return
-    if all(port_of(one) != port or not one.startswith("/ip4/") or one.startswith("/ip4/127.") for one in listening):
-        mapper = None  # (a router forwards to an address that it can reach)
+    # (a router forwards to an address that it can reach)
+    families = {one.split("/")[1] for one in listening if port_of(one) == port and not _is_loopback(one)}
+    usable = {family: mapper for family, mapper in (mappers or {}).items() if family in families}
     async with AsyncExitStack() as stack:
-        if mapper is not None:
+        for mapper in usable.values():
             await stack.enter_async_context(open_port_mapper(mapper))
-        await _Check(network, peers, joined, mapper, port).keep()
+        await _Check(network, peers, joined, usable, port).keep()
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("/ip4/127.", "/ip6/::1/"))
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class View:
     """The port that a router forwards to this node; 0: the one on which it listens."""
 
     def is_behind_router(self, own: set[str]) -> bool:
-        """Whether peers cannot connect because of a router that translates addresses. own: as in
-        ``seen_from_outside``."""
-        return self.outcome == "closed" and self.host not in own and is_public_host(self.host)
+        """Whether peers cannot connect, probably because of a router: one that translates addresses, or for IPv6 a
+        firewall. own: as in ``seen_from_outside``."""
+        is_its_own = self.host in own and family_of(self.host) == "ip4"
+        return self.outcome == "closed" and not is_its_own and is_public_host(self.host)
 
 
 class _Check:
@@ -77,13 +82,13 @@ class _Check:
         network: Reached,
         peers: Callable[[], list[bytes]],
         joined: Signal,
-        mapper: PortMapper | None,
+        mappers: Mapping[str, PortMapper],
         port: int,
     ) -> None:
         self._network = network
         self._peers = peers
         self._joined = joined
-        self._mapper = mapper
+        self._mappers = mappers
         self._port = port
         self._known: dict[str, View] = {}
         """Address family -> the last view that peers had tried."""
@@ -93,30 +98,29 @@ class _Check:
             if not self._peers():
                 await self._joined.wait()
             own = own_hosts()
-            lost = self._mapper.lost.next if self._mapper else trio.Event()
+            lost = [mapper.lost.next.wait for mapper in self._mappers.values()]
             is_settled = await self._look(own)
             with trio.move_on_after((CHECK_EVERY_S if is_settled else RETRY_S) * uniform(0.75, 1.25)):  # noqa: S311  jitter
-                await _first_of(lost.wait, partial(_other_than, own))
+                await _first_of(*lost, partial(_other_than, own))
             if (hosts := own_hosts()) != own:
                 log.info("interfaces_changed", hosts=sorted(hosts))
                 self._network.interfaces_changed(hosts)
                 self._known.clear()
-                if self._mapper is not None:
-                    self._mapper.search_again()
+                for mapper in self._mappers.values():
+                    mapper.search_again()
 
     async def _look(self, own: set[str]) -> bool:
         """Asks once. Returns whether peers tried every family."""
         views = await self._asked(self._port, own)
         tried = {family: view for family, view in views.items() if view.outcome != "untried"}
         is_settled = tried == views != {}
-        view = tried.get("ip4")
-        if self._mapper is not None and view is not None and view.is_behind_router(own):
-            opened = await self._opened(self._mapper, tried, own)
+        closed = {family for family, view in tried.items() if family in self._mappers and view.is_behind_router(own)}
+        for family, opened in (await self._opened(closed, tried, own)).items():
             is_settled &= opened is not None
             if opened is not None:
-                tried["ip4"] = opened
-            elif self._known.get("ip4", view).outcome == "open":
-                del tried["ip4"]  # (at the mapped port, which was not tried now)
+                tried[family] = opened
+            elif self._known.get(family, tried[family]).outcome == "open":
+                del tried[family]  # (at the mapped port, which was not tried now)
         if tried:
             self._tell(tried, own)
         return is_settled
@@ -130,23 +134,33 @@ class _Check:
         log.debug("reach_checked", port=port, views=views)
         return views
 
-    async def _opened(self, mapper: PortMapper, tried: dict[str, View], own: set[str]) -> View | None:
-        """IPv4 after the router was asked for a port; None: peers did not try that port, so ask again soon. If the
-        router takes its time, the node meanwhile counts as closed, and takes relays."""
-        closed = tried["ip4"]
+    async def _opened(self, closed: set[str], tried: dict[str, View], own: set[str]) -> dict[str, View | None]:
+        """The families ``closed`` after the router was asked for a port; None: peers did not try that port, so ask
+        again soon. If the router takes its time, the node meanwhile counts as closed, and takes relays."""
+        found: dict[str, View | None] = {}
 
         async def tell_meanwhile() -> None:
             await trio.sleep(MAPPING_HEAD_START_S)
             self._tell(tried, own)
 
-        async with trio.open_nursery() as nursery:
-            if self._known.get("ip4", closed).outcome == "closed":
-                nursery.start_soon(tell_meanwhile)
-            mapping = await mapper.request(self._port, closed.host)
-            outside = (await self._asked(mapping.external_port, own)).get("ip4") if mapping else closed
-            nursery.cancel_scope.cancel()
+        async def ask(family: str) -> None:
+            found[family] = await self._opened_in(family, tried[family], own)
+
+        async with trio.open_nursery() as meanwhile:
+            if closed and all(self._known.get(family, tried[family]).outcome == "closed" for family in closed):
+                meanwhile.start_soon(tell_meanwhile)
+            async with trio.open_nursery() as nursery:
+                for family in closed:
+                    nursery.start_soon(ask, family)
+            meanwhile.cancel_scope.cancel()
+        return found
+
+    async def _opened_in(self, family: str, closed: View, own: set[str]) -> View | None:
+        mapper = self._mappers[family]
+        mapping = await mapper.request(self._port, closed.host)
         if mapping is None:
             return closed
+        outside = (await self._asked(mapping.external_port, own)).get(family)
         if outside is None or outside.outcome == "untried":
             return None
         if outside.outcome == "open":

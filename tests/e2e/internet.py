@@ -170,6 +170,11 @@ class Internet:
         self._programs.append(program)
         return program
 
+    def add_ipv4(self, home: "Home") -> None:
+        """Gives the router of an IPv6-only home IPv4 addresses of its own, which the program that opens ports needs."""
+        self._address(home.router, "lan", f"192.168.{home.number}.1/24")
+        self._address(home.router, "wan", f"{public_address(home.number)}/8")
+
     def cable(self, one: str, one_end: str, other: str, other_end: str) -> None:
         """Connects two namespaces."""
         run("ip", "-n", one, "link", "add", one_end, "type", "veth", "peer", "name", other_end, "netns", other)
@@ -258,7 +263,14 @@ table inet filter {{
     chain here {{ type filter hook input priority 0; iifname "wan" ct state new drop; }}
 }}"""
 _FIREWALL = """
+table ip nat {
+    chain prerouting_miniupnpd { }
+    chain postrouting_miniupnpd { }
+}
 table inet filter {
-    chain through { type filter hook forward priority 0; iifname "wan" ct state new drop; }
+    chain miniupnpd { }
+    chain prerouting_miniupnpd { }
+    chain postrouting_miniupnpd { }
+    chain through { type filter hook forward priority 0; jump miniupnpd; iifname "wan" ct state new drop; }
     chain here { type filter hook input priority 0; iifname "wan" ct state new meta l4proto tcp drop; }
 }"""

@@ -24,6 +24,7 @@ from tests.e2e.internet import (
     can_make_routers,
     inside,
     public_address,
+    public_address_v6,
     run_inside,
 )
 from tests.e2e.miniupnpd import ALL_PORTS, ALL_PROTOCOLS, is_installed
@@ -81,6 +82,33 @@ async def test_a_home_is_dialled_directly_and_its_mapping_ends_with_it(internet:
 
         await node.stop()
         assert router.leases() == {}
+
+
+@pytest.mark.lab
+async def test_a_firewall_for_ipv6_is_opened_and_closed_with_the_node(internet: Internet, swarm: LocalSwarm) -> None:
+    home, other = internet.home(Kind.IPV6), internet.home(Kind.IPV6)
+    internet.add_ipv4(home)
+    internet.serve_mappings(home)
+    with trio.fail_after(DEADLINE_S):
+        options = ["--model", "fake", "--listen", f"/ip6/{public_address_v6(PEERS[0])}/tcp/{PORT}"]
+        peer = await swarm.start("peer", options=options, command=inside(internet.namespace))
+        bootstrap = await peer.address()
+        node = await at_home(swarm, home, bootstrap)
+        mapped = await node.wait_event(lambda event: event.get("event") == "port_mapped")
+        assert mapped["by"] == "PCP" and mapped["external"] == f"[{home.public}]:{PORT}"
+
+        visitor = await at_home(swarm, other, bootstrap)
+        await visitor.wait_peers(2)
+        me = (await node.wait_ready()).peer
+        assert (await peers_at(visitor, other.namespace))[me] == f"/ip6/{home.public}/tcp/{PORT}"
+        assert f"dport {PORT}" in await rules(home)
+        await node.stop()
+        assert f"dport {PORT}" not in await rules(home)
+
+
+async def rules(home: Home) -> str:
+    command = ["ip", "netns", "exec", home.router, "nft", "list", "chain", "inet", "filter", "miniupnpd"]
+    return (await trio.run_process(command, capture_stdout=True)).stdout.decode()
 
 
 @pytest.mark.lab

@@ -1,8 +1,8 @@
-"""The routers of this machine: the default gateways, which may forward a port from the internet."""
+"""The routers of this machine: the default gateways, which may let packets from the internet in."""
 
 import socket
 import struct
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import structlog
 import trio
@@ -12,6 +12,7 @@ log = structlog.get_logger()
 MAX_GATEWAYS = 3
 """A machine has one, and one more for each further line or VPN."""
 _ROUTES = trio.Path("/proc/self/net/route")
+_ROUTES_V6 = trio.Path("/proc/self/net/ipv6_route")
 _IS_GATEWAY = 2
 """The flag RTF_GATEWAY of a route."""
 _LIST_DEADLINE_S = 2.0
@@ -28,6 +29,27 @@ async def default_gateways() -> list[str]:
     except (OSError, ValueError) as exc:
         log.debug("no_routes", reason=repr(exc))
     return []
+
+
+async def default_gateways_v6() -> list[str]:
+    """The IPv6 addresses of the default gateways, link-local ones with their interface, the preferred one first. Known
+    on Linux only."""
+    try:
+        return in_linux_table_v6(await _ROUTES_V6.read_text()) if await _ROUTES_V6.exists() else []
+    except (OSError, ValueError) as exc:
+        log.debug("no_routes", reason=repr(exc))
+    return []
+
+
+def in_linux_table_v6(table: str) -> list[str]:
+    """The gateways in the kernel's table of IPv6 routes. Raises ValueError."""
+    found: list[tuple[int, str]] = []
+    for line in table.splitlines():
+        destination, length, _, _, gateway, metric, _, _, flags, interface = line.split()
+        if int(destination, 16) == int(length, 16) == 0 and int(flags, 16) & _IS_GATEWAY:
+            ip = IPv6Address(bytes.fromhex(gateway))
+            found.append((int(metric, 16), f"{ip}%{interface}" if ip.is_link_local else str(ip)))
+    return _distinct([gateway for _, gateway in sorted(found, key=lambda one: one[0])])
 
 
 def in_linux_table(table: str) -> list[str]:

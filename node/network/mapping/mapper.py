@@ -1,4 +1,5 @@
-"""Keeps a port of this machine open at its router, where the router lets itself be asked: by PCP, NAT-PMP or UPnP.
+"""Keeps a port of this machine open at its router, where the router lets itself be asked: by PCP, NAT-PMP or UPnP, and
+for IPv6, where it is a hole in the router's firewall, by PCP.
 
 A mapping is asked for when peers cannot connect, renewed at half of its lease and given back at the end. If the node is
 killed, the router closes the port when the lease ends. What a router says is only a hint: an address is announced when
@@ -14,7 +15,7 @@ import structlog
 import trio
 
 from mycelia.node.network.deadlines import shielded
-from mycelia.node.network.mapping.gateways import default_gateways
+from mycelia.node.network.mapping.gateways import default_gateways, default_gateways_v6
 from mycelia.node.network.mapping.pcp import PcpRouter
 from mycelia.node.network.mapping.router import MakeRouter, Mapping, MappingError, Router, is_useful
 from mycelia.node.network.mapping.upnp import UpnpRouter
@@ -71,7 +72,7 @@ class PortMapper:
                 self._search_at = trio.current_time() + SEARCH_EVERY_S
                 self._hold(await self._found(port, seen_host))
             if (mapping := self.mapping) is not None:
-                outside = f"{mapping.external_host}:{mapping.external_port}"
+                outside = host_and_port(mapping)
                 log.info(
                     "port_mapped",
                     by=mapping.protocol,
@@ -186,6 +187,11 @@ class PortMapper:
             log.debug(event, **fields)
 
 
+def port_mappers() -> dict[str, PortMapper]:
+    """One for each address family that multiaddrs name."""
+    return {"ip4": PortMapper(), "ip6": PortMapper((PcpRouter,), default_gateways_v6)}
+
+
 @asynccontextmanager
 async def open_port_mapper(mapper: PortMapper) -> AsyncIterator[PortMapper]:
     """Renews what the body asks for, and gives it back at the end."""
@@ -226,6 +232,11 @@ async def routers_of(gateways: Iterable[str]) -> list[KnownRouter]:
         for gateway in gateways:
             nursery.start_soon(ask, gateway)
     return found
+
+
+def host_and_port(mapping: Mapping) -> str:
+    host = f"[{mapping.external_host}]" if ":" in mapping.external_host else mapping.external_host
+    return f"{host}:{mapping.external_port}"
 
 
 def _outside(mapping: Mapping) -> tuple[str, int]:

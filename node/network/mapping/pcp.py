@@ -1,5 +1,6 @@
 """PCP (RFC 6887) and its forerunner NAT-PMP (RFC 6886), the client's side: one UDP packet asks a router for a port, one
-packet answers. A router that knows only NAT-PMP says so when it is asked in PCP.
+packet answers. A router that knows only NAT-PMP says so when it is asked in PCP. A router that is asked over IPv6 (PCP
+only) opens its firewall for a port and translates nothing.
 
 No Python client of either is maintained, and libraries for both are in C. The packets have 2 to 60 bytes.
 """
@@ -11,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -40,6 +41,9 @@ _ADDRESS_REPLY = struct.Struct(">BBH4x4s")
 """NAT-PMP: version, opcode, result, the router's clock, external address."""
 _PORT_REPLY = struct.Struct(">BBH4xHHI")
 """NAT-PMP: version, opcode, result, the router's clock, internal port, external port, lifetime."""
+
+_SOMEWHERE = "2000::1"
+"""An address of the internet, to which nothing is sent."""
 
 _WRONG_VERSION = 1
 _RESULTS = {
@@ -109,10 +113,11 @@ class PcpRouter:
 
     async def _mapped(self, sock: trio.socket.SocketType, port: int, external_port: int, lease_s: int) -> Mapping:
         me = str(sock.getsockname()[0])
+        is_six = sock.family == socket.AF_INET6
         request = map_request(me, self._nonce, port, external_port, lease_s)
         reply = await _answer(sock, request, lambda data: map_reply(data, self._nonce, port))
         name = "PCP"
-        if reply.result == _WRONG_VERSION:
+        if reply.result == _WRONG_VERSION and not is_six:
             name = "NAT-PMP"
             outside = await _answer(sock, bytes((_NAT_PMP, _EXTERNAL_ADDRESS)), address_reply)
             _check(outside)
@@ -127,8 +132,11 @@ class PcpRouter:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[trio.socket.SocketType]:
         """A socket on which only packets from the gateway arrive."""
-        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            await sock.connect((self._gateway, self._port))
+        is_six = ":" in self._gateway
+        with trio.socket.socket(socket.AF_INET6 if is_six else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            if is_six:  # (the source says for which address the router is to open its firewall)
+                await sock.bind((_global_host(), 0))
+            await sock.connect(_numeric(self._gateway, self._port))
             yield sock
 
 
@@ -153,13 +161,14 @@ def _check(reply: Reply) -> None:
 
 
 def map_request(client: str, nonce: bytes, port: int, external_port: int, lease_s: int) -> bytes:
-    """PCP: asks for a mapping of ``client``'s TCP ``port``. lease_s: 0 ends it."""
+    """PCP: asks for a mapping of ``client``'s TCP ``port``, to an external address of the same family. lease_s: 0 ends
+    it."""
     return _HEADER.pack(_PCP, _MAP, lease_s, _packed(client)) + _MAPPING.pack(
         nonce,
         _TCP,
         port,
         external_port,
-        _packed("0.0.0.0"),  # noqa: S104  any
+        _packed("::" if ":" in client else "0.0.0.0"),  # noqa: S104  any
     )
 
 
@@ -221,6 +230,18 @@ def _wrong_version(data: bytes) -> Reply | None:
     ):
         return Reply(_NAT_PMP, _WRONG_VERSION)
     return None
+
+
+def _numeric(host: str, port: int) -> tuple[Any, ...]:
+    """The address of a socket; the zone of an IPv6 address becomes the number of its interface. Raises OSError."""
+    return socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)[0][4]
+
+
+def _global_host() -> str:
+    """The IPv6 address of this machine that connections to the internet use. Sends nothing. Raises OSError."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.connect((_SOMEWHERE, PORT))
+        return str(sock.getsockname()[0])
 
 
 def _packed(host: str) -> bytes:

@@ -169,7 +169,7 @@ async def test_a_mapped_port_is_announced_when_peers_find_it_open(
     async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
         two.network.serve(INSPECT, tell)
         network, mapper = Listening(one, listening), PortMapper((Router,), one_gateway)
-        nursery.start_soon(keep_reachable, network, lambda: [two.peer], Signal(), mapper)  # type: ignore[arg-type]
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], Signal(), {"ip4": mapper})  # type: ignore[arg-type]
         await trio.sleep(10)
         assert network.told[-1].open == expected and len(network.told) == 1
         assert (mapper.mapping is None) == (mapped == "closed" or 40_000 not in asked)
@@ -191,7 +191,7 @@ async def test_a_mapped_port_that_is_not_tried_again_stays_open(autojump_clock: 
     async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
         two.network.serve(INSPECT, tell)
         network, mapper = Listening(one), PortMapper((Router,), one_gateway)
-        nursery.start_soon(keep_reachable, network, lambda: [two.peer], Signal(), mapper)  # type: ignore[arg-type]
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], Signal(), {"ip4": mapper})  # type: ignore[arg-type]
         await trio.sleep(3 * CHECK_EVERY_S)
         assert not outcomes and {told.open for told in network.told} == {("/ip4/45.10.1.7/tcp/40000",)}
         nursery.cancel_scope.cancel()
@@ -210,7 +210,7 @@ async def test_a_slow_router_does_not_delay_the_relay(autojump_clock: trio.testi
     async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
         two.network.serve(INSPECT, tell)
         network, mapper = Listening(one), PortMapper((Router,), slow)
-        nursery.start_soon(keep_reachable, network, lambda: [two.peer], Signal(), mapper)  # type: ignore[arg-type]
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], Signal(), {"ip4": mapper})  # type: ignore[arg-type]
         await trio.sleep(3)
         assert [told.relayed for told in network.told] == [{"ip4", "ip6"}]
         await trio.sleep(3)

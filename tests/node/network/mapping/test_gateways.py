@@ -2,7 +2,14 @@
 
 import pytest
 
-from mycelia.node.network.mapping.gateways import MAX_GATEWAYS, default_gateways, in_linux_table, in_netstat
+from mycelia.node.network.mapping.gateways import (
+    MAX_GATEWAYS,
+    default_gateways,
+    default_gateways_v6,
+    in_linux_table,
+    in_linux_table_v6,
+    in_netstat,
+)
 
 HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 
@@ -21,6 +28,21 @@ def test_linux() -> None:
         in_linux_table(HEAD + "eth0\n")
 
 
+def test_linux_and_ipv6() -> None:
+    nowhere = "0" * 32
+
+    def route(gateway: str, metric: int, destination: str = nowhere, length: int = 0, flags: int = 3) -> str:
+        hops = f"{nowhere} 00 {gateway} {metric:08x} 00000001 00000000 {flags:08x}"
+        return f"{destination} {length:02x} {hops}     eth0\n"
+
+    near, public = "fe80" + "0" * 27 + "1", "2a10" + "0" * 27 + "f"
+    table = route(near, 1024) + route(public, 100) + route(public, 1, "2a10" + "0" * 28, 32)
+    assert in_linux_table_v6(table + route(near, 2048)) == ["2a10::f", "fe80::1%eth0"]
+    assert in_linux_table_v6(route(nowhere, 0, flags=0x00200200)) == in_linux_table_v6("") == []
+    with pytest.raises(ValueError, match="not enough values"):
+        in_linux_table_v6("0 0\n")
+
+
 def test_macos_and_windows() -> None:
     macos = "Routing tables\n\nInternet:\nDestination Gateway Flags Netif\ndefault 192.168.1.1 UGScg en0\n"
     assert in_netstat(macos + "default fe80::1%en0 UGcg en0\ndefault link#12 UCSg utun3\n") == ["192.168.1.1"]
@@ -31,3 +53,4 @@ def test_macos_and_windows() -> None:
 
 async def test_this_machine() -> None:
     assert all(gateway.count(".") == 3 for gateway in await default_gateways())
+    assert all(":" in gateway for gateway in await default_gateways_v6())
