@@ -85,11 +85,19 @@ check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit
 	.venv/bin/codespell
 	.venv/bin/python scripts/english.py
 
-nightly: $(ready) $(programs)  ## real nodes under faults, and the property tests with 3,000 examples each (tens of minutes)
+# The official tests of JSON schema are in the sources of the Python package jsonschema.
+schemas := .venv/schema-suite
+$(schemas): $(ready)
+	@rm -rf $@.new && mkdir $@.new
+	@.venv/bin/python -m pip download -q --no-deps --no-binary :all: -d $@.new jsonschema==4.26.0
+	@tar -xzf $@.new/jsonschema-4.26.0.tar.gz -C $@.new && rm -rf $@ && mv $@.new $@
+
+nightly: $(ready) $(programs) $(schemas)  ## real nodes under faults, and the property tests with 3,000 examples each (tens of minutes)
 	@.venv/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
 		--hypothesis-show-statistics $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/node/engine/child/llama/test_exact.py --exact-pairs 60 $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest tests/node/schemas/test_suite.py $(PYTEST_ARGS)
 
 interop: $(ready) $(js)  ## run the tests with js-libp2p, for which it installs packages from npm (needs Node.js)
 	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)

@@ -87,6 +87,10 @@ Examples:
 )
 @click.option("--grammar", type=click.File(), metavar="FILE", help="GBNF grammar that the answer must follow.")
 @click.option("--json-schema", type=click.File(), metavar="FILE", help="JSON schema that the answer must follow.")
+@click.option("--regex", metavar="REGEX", help="Regular expression that the whole answer must match.")
+@click.option(
+    "--lark", type=click.File(), metavar="FILE", help="Lark grammar (llguidance's) that the answer must follow."
+)
 @click.option(
     "--timeout", type=float, metavar="SECONDS", help="Most time for the answer; after it the request is cancelled."
 )
@@ -121,6 +125,8 @@ def ask(
     logprobs: int,
     grammar: TextIO | None,
     json_schema: TextIO | None,
+    regex: str | None,
+    lark: TextIO | None,
     timeout: float | None,
     wait: bool,
     cache_salt: str,
@@ -156,8 +162,10 @@ def ask(
     from mycelia.proto.wire.errors import LocalError
     from mycelia.proto.wire.messages import MAX_SALT_CHARS, Ask, ChatMessage, Sampling
 
-    if grammar is not None and json_schema is not None:
-        raise click.UsageError("give --grammar or --json-schema, not both")
+    rules = {"gbnf": grammar, "json_schema": json_schema, "lark": lark, "regex": regex}
+    forms = {kind: _read_rules(rule) for kind, rule in rules.items() if rule is not None}
+    if len(forms) > 1:
+        raise click.UsageError("give one of --grammar, --json-schema, --regex and --lark")
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (a FloatRange would accept NaN)
         raise click.UsageError(f"--timeout must be more than 0 and at most {MAX_TIMEOUT_S:.0f} seconds")
     check_model(model)
@@ -183,8 +191,8 @@ def ask(
             repeat_penalty=repeat_penalty,
             stop=stop,
             logprobs=logprobs,
-            grammar=_read_rules(grammar or json_schema),
-            grammar_kind="json_schema" if json_schema else "gbnf",
+            grammar=next(iter(forms.values()), ""),
+            grammar_kind=next(iter(forms), "gbnf"),
         ),
         cache_salt=cache_salt,
     )
@@ -218,12 +226,12 @@ def _read_prompt(prompt: str) -> str:
     return prompt
 
 
-def _read_rules(file: TextIO | None) -> str:
-    """The text of a grammar or schema file, at most one character more than allowed: enough to refuse it."""
+def _read_rules(file: TextIO | str) -> str:
+    """The text, or that of a grammar or schema file, at most one character more than allowed: enough to refuse it."""
     from mycelia.proto.wire.messages import MAX_GRAMMAR_CHARS
 
     try:
-        return file.read(MAX_GRAMMAR_CHARS + 1) if file is not None else ""
+        return file if isinstance(file, str) else file.read(MAX_GRAMMAR_CHARS + 1)
     except UnicodeDecodeError as exc:
         raise click.UsageError(f"the grammar or schema is not UTF-8: {exc}") from exc
 

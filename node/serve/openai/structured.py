@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mycelia.node.json_schema import Schema, SchemaError, closed, enforceable, moved
+from mycelia.node.schemas.document import Schema, SchemaError
+from mycelia.node.schemas.enforce import enforceable
+from mycelia.node.schemas.places import closed, moved
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import AnyRequest, ChatRequest, ResponseFormat, StructuredOutputs, Tool
 

@@ -170,7 +170,7 @@ BOMBS = {
         ),
     ),
     "no schema": ("json_schema", "[1, 2]"),
-    "unknown keyword": ("json_schema", '{"type": "string", "minimun": 3}'),
+    "unknown keyword": ("json_schema", '{"type": "string", "minimal": 3}'),
 }
 LATE_BOMB = 'root ::= "So be it" many "a"{40} | "(" root ")"\nmany ::= (("a"{0,1000}){0,1000}){0,1000}'
 """A grammar that is harmless until its first words are sent."""

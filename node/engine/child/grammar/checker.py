@@ -22,7 +22,15 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from mycelia.node.engine.child.grammar.guidance import STACK_BYTES, TOO_COSTLY, GrammarError, guidance, matcher, reason
+from mycelia.node.engine.child.grammar.guidance import (
+    ONE_OF,
+    STACK_BYTES,
+    TOO_COSTLY,
+    GrammarError,
+    guidance,
+    matcher,
+    reason,
+)
 
 COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.child.grammar.checker")
 MAX_CPU_S = 1.0
@@ -81,6 +89,14 @@ class Checker:
             self._idle.append(process)
         return checked
 
+    def close(self) -> None:
+        """End the processes, for tests: they end with the engine."""
+        with self._lock:
+            for process in self._idle:
+                process.kill()
+                process.communicate()
+            self._idle.clear()
+
 
 def _write(stream: IO[bytes], message: Struct) -> None:
     body = msgspec.msgpack.encode(message)
@@ -101,7 +117,16 @@ def read(tokenizer: object, kind: str, text: str) -> str:
     from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
     translated = guidance(kind, text)
-    made = matcher(tokenizer, translated)
+    try:
+        made = matcher(tokenizer, translated)
+    except GrammarError as exc:
+        if kind != "json_schema" or repr(ONE_OF) not in str(exc):
+            raise
+        translated = guidance(kind, text, expands_one_of=True)
+        try:
+            made = matcher(tokenizer, translated)
+        except GrammarError:
+            raise exc from None
     bits = allocate_token_bitmask(1, 257)
     try:
         fill_next_token_bitmask(made, bits)

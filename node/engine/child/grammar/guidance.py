@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 from mycelia.node.engine.child.grammar.gbnf import GbnfError, lark_of_gbnf
-from mycelia.node.json_schema import SchemaError, enforceable
+from mycelia.node.schemas.document import SchemaError
+from mycelia.node.schemas.enforce import enforceable
 
 LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 500_000,
@@ -25,19 +26,22 @@ TOO_COSTLY = "the grammar is too large, too deep or too ambiguous"
 _COSTLY_WORDS = ("too large", "too many", "too big", "too complex", "too deep", "fuel", "limit", "max is", "TooComplex")
 _EMPTY_WORDS = ("NoExtension", "no error message", "Unsatisfiable")
 
+ONE_OF = "oneOf"
+"""The keyword that is tried in another way, where llguidance cannot prove that its schemas are disjoint."""
+
 
 class GrammarError(Exception):
     """The grammar is invalid, too costly, or allows no token: the fault of the request. One line."""
 
 
-def guidance(kind: str, text: str) -> str:
-    """A grammar in llguidance's own form. Raises GrammarError."""
+def guidance(kind: str, text: str, expands_one_of: bool = False) -> str:
+    """A grammar in llguidance's own form. expands_one_of: see ``enforceable``. Raises GrammarError."""
     from llguidance import LLMatcher
 
     try:
         match kind:
             case "json_schema":
-                return json.dumps({"grammars": [{"json_schema": enforceable(text)}]})
+                return json.dumps({"grammars": [{"json_schema": enforceable(text, expands_one_of)}]})
             case "regex":
                 return str(LLMatcher.grammar_from_regex(text))
             case "lark":
@@ -60,7 +64,10 @@ def matcher(tokenizer: Any, text: str) -> Any:
 
 def reason(error: str) -> str:
     """llguidance's message as one line of ours."""
-    line = next((line.strip() for line in error.splitlines() if line.strip() not in ("", "<non-verbose/>")), "")
+    lines = [line.strip() for line in error.splitlines() if line.strip() not in ("", "<non-verbose/>")]
+    line = " ".join([*lines[:1], *(line for line in lines[1:] if line.startswith("error:"))])
+    if ONE_OF in line:
+        return f"the keyword {ONE_OF!r} of the JSON schema is not enforced with schemas that may overlap"
     if any(word in line for word in _COSTLY_WORDS):
         return TOO_COSTLY
     if any(word in line for word in _EMPTY_WORDS):

@@ -1,0 +1,376 @@
+"""Which schema llguidance gets for a client's schema: of the same values, with the keywords that it enforces.
+
+llguidance has no ``not``, ``if``, ``contains``, ``unevaluatedProperties`` and others. Most of what people say with
+them can be said with the rest. Where it cannot be said exactly, the new schema has fewer values: an answer always fits
+the client's schema. What cannot be said at all is refused by the keyword's name, never dropped.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mycelia.node.schemas.document import Document, Schema, SchemaError, not_enforced
+from mycelia.node.schemas.negation import Negation, all_of, any_of, item_at, with_item
+
+MAX_BRANCHES = 64
+"""Ways in which parts of one schema can apply together."""
+_OWN = frozenset(
+    {
+        *("additionalProperties", "items", "patternProperties", "prefixItems", "properties"),
+        *("const", "enum", "format", "pattern", "required", "type", "maxItems", "maxLength", "maxProperties"),
+        *("minItems", "minLength", "minProperties", "exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum"),
+        "multipleOf",
+    }
+)
+"""Keywords that llguidance enforces, and which schemas in other places do not change."""
+_NAMES = ("$anchor", "$defs", "$id", "definitions")
+
+
+def enforceable(text: str, expands_one_of: bool = False) -> Schema:
+    """The schema that llguidance gets for the schema ``text``. expands_one_of: for what llguidance cannot prove to be
+    disjoint. Raises SchemaError."""
+    try:
+        document = Document(_read(text))
+        return _Enforcer(document, expands_one_of).of(document.root)
+    except RecursionError as exc:
+        raise SchemaError("the JSON schema is nested too deep") from exc
+    except SchemaError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError) as exc:
+        # (a value of the wrong kind: "required": 5)
+        raise SchemaError(f"the JSON schema is invalid: {str(exc)[:100]}") from exc
+
+
+def _read(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise SchemaError(f"the JSON schema is no JSON: {exc}") from exc
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is evaluated in one way to apply a schema: properties by name and pattern, and items."""
+
+    names: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    all_names: bool = False
+    num_items: int = 0
+    all_items: bool = False
+    contained: tuple[Schema, ...] = ()
+
+    def __or__(self, other: "_Seen") -> "_Seen":
+        return _Seen(
+            self.names + other.names,
+            self.patterns + other.patterns,
+            self.all_names or other.all_names,
+            max(self.num_items, other.num_items),
+            self.all_items or other.all_items,
+            self.contained + other.contained,
+        )
+
+
+_Branch = tuple[list[Schema], _Seen]
+"""One way to apply a schema: what must hold, and what is evaluated by it."""
+
+
+class _Enforcer:
+    def __init__(self, document: Document, expands_one_of: bool) -> None:
+        self._document = document
+        self._not = Negation(document)
+        self._expands_one_of = expands_one_of
+        self._depth = 0
+
+    def of(self, schema: Schema) -> Schema:
+        if isinstance(schema, bool):
+            return schema
+        self._depth += 1
+        if self._depth > 120:
+            raise SchemaError("the JSON schema is nested too deep")
+        try:
+            return self._of(schema)
+        finally:
+            self._depth -= 1
+
+    def _of(self, schema: dict[str, Any]) -> Schema:
+        schema = _with_plain_rest(schema)
+        kept: dict[str, Any] = {}
+        more: list[Schema] = []
+        for keyword, value in schema.items():
+            if keyword in ("properties", "patternProperties", "$defs", "definitions"):
+                kept[keyword] = {name: self.of(one) for name, one in value.items()}
+            elif keyword in ("allOf", "anyOf", "prefixItems"):
+                kept[keyword] = [self.of(one) for one in value]
+            elif keyword in ("items", "additionalProperties"):
+                kept[keyword] = self.of(value)
+            elif keyword == "minProperties" and value > 1:
+                # A name may come twice and counts twice then.
+                if len({*schema.get("required", ())}) < value:
+                    raise not_enforced(keyword, "above 1, except by what is required")
+            elif keyword in _OWN or keyword in ("$ref", "$id", "$anchor"):
+                kept[keyword] = value
+            else:
+                more += self._more(keyword, value, schema)
+        if not more:
+            return kept
+        names = {name: kept.pop(name) for name in _NAMES if name in kept}
+        if not _UNEVALUATED.isdisjoint(schema):
+            kept = {}  # (it is in each branch)
+            more = [one for keyword in _UNEVALUATED & {*schema} for one in self._more(keyword, schema[keyword], schema)]
+        whole = all_of([kept or True, *more])
+        return {**names, "allOf": [whole]} if names else whole
+
+    def _more(self, keyword: str, value: Any, schema: dict[str, Any]) -> list[Schema]:
+        """What a keyword means that llguidance does not have. Raises SchemaError."""
+        match keyword:
+            case "$dynamicAnchor":
+                return []
+            case "$dynamicRef":
+                self._document.find(value)
+                return [self.of(self._followed(value))]
+            case "not":
+                return [self._negated("not", value)]
+            case "oneOf":
+                if not self._expands_one_of:
+                    return [{"oneOf": [self.of(one) for one in value]}]
+                return [any_of([all_of(conjuncts) for conjuncts in self._one_of(value)])]
+            case "if":
+                return [any_of([all_of(conjuncts) for conjuncts in self._if(schema)])]
+            case "then" | "else":
+                return []
+            case "dependentRequired":
+                return [
+                    any_of([{"properties": {name: False}}, {"required": [name, *others]}])
+                    for name, others in value.items()
+                    if others
+                ]
+            case "dependentSchemas":
+                return [any_of([{"properties": {name: False}}, self.of(one)]) for name, one in value.items()]
+            case "propertyNames":
+                return [self._names(value, schema)]
+            case "uniqueItems" if value is False or schema.get("maxItems", 2) <= 1:
+                return []
+            case "contains":
+                return [self._contains(value, schema.get("minContains", 1), schema.get("maxContains"))]
+            case "minContains" | "maxContains":
+                return []
+            case "unevaluatedProperties" | "unevaluatedItems":
+                return [self._unevaluated(keyword, value, schema)]
+        raise not_enforced(keyword)
+
+    def _followed(self, reference: str) -> Schema:
+        # A dynamic reference is an ordinary one where its anchor stands once.
+        return {"$ref": reference if reference.startswith("#/") or reference == "#" else self._pointer(reference[1:])}
+
+    def _pointer(self, anchor: str) -> str:
+        found = next(_pointers(self._document.root, anchor, "#"), None)
+        if found is None:
+            raise not_enforced("$dynamicRef")
+        return found
+
+    def _negated(self, keyword: str, schema: Schema) -> Schema:
+        """Raises SchemaError when nothing is known to be excluded by ``schema``, but something may be."""
+        negated = self._not.of(schema)
+        if negated is False and schema is not True and schema != {}:
+            raise not_enforced(keyword, "with such a schema")
+        return self.of(negated)
+
+    def _one_of(self, schemas: Sequence[Schema]) -> list[list[Schema]]:
+        ways = []
+        for place, one in enumerate(schemas):
+            others = [self._not.of(other) for at, other in enumerate(schemas) if at != place]
+            ways.append([self.of(one), *map(self.of, others)])
+        if self._not.loses_fractions or (schemas and all(all_of(way) is False for way in ways)):
+            raise not_enforced("oneOf", "with such schemas")
+        return ways
+
+    def _if(self, schema: dict[str, Any]) -> list[list[Schema]]:
+        if "then" not in schema and "else" not in schema:
+            return [[True]]
+        condition = schema["if"]
+        return [
+            [self.of(condition), self.of(schema.get("then", True))],
+            [self._negated("if", condition), self.of(schema.get("else", True))],
+        ]
+
+    def _contains(self, schema: Schema, least: int, most: int | None) -> Schema:
+        item, parts = self.of(schema), list[Schema]()
+        if least == 1:
+            parts.append(with_item(item))
+        elif least > 1:
+            places = itertools.combinations(range(least + 2), least)
+            parts.append(any_of([all_of([item_at(place, item) for place in chosen]) for chosen in places]))
+        if most is not None:
+            other = self._negated("maxContains", schema)
+            ways: list[Schema] = [{"items": other}]
+            for count in range(1, most + 1):
+                for chosen in itertools.combinations(range(most + 2), count):
+                    prefix = [item if place in chosen else other for place in range(chosen[-1] + 1)]
+                    ways.append({"prefixItems": prefix, "items": other})
+            if len(ways) > MAX_BRANCHES:
+                raise not_enforced("maxContains", "if it is so large")
+            parts.append(any_of(ways))
+        return any_of([{"type": [*_OTHERS["array"]]}, all_of([{"type": "array"}, *parts])])
+
+    def _names(self, schema: Schema, whole: dict[str, Any]) -> Schema:
+        """The constraint by ``propertyNames``."""
+        if schema is True or schema == {} or schema == {"type": "string"}:
+            return True
+        if schema is False:
+            return {"maxProperties": 0}
+        known = [*whole.get("properties", {}), *whole.get("required", [])]
+        keywords = {*schema} - {"type"}
+        if schema.get("type", "string") != "string":
+            raise not_enforced("propertyNames", "with such a schema")
+        if keywords in ({"const"}, {"enum"}):
+            names = [schema["const"]] if "const" in schema else schema["enum"]
+            allowed = {name: True for name in names if isinstance(name, str)}
+            return {"properties": allowed, "additionalProperties": False}
+        if keywords <= {"minLength", "maxLength"}:
+            pattern = f"^(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})$"
+        elif keywords == {"pattern"}:
+            pattern = schema["pattern"]
+        else:
+            raise not_enforced("propertyNames", "with such a schema")
+        refused = [name for name in known if not _matches(pattern, name)]
+        return {
+            "properties": dict.fromkeys(refused, False),
+            "patternProperties": {pattern: True},
+            "additionalProperties": False,
+        }
+
+    # --- unevaluated properties and items ---------------------------------------------------------------------------
+
+    def _unevaluated(self, keyword: str, value: Schema, schema: dict[str, Any]) -> Schema:
+        rest = {name: one for name, one in schema.items() if name not in ("unevaluatedProperties", "unevaluatedItems")}
+        ways = []
+        for conjuncts, seen in self._branches(rest, ()):
+            ways.append(all_of([*conjuncts, self._for_rest(keyword, self.of(value), seen)]))
+        return any_of(ways)
+
+    def _for_rest(self, keyword: str, value: Schema, seen: _Seen) -> Schema:
+        """``value`` holds for what is not ``seen``."""
+        if keyword == "unevaluatedProperties":
+            if seen.all_names:
+                return True
+            rest: dict[str, Any] = {"properties": dict.fromkeys(seen.names, True), "additionalProperties": value}
+            return rest | ({"patternProperties": dict.fromkeys(seen.patterns, True)} if seen.patterns else {})
+        if seen.all_items:
+            return True
+        items = any_of([*map(self.of, seen.contained), value])
+        return {"prefixItems": [True] * seen.num_items, "items": items} if seen.num_items else {"items": items}
+
+    def _branches(self, schema: Schema, followed: tuple[str, ...]) -> list[_Branch]:
+        """The ways to apply a schema in its place."""
+        if isinstance(schema, bool):
+            return [([schema], _Seen())]
+        own = {keyword: value for keyword, value in schema.items() if keyword in _OWN}
+        ways: list[list[_Branch]] = [[([self.of(own)] if own else [], _seen(schema))]]
+        for keyword, value in schema.items():
+            match keyword:
+                case "allOf":
+                    ways += [self._branches(one, followed) for one in value]
+                case "anyOf":
+                    ways.append(self._some(value, followed))
+                case "oneOf":
+                    ways.append(self._exactly_one(value, followed))
+                case "if":
+                    ways.append(self._conditional(schema, followed))
+                case "dependentSchemas":
+                    for name, one in value.items():
+                        without: _Branch = ([{"properties": {name: False}}], _Seen())
+                        there = [([{"required": [name]}, *held], seen) for held, seen in self._branches(one, followed)]
+                        ways.append([without, *there])
+                case "$ref" | "$dynamicRef":
+                    if value in followed:
+                        raise not_enforced("unevaluatedProperties", "in a circle of references")
+                    ways.append(self._branches(self._document.find(value), (*followed, value)))
+                case "unevaluatedProperties" | "unevaluatedItems":
+                    nested = {name: one for name, one in schema.items() if name not in _NAMES}
+                    seen = _Seen(all_names=True) if keyword == "unevaluatedProperties" else _Seen(all_items=True)
+                    ways.append([([self.of(nested)], seen)])
+                case _ if keyword not in _OWN and keyword not in _NAMES:
+                    more = self._more(keyword, value, schema)
+                    ways.append([(more, _Seen())])
+        return _product(ways)
+
+    def _some(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
+        """One or more of ``schemas`` apply: with more of them, more is evaluated."""
+        each = [self._branches(one, followed) for one in schemas]
+        sizes = range(1, len(each) + 1) if len(each) <= 4 else (1,)
+        return [
+            branch for size in sizes for chosen in itertools.combinations(each, size) for branch in _product([*chosen])
+        ]
+
+    def _exactly_one(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
+        found: list[_Branch] = []
+        for place, one in enumerate(schemas):
+            others = [self.of(self._not.of(other)) for at, other in enumerate(schemas) if at != place]
+            found += [([*held, *others], seen) for held, seen in self._branches(one, followed)]
+        return found
+
+    def _conditional(self, schema: dict[str, Any], followed: tuple[str, ...]) -> list[_Branch]:
+        condition, otherwise = self._branches(schema["if"], followed), self._not.of(schema["if"])
+        then, other = (self._branches(schema.get(name, True), followed) for name in ("then", "else"))
+        return [*_product([condition, then]), *_product([[([self.of(otherwise)], _Seen())], other])]
+
+
+def _with_plain_rest(schema: dict[str, Any]) -> dict[str, Any]:
+    """``schema`` with the ordinary keywords instead of ``unevaluated...``, where both mean the same."""
+    if _UNEVALUATED.isdisjoint(schema) or not _IN_PLACE.isdisjoint(schema):
+        return schema
+    kept = {**schema}
+    for unevaluated, plain in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
+        if unevaluated in kept and not (plain == "items" and "contains" in kept):
+            value = kept.pop(unevaluated)
+            kept.setdefault(plain, value)
+    return kept
+
+
+_UNEVALUATED = frozenset({"unevaluatedItems", "unevaluatedProperties"})
+_IN_PLACE = frozenset({"$dynamicRef", "$ref", "allOf", "anyOf", "dependentSchemas", "if", "oneOf"})
+"""Keywords with schemas for the same value."""
+
+_OTHERS = {"array": ("null", "boolean", "number", "string", "object")}
+
+
+def _seen(schema: dict[str, Any]) -> _Seen:
+    """What the keywords of ``schema`` itself evaluate."""
+    return _Seen(
+        tuple(schema.get("properties", ())),
+        tuple(schema.get("patternProperties", ())),
+        "additionalProperties" in schema,
+        len(schema.get("prefixItems", ())),
+        "items" in schema,
+        (schema["contains"],) if "contains" in schema else (),
+    )
+
+
+def _product(ways: Sequence[Sequence[_Branch]]) -> list[_Branch]:
+    branches: list[_Branch] = [([], _Seen())]
+    for way in ways:
+        branches = [([*held, *more], seen | other) for held, seen in branches for more, other in way]
+        if len(branches) > MAX_BRANCHES:
+            raise SchemaError("the parts of the JSON schema apply together in too many ways")
+    return branches
+
+
+def _pointers(schema: Any, anchor: str, place: str) -> Iterator[str]:
+    if isinstance(schema, dict):
+        if anchor in (schema.get("$dynamicAnchor"), schema.get("$anchor")):
+            yield place
+        for name, one in schema.items():
+            yield from _pointers(one, anchor, f"{place}/{name.replace('~', '~0').replace('/', '~1')}")
+    elif isinstance(schema, list):
+        for number, one in enumerate(schema):
+            yield from _pointers(one, anchor, f"{place}/{number}")
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a property's name fits a pattern."""
+    if len(pattern) > 200 or re.search(r"[*+?}].*[*+?{]", pattern):
+        raise not_enforced("propertyNames", "with such a pattern beside named properties")
+    return re.search(pattern, name) is not None

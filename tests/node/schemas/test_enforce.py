@@ -1,0 +1,146 @@
+"""Schemas as people's tools make them: the grammar takes the values that fit, and no others."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mycelia.node.engine.child.grammar.checker import read
+from mycelia.node.engine.child.grammar.guidance import GrammarError, matcher
+from mycelia.node.schemas.document import SchemaError
+from mycelia.node.schemas.enforce import enforceable
+from mycelia.node.schemas.negation import excluding_texts
+from mycelia.node.schemas.places import closed, moved
+from tests.node.schemas.suite import accepts
+
+ITEM = {"type": "object", "properties": {"sku": {"type": "string"}}, "required": ["sku"]}
+NODE = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}}
+TREE = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "children": {"type": "array", "items": {"$ref": "#"}}},
+    "required": ["name"],
+    "unevaluatedProperties": False,
+}
+KEPT: list[tuple[str, Any, list[Any], list[Any]]] = [
+    ("bounds", {"type": "integer", "minimum": 1, "maximum": 5}, [1, 5], [0, 6, 8, 1.5]),
+    ("exclusive", {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, [0.5], [0, 1]),
+    ("multiples", {"type": "integer", "multipleOf": 3}, [0, 9], [1, 10]),
+    ("enum of kinds", {"type": ["string", "null"], "enum": ["calm", None]}, ["calm", None], ["morning"]),
+    ("allOf", {"$defs": {"m": {"enum": ["a", "b"]}}, "allOf": [{"$ref": "#/$defs/m"}]}, ["a"], [{}, "c"]),
+    (
+        "object or null",
+        {"properties": {"x": {}}, "type": ["object", "null"], "required": ["x"]},
+        [None],
+        [{}, {"a": 1}],
+    ),
+    ("required alone", {"type": "object", "required": ["x"]}, [{"x": 1}], [{}, {"y": 1}]),
+    ("not", {"type": "string", "not": {"enum": ["no", "not"]}}, ["n", "yes", "nots"], ["no", "not"]),
+    ("if", {"if": {"properties": {"a": {"const": 1}}}, "then": {"required": ["b"]}}, [{"a": 2}, {"a": 1, "b": 2}], []),
+    ("dependent", {"dependentRequired": {"a": ["b"]}}, [{}, {"b": 1}, {"a": 1, "b": 1}], [{"a": 1}]),
+    (
+        "patterns of names",
+        {"patternProperties": {"^n_": {"type": "integer"}}},
+        [{"n_a": 1}, {"b": "x"}],
+        [{"n_a": "x"}],
+    ),
+    ("contains", {"type": "array", "contains": {"const": 5}}, [[5], [1, 5, 2]], [[], [1]]),
+    ("title alone", {"type": "object", "properties": {"v": {"title": "V"}}}, [{"v": 1}, {"v": [None]}], []),
+    ("true", {"type": "object", "properties": {"v": True}}, [{"v": "x"}, {"v": {}}], []),
+    ("anything", {}, [1, "x", None, [1], {"a": {}}], []),
+    ("recursion", NODE, [{"next": {"next": None}}], [{"next": 1}]),
+    ("closed recursion", TREE, [{"name": "a", "children": [{"name": "b"}]}], [{"name": "a", "other": 1}]),
+    ("no anchors", {"type": "string", "pattern": "[0-9]{3}"}, ["a123b"], ["12"]),
+    ("group", {"type": "string", "pattern": "^(?:a|b)$"}, ["a"], ["ab", "c"]),
+    ("classes", {"type": "string", "pattern": r"^\d{2}\w$"}, ["12a"], ["1a", "12-"]),
+    ("date", {"type": "string", "format": "date"}, ["2026-11-30"], ["06/19/1963"]),
+    ("email", {"type": "string", "format": "email"}, ["a@b.example"], ["nobody"]),
+    ("nullable", {"type": "string", "nullable": True}, ["x", None], [1]),
+    ("whole counts", {"type": "string", "maxLength": 2.0}, ["ab"], ["abc"]),
+    ("names", {"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}}, [{"a": 1}], [{"A": 1}]),
+    ("two of one", {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, [{"a": 1}, {"b": 1}], [{"a": 1, "b": 1}]),
+    ("older lists", {"items": [{"type": "string"}], "additionalItems": False}, [["a"], []], [[1], ["a", "b"]]),
+    ("older bounds", {"type": "integer", "minimum": 1, "exclusiveMinimum": True}, [2], [1]),
+    ("remarks", {"type": "string", "x-order": 1, "description": "d", "example": "e", "deprecated": True}, ["x"], [1]),
+]
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), [case[1:] for case in KEPT], ids=[case[0] for case in KEPT])
+def test_what_a_schema_says_is_kept(
+    byte_tokenizer: object, schema: object, valid: list[Any], invalid: list[Any]
+) -> None:
+    made = matcher(byte_tokenizer, read(byte_tokenizer, "json_schema", json.dumps(schema)))
+    assert [value for value in valid if not accepts(made, value)] == []
+    assert [value for value in invalid if accepts(made, value)] == []
+
+
+REFUSED = [
+    ({"type": "string", "minimal": 3}, "'minimal'"),
+    ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "'uniqueItems'"),
+    ({"not": {"pattern": "a"}}, "'not'"),
+    ({"if": {"pattern": "a"}, "then": {"maxLength": 3}}, "'if'"),
+    ({"x-guidance": {"lenient": True}, "format": "card"}, "format: card"),
+    ({"type": "string", "pattern": "^(?=a)"}, "look"),
+    ({"$ref": "https://example.com/s"}, "example.com"),
+    ({"$ref": "#/$defs/none"}, "none"),
+    ({"$schema": "https://example.com/meta"}, "unknown kind"),
+    ({"oneOf": [{"type": "string", "pattern": "a"}, {"type": "string", "pattern": "b"}]}, "'oneOf'"),
+    ({"required": 5, "if": True, "then": {"required": 5}}, ""),
+    (5, "an object, true or false"),
+]
+
+
+@pytest.mark.parametrize(("schema", "names"), REFUSED, ids=[names for _, names in REFUSED])
+def test_what_cannot_be_kept_is_refused_by_name(byte_tokenizer: object, schema: object, names: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        read(byte_tokenizer, "json_schema", json.dumps(schema))
+    assert names in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_property_may_have_the_name_of_a_keyword() -> None:
+    schema = {"type": "object", "properties": {"not": {"type": "string"}, "minimal": {"$ref": "#/properties/not"}}}
+    assert enforceable(json.dumps(schema)) == schema
+
+
+def test_depth_and_expansions_are_bounded() -> None:
+    deep = '{"items":' * 20_000 + "{}" + "}" * 20_000
+    with pytest.raises(SchemaError, match="too deep"):
+        enforceable(deep)
+    wide = {"not": {"anyOf": [{"allOf": [{"enum": [n]}] * 40} for n in range(100)]}}
+    with pytest.raises(SchemaError, match="too large"):
+        enforceable(json.dumps(wide))
+    ways = {"unevaluatedProperties": False, "allOf": [{"anyOf": [{"properties": {f"p{n}": {}}}, {}]} for n in range(9)]}
+    with pytest.raises(SchemaError, match="too many ways"):
+        enforceable(json.dumps(ways))
+
+
+def test_objects_are_closed_where_that_takes_nothing_away() -> None:
+    item: dict[str, Any] = {"type": "object", "properties": {"a": ITEM}, "required": ["a"]}
+    shut = closed(item)
+    assert isinstance(shut, dict) and shut["additionalProperties"] is False
+    assert shut["properties"]["a"]["additionalProperties"] is False
+    left: list[dict[str, Any]] = [
+        shut | {"additionalProperties": True},
+        {"type": "object", "properties": {"a": {}}, "required": ["b"]},
+        {"allOf": [item, {"properties": {"b": {}}}]},
+        {"type": "object"},
+        {"enum": [{"properties": {}}]},
+    ]
+    assert [closed(schema) for schema in left] == left
+
+
+def test_references_follow_a_schema_to_its_new_place() -> None:
+    schema = {"$defs": {"x": {"$ref": "#"}}, "properties": {"$ref": {"$ref": "#/$defs/x"}}, "const": {"$ref": "#"}}
+    assert moved(schema, "#/a") == {
+        "$defs": {"x": {"$ref": "#/a"}},
+        "properties": {"$ref": {"$ref": "#/a/$defs/x"}},
+        "const": {"$ref": "#"},
+    }
+
+
+def test_the_expression_of_other_texts(byte_tokenizer: object) -> None:
+    texts = ["", "a", "abc", "b.", "é"]
+    made = matcher(byte_tokenizer, read(byte_tokenizer, "regex", excluding_texts(texts)))
+    for text in (*texts, "ab", "abcd", "b", "bx", "b.x", "éé", "c", "\n"):
+        copy = made.deep_copy()
+        data = list(text.encode())
+        assert (copy.try_consume_tokens(data) == len(data) and copy.is_accepting()) == (text not in texts)
