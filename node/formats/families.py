@@ -307,7 +307,7 @@ THOUGHTS: dict[str, Thoughts] = {
         dropped=("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),
     ),
     "apertus": Thoughts(("<|inner_prefix|>",), ("<|inner_suffix|>",), anywhere=True),
-    "gemma4": Thoughts(("<|channel>thought\n",), ("<channel|>",), anywhere=True),
+    "gemma4": Thoughts(("<|channel>thought\n",), ("<channel|>",), anywhere=True, dropped=("<channel|>",)),
     "harmony": Thoughts(
         (
             "<|start|>assistant<|channel|>analysis<|message|>",
@@ -322,6 +322,7 @@ THOUGHTS: dict[str, Thoughts] = {
             "<|channel|>final<|message|>",
             "<|channel|>final <|constrain|>json<|message|>",
             "<|channel|>commentary<|message|>",
+            *("<|channel|>commentary to=assistant", "<|channel|>commentary"),  # (stray ones before other channels)
             "<|start|>assistant",
             "<|end|>",
             "<|return|>",
@@ -332,7 +333,7 @@ THOUGHTS: dict[str, Thoughts] = {
     ),
     "kimi_k3": Thoughts(
         ("<|open|>think<|sep|>",),
-        ("<|close|>think<|sep|>",),
+        ("<|close|>think<|sep|>", "<|open|>response<|sep|>"),
         dropped=("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
         answer="<|open|>response<|sep|>",
     ),

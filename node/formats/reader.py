@@ -89,6 +89,7 @@ class AnswerReader:
         self._opened = len(opened)
         self._is_start = True
         """Only white space came since the answer, or what follows a thought or a call, began."""
+        self._has_content = False
         self._num_thoughts = 0
         self._tail: list[str] | None = None
         """The text of the running thought since a call began in it; None: none did."""
@@ -148,7 +149,8 @@ class AnswerReader:
             if mark.kind == "think":
                 yield from self._thought(mark.pattern.source)
             elif mark.kind == "close":
-                self._out.append(WasThought(mark.pattern.source, self._place(start)))
+                if self._has_content:
+                    self._out.append(WasThought(mark.pattern.source, self._place(start)))
                 self._num_thoughts += 1
                 self._is_start = True
                 yield from source.skip_space()
@@ -323,6 +325,7 @@ class AnswerReader:
             text = text[self._opened - position :]
             position = self._opened
         if text:
+            self._has_content = True
             self._out.append(Content(text, position - self._opened))
 
     def _think(self, stop: int) -> None:

@@ -98,6 +98,25 @@ CASES: list[Case] = [
     ),
     ("hermes+think", f"<think>\nHm.\n</think>\n\nYes.\n{CALL}", "Yes.", "Hm.", [WEATHER]),
     ("hermes+think", "<think>\n\n</think>\n\nYes.", "Yes.", "", []),
+    ("hermes+think", "</think>\n\nYes.", "Yes.", "", []),
+    ("gemma4+gemma4", "Yes.<|channel>thought\n<channel|><channel|>", "Yes.", "", []),
+    (
+        "kimi_k3+kimi_k3",
+        "<|open|>think<|sep|>Hm.<|open|>response<|sep|>Yes.<|close|>response<|sep|>",
+        "Yes.",
+        "Hm.",
+        [],
+    ),
+    (
+        "harmony+harmony",
+        (
+            "<|channel|>commentary to=assistant<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+            "<|channel|>commentary<|channel|>final<|message|>Yes."
+        ),
+        "Yes.",
+        "Hm.",
+        [],
+    ),
     ("hermes+think", "Say <think> here", "Say <think> here", "", []),
     ("hermes+think", "Hm. </think> Yes.", "Yes.", "Hm. ", []),
     ("hermes+think", "<think>Never ends", "", "Never ends", []),
