@@ -75,7 +75,7 @@ class Workload:
     measure: Measure
 
 
-async def _at_once(target: Target, prompts: Sequence[Sequence[int]], max_tokens: int) -> tuple[float, list[Timing]]:
+async def at_once(target: Target, prompts: Sequence[Sequence[int]], max_tokens: int) -> tuple[float, list[Timing]]:
     """Wall time of several completions that arrive together."""
     timings: list[Timing] = []
 
@@ -94,8 +94,9 @@ async def _cold_ttft(target: Target, prompts: list[list[int]]) -> float:
 
 
 async def _warm_ttft(target: Target, prompts: list[list[int]]) -> float:
-    await target.complete(prompts[0], 1)
-    timing = await target.complete(prompts[1], 1)
+    for prompt in prompts[:-1]:  # (a model that keeps states learns from the second one where prompts branch)
+        await target.complete(prompt, 1)
+    timing = await target.complete(prompts[-1], 1)
     if timing.cached_tokens < SHARED_TOKENS * 0.9:
         raise LocalError(f"only {timing.cached_tokens} of {SHARED_TOKENS} tokens were warm")
     return timing.ttft_s
@@ -103,15 +104,15 @@ async def _warm_ttft(target: Target, prompts: list[list[int]]) -> float:
 
 async def _shared_warm_wall(target: Target, prompts: list[list[int]]) -> float:
     await target.complete(prompts[0], 1)
-    return (await _at_once(target, prompts[1:], 24))[0]
+    return (await at_once(target, prompts[1:], 24))[0]
 
 
 async def _shared_cold_wall(target: Target, prompts: list[list[int]]) -> float:
-    return (await _at_once(target, prompts, 24))[0]
+    return (await at_once(target, prompts, 24))[0]
 
 
 async def _rate(target: Target, prompts: list[list[int]]) -> float:
-    wall_s, timings = await _at_once(target, prompts, 48)
+    wall_s, timings = await at_once(target, prompts, 48)
     return sum(timing.completion_tokens for timing in timings) / wall_s
 
 
@@ -129,7 +130,7 @@ def _unrelated(count: int, length: int) -> Callable[[_Prompts], list[list[int]]]
 
 WORKLOADS = (
     Workload("cold_850_ttft", "s", _unrelated(1, SHARED_TOKENS + OWN_TOKENS), _cold_ttft),
-    Workload("warm_850_ttft", "s", _shared(2), _warm_ttft),
+    Workload("warm_850_ttft", "s", _shared(3), _warm_ttft),
     Workload("shared_warm_4_wall", "s", _shared(5), _shared_warm_wall),
     Workload("shared_cold_4_wall", "s", _shared(4), _shared_cold_wall),
     Workload("short_4_rate", "tokens/s", _unrelated(4, 50), _rate),
@@ -201,6 +202,6 @@ async def _loop_lags_ms(target: Target, prompts: _Prompts) -> list[float]:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch)
-        await _at_once(target, [prompts.fresh(50) for _ in range(8)], 48)
+        await at_once(target, [prompts.fresh(50) for _ in range(8)], 48)
         nursery.cancel_scope.cancel()
     return lags

@@ -16,9 +16,8 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 """Types of tokens."""
 NUM_VOCAB = 3 + 256
 CONTEXT = 4096
-WIDTH, INNER, STATE, HEADS, KERNEL, FEED = 64, 128, 16, 4, 4, 128
-"""Widths of the model, of recurrent layers and of a state; heads; widths of the convolution and the feed-forward."""
-HEAD = WIDTH // HEADS
+HEADS, KERNEL, GROUPS = 4, 4, 2
+"""Heads, width of the convolution, and groups of heads in linear attention."""
 
 Shape = Sequence[int]
 """As llama.cpp names them: the innermost dimension first."""
@@ -27,114 +26,125 @@ Value = int | float | bool | str | list[int] | list[float] | list[str]
 KINDS = ("mamba", "mamba2", "falcon-h1", "granitehybrid", "lfm2", "qwen35")
 
 
-def write_model(path: Path, kind: str, num_layers: int = 4, seed: int = 0, width: int = WIDTH) -> Path:
-    """Write a model of one of ``KINDS``. Mutates nothing else; returns ``path``."""
-    rng = np.random.default_rng(seed)
-    metadata = {"general.architecture": kind, **_vocabulary(), **_sizes(kind, num_layers)}
-    shapes: dict[str, Shape] = {"token_embd.weight": [WIDTH, NUM_VOCAB], "output.weight": [WIDTH, NUM_VOCAB]}
-    shapes["token_embd_norm.weight" if kind == "lfm2" else "output_norm.weight"] = [WIDTH]
-    for layer in range(num_layers):
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in _layer(kind, layer).items()}
-    tensors = {name: _weights(name, shape, rng) for name, shape in shapes.items()}
+def write_model(path: Path, kind: str, num_layers: int = 4, seed: int = 0, scale: int = 1) -> Path:
+    """Write a model of one of ``KINDS`` to ``path``, and return it. scale: factor on all widths."""
+    sizes, rng = Sizes(kind, scale), np.random.default_rng(seed)
+    metadata = {"general.architecture": kind, **_vocabulary(), **sizes.metadata(num_layers)}
+    tensors = {name: _weights(name, shape, rng) for name, shape in sizes.shapes(num_layers).items()}
     write_gguf(path, metadata, tensors)
     return path
 
 
-def _attends(kind: str, layer: int) -> bool:
-    return kind == "falcon-h1" or (kind not in ("mamba", "mamba2") and layer % 4 == 3)
+class Sizes:
+    """The shapes of the tensors of one kind of model."""
 
+    def __init__(self, kind: str, scale: int) -> None:
+        self.kind = kind
+        self.width, self.inner, self.feed, self.head = 64 * scale, 128 * scale, 128 * scale, 16 * scale
+        self.state = 32 if kind == "qwen35" else 16
+        self.ssm_heads = 4 * scale
+        self.is_recurrent = kind.startswith("mamba")
 
-def _sizes(kind: str, num_layers: int) -> dict[str, Value]:
-    heads = [2 if _attends(kind, layer) else 0 for layer in range(num_layers)]
-    sizes: dict[str, Value] = {
-        "context_length": CONTEXT,
-        "embedding_length": WIDTH,
-        "block_count": num_layers,
-        "feed_forward_length": 0 if kind.startswith("mamba") else FEED,
-        "attention.head_count": 0 if kind.startswith("mamba") else HEADS,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "vocab_size": NUM_VOCAB,
-    }
-    if not kind.startswith("mamba"):
-        sizes["attention.head_count_kv"] = 2 if kind in ("falcon-h1", "qwen35") else heads
-        sizes["rope.dimension_count"] = HEAD
-    if kind == "qwen35":
-        sizes |= {"rope.dimension_sections": [4, 2, 2, 0], "attention.key_length": HEAD, "attention.value_length": HEAD}
-    if kind == "lfm2":
-        sizes["shortconv.l_cache"] = 3
-    else:
-        groups = {"qwen35": 2, "mamba": 0}.get(kind, 1)
-        ranks = {"mamba": 4, "qwen35": 4}.get(kind, INNER // 32)
-        state = 32 if kind == "qwen35" else STATE
-        sizes |= {"ssm.conv_kernel": KERNEL, "ssm.inner_size": INNER, "ssm.state_size": state}
-        sizes |= {"ssm.time_step_rank": ranks, "ssm.group_count": groups}
-    return {f"{kind}.{name}": value for name, value in sizes.items()}
+    def attends(self, layer: int) -> bool:
+        return self.kind == "falcon-h1" or (not self.is_recurrent and layer % 4 == 3)
 
-
-def _layer(kind: str, layer: int) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {"attn_norm.weight": [WIDTH]}
-    if not kind.startswith("mamba"):
-        shapes["post_attention_norm.weight" if kind == "qwen35" else "ffn_norm.weight"] = [WIDTH]
-        shapes |= {"ffn_gate.weight": [WIDTH, FEED], "ffn_down.weight": [FEED, WIDTH], "ffn_up.weight": [WIDTH, FEED]}
-    if kind == "falcon-h1":
-        del shapes["ffn_norm.weight"]
-        shapes["ffn_norm"] = [WIDTH]
-    if _attends(kind, layer):
-        queries = 2 * WIDTH if kind == "qwen35" else WIDTH
-        shapes |= {"attn_q.weight": [WIDTH, queries], "attn_output.weight": [WIDTH, WIDTH]}
-        shapes |= {"attn_k.weight": [WIDTH, 2 * HEAD], "attn_v.weight": [WIDTH, 2 * HEAD]}
-        if kind in ("lfm2", "qwen35"):
-            shapes |= {"attn_q_norm.weight": [HEAD], "attn_k_norm.weight": [HEAD]}
-    if not _attends(kind, layer) or kind == "falcon-h1":
-        shapes |= _recurrent(kind)
-    return shapes
-
-
-def _recurrent(kind: str) -> dict[str, Shape]:
-    if kind == "lfm2":
-        inner: Shape = [WIDTH, 3 * WIDTH]
-        return {
-            "shortconv.conv.weight": [3, WIDTH],
-            "shortconv.in_proj.weight": inner,
-            "shortconv.out_proj.weight": [WIDTH, WIDTH],
+    def metadata(self, num_layers: int) -> dict[str, Value]:
+        kind = self.kind
+        sizes: dict[str, Value] = {
+            "context_length": CONTEXT,
+            "embedding_length": self.width,
+            "block_count": num_layers,
+            "feed_forward_length": 0 if self.is_recurrent else self.feed,
+            "attention.head_count": 0 if self.is_recurrent else HEADS,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "vocab_size": NUM_VOCAB,
         }
-    if kind == "qwen35":
-        heads, groups, state = 4, 2, 32
-        mixed = 2 * groups * state + heads * state
-        return {
-            "attn_qkv.weight": [WIDTH, mixed],
-            "attn_gate.weight": [WIDTH, heads * state],
-            "ssm_conv1d.weight": [KERNEL, mixed],
+        if not self.is_recurrent:
+            heads = [2 if self.attends(layer) else 0 for layer in range(num_layers)]
+            sizes["attention.head_count_kv"] = 2 if kind in ("falcon-h1", "qwen35") else heads
+            sizes["rope.dimension_count"] = self.head
+        if kind == "qwen35":
+            sizes["rope.dimension_sections"] = [self.head // 4, self.head // 8, self.head // 8, 0]
+            sizes |= {"attention.key_length": self.head, "attention.value_length": self.head}
+        if kind == "lfm2":
+            sizes["shortconv.l_cache"] = 3
+        else:
+            sizes |= {"ssm.conv_kernel": KERNEL, "ssm.state_size": self.state}
+            sizes["ssm.inner_size"] = self.ssm_heads * self.state if kind == "qwen35" else self.inner
+            sizes["ssm.time_step_rank"] = self.ssm_heads
+            sizes["ssm.group_count"] = {"qwen35": GROUPS, "mamba": 0}.get(kind, 1)
+        return {f"{kind}.{name}": value for name, value in sizes.items()}
+
+    def shapes(self, num_layers: int) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {
+            "token_embd.weight": [self.width, NUM_VOCAB],
+            "output.weight": [self.width, NUM_VOCAB],
+            "token_embd_norm.weight" if self.kind == "lfm2" else "output_norm.weight": [self.width],
+        }
+        for layer in range(num_layers):
+            shapes |= {f"blk.{layer}.{name}": shape for name, shape in self._layer(layer).items()}
+        return shapes
+
+    def _layer(self, layer: int) -> dict[str, Shape]:
+        width, feed = self.width, self.feed
+        shapes: dict[str, Shape] = {"attn_norm.weight": [width]}
+        if not self.is_recurrent:
+            norms = {"qwen35": "post_attention_norm.weight", "falcon-h1": "ffn_norm"}
+            shapes[norms.get(self.kind, "ffn_norm.weight")] = [width]
+            shapes |= {"ffn_gate.weight": [width, feed], "ffn_down.weight": [feed, width]}
+            shapes["ffn_up.weight"] = [width, feed]
+        if self.attends(layer):
+            shapes["attn_q.weight"] = [width, 2 * width if self.kind == "qwen35" else width]
+            shapes |= {"attn_k.weight": [width, 2 * self.head], "attn_v.weight": [width, 2 * self.head]}
+            shapes["attn_output.weight"] = [width, width]
+            if self.kind in ("lfm2", "qwen35"):
+                shapes |= {"attn_q_norm.weight": [self.head], "attn_k_norm.weight": [self.head]}
+        if not self.attends(layer) or self.kind == "falcon-h1":
+            shapes |= self._recurrent()
+        return shapes
+
+    def _recurrent(self) -> dict[str, Shape]:
+        width, inner, state, heads = self.width, self.inner, self.state, self.ssm_heads
+        if self.kind == "lfm2":
+            return {
+                "shortconv.conv.weight": [3, width],
+                "shortconv.in_proj.weight": [width, 3 * width],
+                "shortconv.out_proj.weight": [width, width],
+            }
+        if self.kind == "qwen35":
+            mixed = 2 * GROUPS * state + heads * state
+            return {
+                "attn_qkv.weight": [width, mixed],
+                "attn_gate.weight": [width, heads * state],
+                "ssm_conv1d.weight": [KERNEL, mixed],
+                "ssm_dt.bias": [heads],
+                "ssm_a": [heads],
+                "ssm_beta.weight": [width, heads],
+                "ssm_alpha.weight": [width, heads],
+                "ssm_norm.weight": [state],
+                "ssm_out.weight": [heads * state, width],
+            }
+        shapes: dict[str, Shape] = {"ssm_out.weight": [inner, width]}
+        if self.kind == "mamba":
+            return shapes | {
+                "ssm_in.weight": [width, 2 * inner],
+                "ssm_conv1d.weight": [KERNEL, inner],
+                "ssm_conv1d.bias": [inner],
+                "ssm_x.weight": [inner, heads + 2 * state],
+                "ssm_dt.weight": [heads, inner],
+                "ssm_dt.bias": [inner],
+                "ssm_a": [state, inner],
+                "ssm_d": [inner],
+            }
+        return shapes | {
+            "ssm_in.weight": [width, 2 * inner + 2 * state + heads],
+            "ssm_conv1d.weight": [KERNEL, inner + 2 * state],
+            "ssm_conv1d.bias": [inner + 2 * state],
             "ssm_dt.bias": [heads],
-            "ssm_a": [heads],
-            "ssm_beta.weight": [WIDTH, heads],
-            "ssm_alpha.weight": [WIDTH, heads],
-            "ssm_norm.weight": [state],
-            "ssm_out.weight": [heads * state, WIDTH],
+            "ssm_a": [1, heads],
+            "ssm_d": [1, heads],
+            "ssm_norm.weight": [inner, 1],
         }
-    if kind == "mamba":
-        return {
-            "ssm_in.weight": [WIDTH, 2 * INNER],
-            "ssm_conv1d.weight": [KERNEL, INNER],
-            "ssm_conv1d.bias": [INNER],
-            "ssm_x.weight": [INNER, 4 + 2 * STATE],
-            "ssm_dt.weight": [4, INNER],
-            "ssm_dt.bias": [INNER],
-            "ssm_a": [STATE, INNER],
-            "ssm_d": [INNER],
-            "ssm_out.weight": [INNER, WIDTH],
-        }
-    heads = INNER // 32
-    return {
-        "ssm_in.weight": [WIDTH, 2 * INNER + 2 * STATE + heads],
-        "ssm_conv1d.weight": [KERNEL, INNER + 2 * STATE],
-        "ssm_conv1d.bias": [INNER + 2 * STATE],
-        "ssm_dt.bias": [heads],
-        "ssm_a": [1, heads],
-        "ssm_d": [1, heads],
-        "ssm_norm.weight": [INNER, 1],
-        "ssm_out.weight": [INNER, WIDTH],
-    }
 
 
 def _weights(name: str, shape: Shape, rng: np.random.Generator) -> NDArray[np.float32]:
