@@ -138,7 +138,9 @@ class Sequences:
 
     def resync(self, rows: Sequence[Row]) -> bool:
         """Keep the micro-batches that were finished before an abort, but plan the rows whose logits are lost again.
-        False: a sequence is broken."""
+        False: a sequence is broken, as all are that keep states: these may be new in some layers and old in others."""
+        if self._scheduler.limits.state_grid:
+            return False
         for row in rows:
             job = row.job
             assert job.seq_id is not None

@@ -13,7 +13,7 @@ from mycelia.node.engine import ipc
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.exact import ExactStateLlama
-from mycelia.node.engine.child.llama.llama import OK, Llama
+from mycelia.node.engine.child.llama.llama import ABORTED, OK, Llama
 from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.llama.states import StateLlama
 from mycelia.node.engine.child.loop import StepLoop
@@ -21,9 +21,10 @@ from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import FIRST_EDGE_ID, EngineRequest
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.cache.checkpoints import EVERY_TOKENS
 from mycelia.proto.cache.sharing import Owner
 from mycelia.proto.cache.tier import MIB, Tier
-from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
+from mycelia.proto.wire.blocks import STRIDE, pack_tokens, unpack_tokens
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.llama.test_exact import GreedySampler, Logits, Prompt, no_grammar
 from tests.node.engine.child.test_loop import NO_EMBEDDINGS, Inbox
@@ -41,7 +42,7 @@ class Recorder(StateLlama):
 
     def __init__(self, path: Path, num_cells: int = CELLS) -> None:
         self.seen: dict[Prompt, Logits] = {}
-        super().__init__(path, num_cells=num_cells, num_sequences=SEQUENCES, num_threads=1, batch_tokens=512)
+        super().__init__(path, num_cells=num_cells, num_sequences=SEQUENCES, num_threads=1, batch_tokens=1024)
 
     def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
         seen = self.seen[tuple(prompt)] = []
@@ -251,3 +252,89 @@ def test_what_is_reported_can_be_restored(llama: RecordedStateLlama) -> None:
             assert cached >= len(known)
             num_reused += 1
     assert num_reused > 30
+
+
+def test_prompts_wait_for_a_state_that_another_computes(llama: RecordedStateLlama) -> None:
+    rng, engine = random.Random(9), Engine(llama)
+    shared = prompt_of(rng, 300)
+    prompts = [shared + prompt_of(rng, 20) for _ in range(SLOTS)]
+    assert sorted(engine.answer(*prompts)) == [0, *[300] * (SLOTS - 1)]
+    engine.check(*prompts)
+
+
+def test_a_long_prompt_is_reused_in_steps(llama: RecordedStateLlama) -> None:
+    rng, engine = random.Random(10), Engine(llama)
+    shared = prompt_of(rng, EVERY_TOKENS + 200)
+    first, second = shared + prompt_of(rng, 10), shared[:-100] + prompt_of(rng, 10)
+    assert engine.answer(first) == [0] and engine.answer(second) == [EVERY_TOKENS]
+    engine.check(first, second)
+
+
+def test_a_conversation_goes_on_at_the_end_of_the_answer(llama: RecordedStateLlama) -> None:
+    rng, engine = random.Random(11), Engine(llama)
+    prompt = prompt_of(rng, 60)
+    key = engine.ask(prompt, max_tokens=24)
+    while key not in engine.cached:
+        engine.step()
+    answer = tuple(int(np.frombuffer(logits, np.float32).argmax()) for logits in llama.seen[prompt])
+    more = (*prompt, *answer, *prompt_of(rng, 20))
+    assert engine.answer(more) == [60 + 24 - 1], "all but the last token, which was never computed"
+    engine.check(more)
+
+
+def test_states_are_shared_as_cells_are(llama: RecordedStateLlama) -> None:
+    """A prefix opens when two subnets continue it differently; until then other owners find nothing."""
+    rng, engine = random.Random(12), Engine(llama)
+    shared = prompt_of(rng, 3 * STRIDE)
+    owners = [Owner(bytes([i]) * 16, f"subnet {i}") for i in range(4)]
+    prompts = [shared + prompt_of(rng, STRIDE + 10) for _ in owners]
+    found = [engine.answer(prompt, owner=owner) for prompt, owner in zip(prompts, owners, strict=True)]
+    # Two compute it; the third one leaves it where it is open, so there the fourth one begins.
+    assert found == [[0], [0], [0], [3 * STRIDE]]
+    assert engine.answer(prompts[0], owner=owners[1]) == [3 * STRIDE], "the rest is the first one's"
+    assert engine.answer(prompts[0], owner=owners[0]) == [len(prompts[0]) - 1]
+    engine.check(*prompts)
+
+
+def test_a_cancelled_prefill_leaves_a_state_that_is_right(llama: RecordedStateLlama) -> None:
+    rng, engine = random.Random(13), Engine(llama)
+    prompt = prompt_of(rng, 700)
+    key = engine.ask(prompt)
+    for _ in range(3):
+        engine.step()
+    (job,) = engine.loop.scheduler.running
+    computed = job.num_computed
+    assert 0 < computed < 700
+    engine.loop.inbox.put(ipc.Cancel(key))
+    engine.step()
+    assert engine.answer(prompt) == [computed]
+    engine.check(prompt)
+
+
+def test_an_aborted_step_loses_all_states(llama: RecordedStateLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing aborts steps of such models; if one was, no answer goes on from a state that is half new."""
+    rng, engine = random.Random(14), Engine(llama)
+    prompt = prompt_of(rng, 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(llama, "decode", lambda rows: (ABORTED, [-1] * len(rows)))
+        engine.ask(prompt)
+        engine.loop.step()
+        (refused,) = [message for message in engine.replies.messages if isinstance(message, ipc.Refused)]
+        assert refused.code == "internal" and refused.retryable
+    engine.replies.messages.clear()
+    assert engine.answer(prompt) == [0]
+    engine.check(prompt)
+
+
+def test_stopped_answers_go_on(llama: RecordedStateLlama) -> None:
+    """Cells for one and a half answers: requests stop for each other and begin again at their states."""
+    rng = random.Random(15)
+    engine = Engine(llama, num_cells=400)
+    prompts = [prompt_of(rng, 40) for _ in range(3)]
+    keys = [engine.ask(prompt, max_tokens=200) for prompt in prompts]
+    starts = 0
+    while not engine.cached.keys() >= set(keys):
+        engine.step()
+        starts = max([starts, *(job.num_starts for job in engine.loop.scheduler.running)])
+    assert starts > 1
+    engine.check(*prompts)
