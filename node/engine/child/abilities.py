@@ -63,6 +63,8 @@ def find_abilities(render: Render) -> Abilities:
     result = {**_turn("tool", _RESULT), "name": _FUNCTION, "tool_call_id": _CALL_ID}
     if not trials.show(_USER, [user]) and not trials.show(_USER, [_in_parts(user)]):
         trials.no_tools = []
+        if not trials.show(_USER, [user]):
+            trials.no_tools = None
     only_parts = not trials.show(_USER, [user]) and trials.show(_USER, [_in_parts(user)])
     if only_parts:
         user, system, answer, result = map(_in_parts, (user, system, answer, result))
@@ -125,7 +127,8 @@ class _Trials:
     def show(self, texts: str, messages: Sequence[Turn], tools: Sequence[Any] = ()) -> bool:
         """Whether the template renders ``messages`` with all words of ``texts``, and reads what it writes."""
         rendered = self._rendered(messages, tools)
-        return all(text in rendered for text in texts.split()) and not _RAW.search(rendered)
+        written = rendered.lower()  # (some templates change the case)
+        return all(text in written for text in texts.lower().split()) and not _RAW.search(rendered)
 
     def equal(self, some: Sequence[Turn], others: Sequence[Turn]) -> bool:
         """Whether both are rendered, to texts that differ at most in line breaks."""

@@ -108,7 +108,7 @@ def _switched(options: dict[str, Any]) -> dict[str, Any]:
     effort = options.get("reasoning_effort")
     if effort == "none":
         del options["reasoning_effort"]
-    if isinstance(effort, str):
+    elif isinstance(effort, str):
         options.setdefault("reasoning_strength", effort)
     given = [options[name] for name in SWITCHES if name in options] or [effort != "none"] * isinstance(effort, str)
     return dict.fromkeys(SWITCHES, given[0]) | options if given else options

@@ -65,7 +65,9 @@ def check_values(values: Iterable[Any]) -> None:
         holders = [value for value in level if isinstance(value, dict | list)]
         level = [item for holder in holders for item in (holder.values() if isinstance(holder, dict) else holder)]
     if level:
-        raise LocalError(f"tools and extras have over {_MAX_JSON_VALUES} values, or some {_MAX_JSON_DEPTH} deep")
+        raise LocalError(
+            f"tools, extras and options have over {_MAX_JSON_VALUES} values, or some {_MAX_JSON_DEPTH} deep"
+        )
 
 
 def _turn(message: ChatMessage) -> Turn:
@@ -113,7 +115,7 @@ def _forms(turns: Sequence[Turn], functions: Sequence[Any], abilities: Abilities
     if not abilities.reads_tools and functions:
         said = with_tools(said, functions)
     if not abilities.reads_system:
-        said = _joined(_without_system(said))
+        said = _without_system(said)
     yield said
     said = _one_call_a_turn(said)
     yield said

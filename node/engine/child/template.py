@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
+from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -40,6 +40,9 @@ class RefusedError(LocalError):
 class Template:
     """A compiled template. Any thread may use it."""
 
+    variables: frozenset[str]
+    """The names that it reads, from a context or from itself."""
+
     def __init__(self, source: str, mark: Callable[[str], str]) -> None:
         """mark: what ``render_marked`` writes for a literal. Raises LocalError when the source does not compile."""
         self._environment = _Environment(
@@ -47,13 +50,11 @@ class Template:
         )
         self._plain = self._compile(source, None)
         self._marked = self._compile(source, mark)
-        # (this changes the tree)
-        self.variables = meta.find_undeclared_variables(self._environment.parse(source))
-        """The names that it reads from a context."""
 
     def _compile(self, source: str, mark: Callable[[str], str] | None) -> jinja2.Template:
         try:
             tree = self._environment.parse(source)
+            self.variables = frozenset(name.name for name in tree.find_all(nodes.Name) if name.ctx == "load")
             if mark is not None:
                 mark_literals(tree, mark)
             self._environment.count_steps_in(tree)
