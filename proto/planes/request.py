@@ -30,7 +30,7 @@ from mycelia.proto.cache.sharing import Salt
 from mycelia.proto.config import RequestConfig
 from mycelia.proto.planes.attempt import Attempt
 from mycelia.proto.planes.failure import Failure
-from mycelia.proto.wire.blocks import block_hashes, pack_tokens, unpack_tokens
+from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LocalError, RemoteError
 from mycelia.proto.wire.messages import (
     MAX_TEXT_BYTES_PER_TOKEN,
@@ -224,8 +224,11 @@ class Request:
 
     @property
     def num_reusable(self) -> int:
-        """Most tokens whose cells may be reused: a token's logprobs need the computation of the token before it."""
-        return self.num_known - 1 if self.lacks_logprobs else self.num_tokens
+        """Most tokens whose cells may be reused: a token's logprobs need the computation of the token before it, and
+        nodes compute some more rows so that the kernels are the same."""
+        if not self.lacks_logprobs:
+            return self.num_tokens
+        return max(min(self.num_known - 1, self.num_tokens - STRIDE), 0)
 
     @property
     def max_withheld(self) -> int:

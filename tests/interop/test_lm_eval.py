@@ -59,7 +59,7 @@ def check(told: dict[str, Any], expected: list[list[float]]) -> None:
 
 def alone(asked: list[list[list[str]]]) -> list[list[float]]:
     """The logprob of each choice of each item by llama.cpp's bindings."""
-    model = llama_cpp.Llama(str(resolve_model("smollm2")), n_ctx=2048, logits_all=True, verbose=False)
+    model = llama_cpp.Llama(str(resolve_model("smollm2")), n_ctx=2048, logits_all=True, verbose=False, flash_attn=True)
     return [[_logprob(model, context, choice) for context, choice in item] for item in asked]
 
 

@@ -63,7 +63,7 @@ class Choices:
     def _report(self, row: Row, output: int) -> None:
         """Send the logprobs of the prompt's tokens that follow the row's outputs. output: index of the last one."""
         job, end = row.job, row.start + row.count
-        tokens = job.to_report[: max(end - job.num_reusable, 0)]
+        tokens = job.to_report[: max(end - job.first_output, 0)]
         outputs = [output - (end - token) for token in tokens]
         entries = self._jobs.answers[job.key].report(outputs, (job.tokens[token] for token in tokens))
         self._jobs.reports.prompt(job, entries)

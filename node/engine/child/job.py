@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from mycelia.node.engine.prompts import prompt_over_context
 from mycelia.proto.cache.sharing import Owner, paint
 
+REPORT_ROWS = 64
+"""Rows that are computed at least where logprobs of a prompt are reported, if it has as many. llama.cpp computes the
+attention of fewer rows by a kernel with coarser sums: a logprob would depend on how much of the prompt is cached."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -136,7 +140,14 @@ class Job:
     def num_reusable(self) -> int:
         """Most leading tokens whose cells it may reuse instead of computing them. The last token is always computed,
         for its logits."""
-        return self.to_report.start - 1 if self.to_report else len(self.tokens) - 1
+        if not self.to_report:
+            return len(self.tokens) - 1
+        return max(min(self.first_output, len(self.tokens) - REPORT_ROWS), 0)
+
+    @property
+    def first_output(self) -> int:
+        """With ``to_report``: the first token whose logits are needed."""
+        return self.to_report.start - 1
 
     @property
     def limit_tokens(self) -> int:

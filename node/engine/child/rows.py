@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mycelia.node.engine.child.job import Job
+from mycelia.node.engine.child.job import REPORT_ROWS, Job
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Row:
     @property
     def num_outputs(self) -> int:
         """Number of tokens at its end whose logits are needed."""
-        reported = self.start + self.count - max(self.start, self.job.num_reusable) if self.job.to_report else 0
+        reported = self.start + self.count - max(self.start, self.job.first_output) if self.job.to_report else 0
         return max(reported, int(self.wants_token))
 
 
@@ -42,14 +42,27 @@ def plan_rows(jobs: Sequence[Job], prefill_tokens: int, batch_tokens: int, repor
         extra = min(job.next_stop - counts[job], budget)
         counts[job] += extra
         budget -= extra
+    room = batch_tokens - len(rows) - sum(counts.values())
     for job, count in counts.items():
         if job.to_report:
-            num_silent = max(job.num_reusable - job.num_computed, 0)
-            count = min(count, num_silent + reported_tokens)
+            num_silent = max(job.first_output - job.num_computed, 0)
+            count = _without_small_rest(job, min(count, num_silent + reported_tokens), room)
             reported_tokens -= max(count - num_silent, 0)
+            room -= max(count - counts[job], 0)
         if count:
             rows.append(Row(job, job.num_computed, count, count == job.remaining_prefill))
     return rows
+
+
+def _without_small_rest(job: Job, count: int, room: int) -> int:
+    """``count``, changed so that the job's last chunk has ``REPORT_ROWS`` rows if that is possible. room: rows that the
+    batch still holds."""
+    num_left = job.remaining_prefill - count
+    if not 0 < num_left < REPORT_ROWS or not count:
+        return count
+    if count + num_left >= 2 * REPORT_ROWS:
+        return count + num_left - REPORT_ROWS
+    return count + num_left if num_left <= room and job.next_stop == job.remaining_prefill else count
 
 
 def single_row(rows: Sequence[Row], last_key: int, grid: int) -> list[Row]:

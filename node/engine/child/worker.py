@@ -25,7 +25,7 @@ from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.embedder import Embedder
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import Grammars
-from mycelia.node.engine.child.job import Limits
+from mycelia.node.engine.child.job import REPORT_ROWS, Limits
 from mycelia.node.engine.child.llama.bindings import bindings_version
 from mycelia.node.engine.child.llama.exact import ExactLlama, ExactStateLlama
 from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama
@@ -122,7 +122,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         slots=message.slots,
         max_waiting=message.max_waiting,
         batch_tokens=BATCH_TOKENS,
-        reported_tokens=min(Limits.reported_tokens, max(REPORT_BYTES // (4 * llama.num_vocab), 1)),
+        reported_tokens=min(Limits.reported_tokens, max(REPORT_BYTES // (4 * llama.num_vocab), REPORT_ROWS)),
         reuse=may_reuse,
         demote_idle=demote_idle,
         state_grid=llama.state_grid if llama.keeps_states else 0,

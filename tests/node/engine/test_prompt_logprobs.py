@@ -6,6 +6,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from mycelia.node.engine.child.job import REPORT_ROWS
 from mycelia.node.engine.engine import EngineAccepted, EngineItem, EnginePromptLogprobs
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine
@@ -65,7 +66,7 @@ async def test_every_token_of_a_prompt_is_reported(alone: llama_cpp.Llama) -> No
         assert cached(again) == 0, "the cells of a prefix have no logits"
         start = len(tokens) - 20
         ended = await ask(running, tokens, Sampling(max_tokens=1, prompt_logprobs=3, logprobs_from=start))
-        assert cached(ended) == start - 1
+        assert cached(ended) == len(tokens) - REPORT_ROWS
         assert [entry.chosen.token for entry in reported(ended)] == tokens[start:]
         for one, other in zip(reported(ended), entries[start - 1 :], strict=True):
             assert abs(one.chosen.logprob - other.chosen.logprob) < CLOSE

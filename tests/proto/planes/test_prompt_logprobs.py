@@ -117,7 +117,7 @@ def test_logprobs_that_nobody_asked_for() -> None:
 
 
 def test_a_node_promises_only_cells_that_may_be_reused() -> None:
-    for start, promised in ((0, 0), (STRIDE + 9, STRIDE + 8), (len(PROMPT), 3 * STRIDE)):
+    for start, promised in ((0, 0), (STRIDE + 9, STRIDE + 8), (len(PROMPT) - 1, 2 * STRIDE), (len(PROMPT), 3 * STRIDE)):
         world = quiet_world()
         world.store(HOLDER, 1, PROMPT + [5] * STRIDE)
         world.advance(2)
