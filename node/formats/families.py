@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mycelia.node.formats.calls import Body, Form, names_in
+from mycelia.node.formats.forms import Body, Form, names_in
 from mycelia.node.formats.patterns import Pattern
 
 
@@ -155,6 +155,7 @@ _MISTRAL = (
     _form("[TOOL_CALLS]{_}{name}", "json", next_chars="{"),
     _form("[TOOL_CALLS]", "calls"),
 )
+_FUNCTOOLS = _form("functools", "calls", next_chars="[")
 _LLAMA = (_form("<|python_tag|>", "calls"),)
 _DEEPSEEK = (("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),)
 _M3 = "]<]minimax[>["
@@ -256,6 +257,11 @@ CALLS: dict[str, tuple[Form, ...]] = {
     ),
     "gemma4": (_form("<|tool_call>call:{name}", "gemma", "<tool_call|>", next_chars="{"),),
     "granite": (_form("<|tool_call|>", "calls", "<|/tool_call|>"), _HERMES),
+    "phi": (_form("<|tool_call|>", "calls", "<|/tool_call|>"), _FUNCTOOLS),
+    "olmo": (_form("<function_calls>{_}{name}(", "python", "</function_calls>"),),
+    "internlm": (_form("<|action_start|>{_}<|plugin|>", "calls", "<|action_end|>"),),
+    "longcat": (_form("<longcat_tool_call>", "calls", "</longcat_tool_call>"),),
+    "step": (_invoke("steptml:", ("steptml:function_calls",)),),
     "cohere": (_form("<|START_ACTION|>", "calls", "<|END_ACTION|>"),),
     "command_r": (_form("Action:{_}```json", "calls", "```"),),
     "apertus": (_form("<|tools_prefix|>", "calls", "<|tools_suffix|>", names_are_keys=True),),
@@ -265,7 +271,7 @@ CALLS: dict[str, tuple[Form, ...]] = {
         _form(("<|message_sep|>{_}function call<|role_sep|>", "function call<|role_sep|>"), "calls"),
         _form("<|function_call|>", "calls"),
     ),
-    "functools": (_form("functools", "calls", next_chars="["),),
+    "functools": (_FUNCTOOLS,),
     "functionary": (_form("<function={name}>", "json", "</function>"), *_LLAMA),
     "functionary_v3": (_form(">>>{name}\n", "json", next_chars="{"),),
     "solar": (
@@ -388,11 +394,16 @@ CALL_SIGNS: list[tuple[tuple[str, ...], str]] = [
     (("functools[",), "functools"),
     ((">>>all",), "functionary_v3"),
     (("<function=",), "functionary"),
+    (("<steptml:",), "step"),
+    (("<|action_start|>",), "internlm"),
+    (("<longcat_tool_call>",), "longcat"),
+    (("<function_calls>",), "olmo"),
     (("<|tool_call_start|>",), "lfm2"),
     (("<|tool_list_start|>",), "lfm2"),
     (("<tool_calls>", "beginning_of_sentence"), "minimax_m1"),
     (("<tool_calls>",), "apriel"),
     (("<tool_call>",), "hermes"),
+    (("<|tool|>", "<|/tool|>"), "phi"),
     (("<|tool_call|>",), "granite"),
     (("<|python_start|>",), "python"),
     (("<|python_tag|>",), "llama"),
@@ -427,6 +438,7 @@ CALL_TOKENS = {
     "<｜tool▁calls▁begin｜>": "deepseek",
     "<|tool_call_start|>": "lfm2",
     "[TOOL_CALLS]": "mistral",
+    "<|tool_call|>": "granite",
     "<|python_tag|>": "llama",
 }
 """Tokens of vocabularies whose template says nothing of calls."""

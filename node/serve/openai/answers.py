@@ -212,7 +212,7 @@ class OpenAiAnswer:
         self._client = client
         has_logprobs = any(ask.sampling.logprobs for ask in wanted.asks)
         self._choices = [
-            Choice(index, Reading(wanted.functions, has_logprobs, ask.reads_format))
+            Choice(index, Reading(wanted.functions, has_logprobs, ask.reads_format, wanted.max_calls))
             for index, ask in enumerate(wanted.asks)
         ]
         self._began_s = trio.current_time()

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mycelia.node.formats.calls import MAX_CALLS
 from mycelia.node.formats.families import format_named
 from mycelia.node.formats.pieces import (
     CallArguments,
@@ -55,9 +56,13 @@ class Said:
 class Reading:
     """Follows one answer, and keeps it whole."""
 
-    def __init__(self, tools: Mapping[str, Any], with_logprobs: bool, reads_format: bool = True) -> None:
-        """tools: the parameters of each function that may be called. reads_format: otherwise all is content."""
+    def __init__(
+        self, tools: Mapping[str, Any], with_logprobs: bool, reads_format: bool = True, max_calls: int = MAX_CALLS
+    ) -> None:
+        """tools: the parameters of each function that may be called. reads_format: otherwise all is content. max_calls:
+        later calls are left out."""
         self._reads_format = reads_format
+        self._max_calls = max_calls
         self._tools = tools
         self._reader: AnswerReader | None = None
         self._content: list[str] = []
@@ -68,6 +73,7 @@ class Reading:
         """Those of the content."""
         self._spans = ContentLogprobs() if with_logprobs else None
         self._num_begun = 0
+        self._leaves_out = False
         self.is_broken = False
         """A call broke off."""
 
@@ -111,6 +117,8 @@ class Reading:
     def _parts(self, pieces: Iterable[Piece]) -> list[Said]:
         parts: list[Said] = []
         for piece in pieces:
+            if self._is_left_out(piece):
+                continue
             match piece:
                 case Content():
                     self._content.append(piece.text)
@@ -139,6 +147,15 @@ class Reading:
                     self._content.append(piece.text)
                     self._logprobs(piece)
         return _joined(parts)
+
+    def _is_left_out(self, piece: Piece) -> bool:
+        """Whether the piece belongs to a call beyond those that the client wants."""
+        if isinstance(piece, CallBegun) and self._num_begun >= self._max_calls:
+            self._leaves_out = True
+        leaves_out = self._leaves_out
+        if isinstance(piece, CallEnded | CallBroken):
+            self._leaves_out = False
+        return leaves_out and isinstance(piece, CallBegun | CallArguments | CallEnded | CallBroken)
 
     def _logprobs(self, piece: Content | WasThought | CallBroken) -> list[TokenLogprobs]:
         if self._spans is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from mycelia.node.formats.calls import MAX_CALLS
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.structured import Form, call_form, wanted_form
 from mycelia.node.serve.openai.types import (
@@ -50,6 +51,8 @@ class Wanted:
     """Alternatives per token that the client gets."""
     functions: Mapping[str, Any] = field(default_factory=dict)
     """The parameters of each function that the model may call, by its name."""
+    max_calls: int = MAX_CALLS
+    """Calls of one answer that the client gets."""
     choices_a_prompt: int = 1
     kept_a_prompt: int = 1
     """Choices that the client gets: those with the highest mean logprob."""
@@ -80,6 +83,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
             form = call_form(tools, name, allows_several=bool(body.parallel_tool_calls) and name is None)
         case _:
             pass
+    max_calls = 1 if body.parallel_tool_calls is False else MAX_CALLS
     max_tokens = _or(body.max_completion_tokens, body.max_tokens)
     sampling = _sampling(body, max_tokens, body.logprobs and max(body.top_logprobs or 0, 1), form)
     messages = tuple(map(_message, body.messages, call_ids(body.messages)))
@@ -100,7 +104,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
         )
         for one in _choices(sampling, body.n or 1)
     ]
-    return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, functions=functions)
+    return _wanted(body, asks, bool(body.logprobs), body.top_logprobs or 0, functions=functions, max_calls=max_calls)
 
 
 def wanted_completion(body: CompletionRequest) -> Wanted:
@@ -150,6 +154,7 @@ def _wanted(
     num_top: int,
     *,
     functions: Mapping[str, Any] | None = None,
+    max_calls: int = MAX_CALLS,
     choices_a_prompt: int | None = None,
     echoes: bool = False,
 ) -> Wanted:
@@ -169,6 +174,7 @@ def _wanted(
         with_logprobs,
         num_top,
         functions or {},
+        max_calls,
         choices_a_prompt=choices_a_prompt or n,
         kept_a_prompt=n,
         echoes=echoes,

@@ -210,6 +210,18 @@ CASES: list[Case] = [
     ),
     ("lfm2", "<|tool_call_start|>[rm()]<|tool_call_end|>", "<|tool_call_start|>[rm()]<|tool_call_end|>", "", []),
     ("python", "[now(), now()]", "", "", [NOW, NOW]),
+    ("python", "[now()] Done.", "Done.", "", [NOW]),
+    ("olmo", "<function_calls>\nnow()\nsay(text='x')\n</function_calls>", "", "", [NOW, ("say", {"text": "x"})]),
+    ("phi", '<|tool_call|>[{"name": "now", "arguments": {}}]<|/tool_call|>', "", "", [NOW]),
+    ("longcat", '<longcat_tool_call>{"name": "now"}</longcat_tool_call>', "", "", [NOW]),
+    ("internlm", '<|action_start|><|plugin|>{"name": "now", "parameters": {}}<|action_end|>', "", "", [NOW]),
+    (
+        "step",
+        '<steptml:invoke name="say"><steptml:parameter name="text">x</steptml:parameter></steptml:invoke>',
+        "",
+        "",
+        [("say", {"text": "x"})],
+    ),
     ("python", "[see (1)]", "[see (1)]", "", []),
     (
         "gemma4+gemma4",

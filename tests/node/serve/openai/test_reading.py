@@ -76,6 +76,13 @@ async def test_several_calls_have_their_own_index_and_id() -> None:
     assert len({*ids}) == 2 and {call["index"] for call in calls} == {0, 1}
 
 
+async def test_a_client_that_wants_one_call_gets_one() -> None:
+    whole, chunks = await asked(frames("hermes", f"{CALL}\n{CALL}\nDone."), tools=[TOOL], parallel_tool_calls=False)
+    assert len(whole["message"]["tool_calls"]) == 1 and whole["message"]["content"] == "Done."
+    calls = [chunk["delta"]["tool_calls"][0] for chunk in chunks if "tool_calls" in chunk["delta"]]
+    assert {call["index"] for call in calls} == {0}
+
+
 async def test_a_call_that_is_cut_is_text_and_a_length() -> None:
     whole, chunks = await asked(frames("hermes", CALL[:50], reason="length"), tools=[TOOL])
     assert whole["message"]["content"] == CALL[:50] and whole["finish_reason"] == "length"

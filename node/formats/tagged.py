@@ -1,0 +1,172 @@
+"""Reads arguments that stand between tags."""
+
+from collections.abc import Generator
+
+from mycelia.node.formats.calls import MAX_HELD_CHARS, Calls
+from mycelia.node.formats.forms import Form
+from mycelia.node.formats.patterns import Match
+from mycelia.node.formats.schemas import NO_STRING, STRING, Schema, Types, typed
+from mycelia.node.formats.source import Reading, Source
+from mycelia.node.formats.values import BrokenError, as_json, overlap
+
+_CDATA, _CDATA_END = "<![CDATA[", "]]>"
+
+
+class Tagged:
+    """Arguments between tags, with types from the function's schema. Strings stream, other values are held back."""
+
+    def __init__(self, form: Form, source: Source, calls: Calls, name: str) -> None:
+        self._form = form
+        self._source = source
+        self._calls = calls
+        self._name = name
+        self._schema = calls.schemas[name]
+        self._is_first = True
+
+    def read(self) -> Reading:
+        form, source, calls = self._form, self._source, self._calls
+        while True:
+            yield from source.skip_space()
+            found = yield from source.match((form.argument, *form.ends))
+            if found is None:
+                raise BrokenError("no argument")
+            place, match = found
+            if place:
+                break
+            yield from self._argument(match)
+        if self._is_first:
+            calls.begin(self._name)
+        calls.write("{}" if self._is_first else "}")
+        calls.end()
+
+    def _argument(self, match: Match) -> Reading:
+        calls, key = self._calls, match.fields["key"].strip()
+        if self._is_first:
+            calls.begin(self._name)
+        types = self._types(key, match.fields.get("type", ""))
+        calls.write(f"{'{' if self._is_first else ', '}{as_json(key)}: ")
+        self._is_first = False
+        parts, size = list[str](), 0
+        if types == STRING:
+            calls.write('"')
+        reading = self._value(key)
+        while (part := next(reading, None)) is not None:
+            if not part:
+                yield
+            elif types == STRING:
+                calls.write(as_json(part)[1:-1])
+            else:
+                parts.append(part)
+                size += len(part)
+                if size > MAX_HELD_CHARS:
+                    raise BrokenError("a value that is too long")
+        calls.write('"' if types == STRING else self._converted("".join(parts), types, key))
+
+    def _converted(self, text: str, types: Types, key: str) -> str:
+        form = self._form
+        if form.nested and text.lstrip().startswith(f"{form.nested}<"):
+            return nested_json(text, form.nested, self._schema, (key,))
+        if form.nested and not text.strip() and "array" in types:
+            return "[]"
+        return typed(text, types)
+
+    def _types(self, key: str, written: str) -> Types:
+        """written: the type that the model wrote, in formats that have it."""
+        if written in ("true", "string"):
+            return STRING
+        known = self._schema.types(self._schema.property(key))
+        return (known - STRING) or NO_STRING if written else known
+
+    def _value(self, key: str) -> Generator[str, None, None]:
+        """The parts of the value's text; an empty one where more text is needed. Reads the mark after it, too."""
+        form, source, padding = self._form, self._source, self._form.padding
+        while len(source.rest) < len(padding or _CDATA) and not source.is_end:
+            if not (padding or _CDATA).startswith(source.rest):
+                break
+            yield ""
+        close = form.argument_end.replace("{key}", key)
+        if padding and source.rest.startswith(padding):
+            source.at += len(padding)
+        elif not padding and source.rest.startswith(_CDATA):
+            source.at += len(_CDATA)
+            close = _CDATA_END + close
+        while True:
+            text, at = source.text, source.at
+            end = text.find(close, at)
+            if end < 0:
+                stop = len(text) - max(overlap(text, at, padding + close), overlap(text, at, close))
+                source.at = stop
+                if stop > at:
+                    yield text[at:stop]
+                if source.is_end:
+                    raise BrokenError("the text ends in a value")
+                yield ""
+                continue
+            is_close = self._ends_value(end + len(close))
+            if is_close is None:
+                if end - len(padding) > at:
+                    source.at = end - len(padding)
+                    yield text[at : source.at]
+                yield ""
+                continue
+            if is_close:
+                source.at = end + len(close)
+                stop = end - len(padding) if padding and text.endswith(padding, at, end) else end
+                if stop > at:
+                    yield text[at:stop]
+                return
+            source.at = end + 1
+            yield text[at : source.at]
+
+    def _ends_value(self, at: int) -> bool | None:
+        """Whether a value really ends before ``at``: another argument or the end of the call must follow, because a
+        value may contain its own end mark. None: more text is needed."""
+        form, source = self._form, self._source
+        following = source.text[at:].lstrip()
+        marks = [form.argument.first, *(end.first for end in form.ends)]
+        if any(following.startswith(mark) for mark in marks):
+            return True
+        if any(mark.startswith(following) for mark in marks):
+            return True if source.is_end else None
+        return False
+
+
+def nested_json(text: str, mark: str, schema: Schema, path: tuple[str, ...]) -> str:
+    """A value written in tags inside tags, as JSON. Raises BrokenError for what is not written so."""
+    if len(path) > 32:
+        raise BrokenError("too many tags inside tags")
+    members, at = list[tuple[str, str]](), 0
+    while text[at:].strip():
+        at += len(text[at:]) - len(text[at:].lstrip())
+        if not text.startswith(f"{mark}<", at):
+            raise BrokenError("text between tags")
+        name_at = at + len(mark) + 1
+        name_end = text.find(">", name_at)
+        name = text[name_at:name_end]
+        end = _closing(text, name_end, f"{mark}<{name}>", f"{mark}</{name}>")
+        if name_end < 0 or not name or end < 0:
+            raise BrokenError("a tag without its end")
+        inner, inner_path = text[name_end + 1 : end], (*path, "[]" if name == "item" else name)
+        if inner.lstrip().startswith(f"{mark}<"):
+            value = nested_json(inner, mark, schema, inner_path)
+        else:
+            value = typed(inner, schema.types(schema.property(*inner_path)))
+        members.append((name, value))
+        at = end + len(mark) + len(name) + 3
+    if all(name == "item" for name, _ in members):
+        return f"[{', '.join(value for _, value in members)}]"
+    return f"{{{', '.join(f'{as_json(name)}: {value}' for name, value in members)}}}"
+
+
+def _closing(text: str, at: int, opening: str, closing: str) -> int:
+    """Where the end tag is that belongs to a tag before ``at``; -1: nowhere."""
+    depth = 1
+    while depth:
+        end, inner = text.find(closing, at), text.find(opening, at)
+        if end < 0:
+            return -1
+        if 0 <= inner < end:
+            depth, at = depth + 1, inner + len(opening)
+        else:
+            depth, at = depth - 1, end + len(closing)
+    return at - len(closing)
