@@ -48,13 +48,15 @@ class Swarms:
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Api.ask``."""
-        if ask.model in self.aliases:
-            ask = msgspec.structs.replace(ask, model=self.aliases[ask.model])
         part: Node | None = self._home
-        if ask.model.endswith(PUBLIC_SUFFIX):
+        model = self.aliases.get(ask.model, ask.model)
+        if model.endswith(PUBLIC_SUFFIX):
             part = self._public or (None if self._home.swarm else self._home)
-            ask = msgspec.structs.replace(ask, model=ask.model.removesuffix(PUBLIC_SUFFIX))
-        return part.ask(ask, deadline_s, client) if part else _refused()
+            model = model.removesuffix(PUBLIC_SUFFIX)
+            model = self.aliases.get(model, model)
+        if part is None:
+            return _refused()
+        return part.ask(msgspec.structs.replace(ask, model=model), deadline_s, client)
 
     async def models(self) -> list[ModelRow]:
         """See ``Api.models``. Models of the open network have the suffix by which they are asked for."""

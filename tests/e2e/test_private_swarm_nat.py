@@ -1,5 +1,6 @@
 """A private swarm of two homes behind routers that drop in silence, which only nodes of the open network connect."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -64,3 +65,36 @@ async def test_two_homes_form_a_private_swarm_through_relays_without_its_key(
             await admin.wait_event(lambda event: event.get("event") == "node_joined")
             guest.terminate()
             await guest.wait()
+
+
+@pytest.mark.lab
+async def test_both_homes_are_in_the_open_network_as_well(internet: Internet, tmp_path: Path) -> None:
+    homes = {"first": internet.home(Kind.RESTRICTED), "second": internet.home(Kind.SYMMETRIC)}
+    options = ["--listen", f"/ip4/0.0.0.0/tcp/{lab.PORT}", "--swarm", "home", "--public", "--no-mdns"]
+    with trio.fail_after(DEADLINE_S):
+        async with open_local_swarm(tmp_path) as swarm:
+            relays: list[str] = []
+            for number in lab.PEERS:
+                listen = ["--listen", f"/ip4/{public_address(number)}/tcp/{lab.PORT}", "--model", "fake"]
+                node = await swarm.start(f"open{number}", relays, listen, command=inside(internet.namespace))
+                relays.append(await node.address())
+
+            async def at(name: str, *arguments: str) -> str:
+                return await told(homes[name].namespace, *arguments, "--data-dir", str(tmp_path / name))
+
+            await at("first", "swarm", "create", "home", "--model", "fake")
+            admin = await swarm.start("first", relays, options, inside(homes["first"].namespace))
+            await admin.wait_ready()
+            await admin.wait_event(lambda e: e.get("event") == "relays_changed" and e.get("swarm") != "public")
+            await at("second", "join", (await at("first", "invite")).strip(), "--no-start")
+            await swarm.start("second", relays, options, inside(homes["second"].namespace))
+            await admin.wait_event(lambda e: e.get("event") == "node_joined" and e.get("swarm") == "home")
+            while True:  # (each is connected with the other in both swarms)
+                states = [json.loads(await at(name, "status", "--json")) for name in homes]
+                if all(one["peers"] and len(one["public"]["peers"]) == 3 for one in states):
+                    break
+            for name, other in (("first", 1), ("second", 0)):
+                assert parse_answer(await at(name, "ask", "--json", "Say hello.")).text
+                served = parse_answer(await at(name, "ask", "--json", "--public", "Say hello.")).answered.served_by
+                assert served not in {one["peer"] for one in states}, "by the identity of the open network"
+                assert states[other]["peer"] not in {peer["peer"] for peer in states[1 - other]["public"]["peers"]}

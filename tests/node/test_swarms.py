@@ -147,6 +147,12 @@ async def test_a_prompt_enters_the_private_swarm_unless_it_asks_for_the_public_o
             engines = [one.engine for one in (world.at_home, world.member, world.stranger)]
             swarms = [request.owner.swarm for engine in engines for request in engine.requests]
             assert swarms.count(b"") == num_public < len(swarms)
+        world.both.aliases = {"gpt": "fake", "open": "@public"}
+        for model in ("gpt@public", "open"):
+            assert isinstance((await world.ask(LONG, model))[-1], Answered)
+        assert isinstance((await world.ask(LONG, "gpt"))[-1], Answered)
+        public = [one for engine in engines for one in engine.requests if not one.owner.swarm]
+        assert len(public) == 4
         assert [row.model for row in await world.both.models()] == ["fake", "fake@public"]
         state = world.both.state()
         assert state.public is not None and [len(state.peers), len(state.public.peers)] == [1, 1]
