@@ -100,6 +100,17 @@ def use_sdk(url: str) -> None:
         assert called.choices[0].finish_reason == "tool_calls" and called.choices[0].message.tool_calls
         function = called.choices[0].message.tool_calls[0].function  # type: ignore[union-attr]
         assert function.name == "get_weather" and json.loads(function.arguments).keys() == {"place"}
+        with client.chat.completions.stream(
+            model="smollm2",
+            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+            tools=[WEATHER],
+            tool_choice="required",
+            max_tokens=60,
+            temperature=0,
+        ) as events:
+            deltas = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
+            (streamed,) = events.get_final_completion().choices[0].message.tool_calls or ()
+        assert len(deltas) > 2 and json.loads(streamed.function.arguments).keys() == {"place"}
         turns += [
             called.choices[0].message.model_dump(exclude_none=True),
             {"role": "tool", "tool_call_id": called.choices[0].message.tool_calls[0].id, "content": "rain"},
