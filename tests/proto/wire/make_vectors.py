@@ -35,6 +35,7 @@ from mycelia.proto.wire.messages import (
     Reconcile,
     Repair,
     RepairRequest,
+    Route,
     Sampling,
     Text,
     Tokens,
@@ -89,6 +90,15 @@ MORE: list[Message] = [
     Reconcile(versions=()),
     Tokens(position=0, tokens=pack_tokens([0, 1, 2**32 - 1]), text="é".encode()),
     Text(text=""),
+    Route(
+        chosen=OWNER,
+        reason="",
+        prompt_tokens=1,
+        candidates=(),
+        namespace=NAMESPACE,
+        format="hermes+think",
+        opened="<think>",
+    ),
     Failed(code="no_peer", message="", retryable=True),
     Generate(
         request_id=bytes(16),
