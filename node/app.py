@@ -180,9 +180,9 @@ class Node:
         ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
 
-    async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
+    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
         """See ``Engine.tokenize_chat``."""
-        return list(await self._engine.tokenize_chat(messages))
+        return list(await self._engine.tokenize_chat(messages, tools))
 
     async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
         """See ``Api.tokenize_text``."""

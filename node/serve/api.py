@@ -65,8 +65,8 @@ class Api(Protocol):
         text only of its own edges and of those that are open to all."""
         ...
 
-    async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Raises LocalError for a conversation that the model's template refuses."""
+    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
+        """tools: see ``Ask.tools``. Raises LocalError for a conversation that the model's template refuses."""
         ...
 
     async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.drain import Drain
+from mycelia.node.serve.anthropic.api import ANTHROPIC_PREFIX, anthropic_refusal, anthropic_routes
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import json_response
 from mycelia.node.serve.http.drain import DrainMiddleware
@@ -71,7 +72,8 @@ class Gateway:
     def open(self, api: Api) -> None:
         """Serve ``api`` from now on. Mutates."""
         # (routes are tried in order)
-        routes = [*openai_routes(api), *probe_routes(api), *local_routes(api), *observe_routes(api), *page_routes()]
+        of_apis = [*openai_routes(api), *anthropic_routes(api), *probe_routes(api)]
+        routes = [*of_apis, *local_routes(api), *observe_routes(api), *page_routes()]
         self._app = _app(routes, self._access, self._drain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,6 +149,8 @@ def _refusal(path: str, status: int, message: str) -> Response:
     """A response in the shape of the API that ``path`` belongs to."""
     if path.startswith(LOCAL_PREFIX):
         return refusal(status, message)
+    if path.startswith(ANTHROPIC_PREFIX):
+        return anthropic_refusal(status, message)
     return openai_refusal(status, message)
 
 
@@ -156,4 +160,4 @@ async def _on_bug(request: Request, exc: Exception) -> Response:
     message = "an error inside the node; see its log"
     if request.scope["path"].startswith(LOCAL_PREFIX):
         return json_response(FailedView("internal", message, True), 500)
-    return openai_refusal(500, message)
+    return _refusal(request.scope["path"], 500, message)

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PREFIX = "/v1"
-_UNPREFIXED = re.compile(r"/(chat/completions|completions|embeddings|models(/.+)?)")
-"""Paths of the OpenAI API that clients ask for when their base URL lacks the /v1."""
+_UNPREFIXED = re.compile(
+    r"/(chat/completions|completions|embeddings|models(/.+)?|responses(/.+)?|messages(/count_tokens)?)"
+)
+"""Paths of the APIs below /v1 that clients ask for when their base URL lacks it."""
 _DOUBLED = re.compile(r"(/openai)?(/v1)+(?=/)")
 """The base URL has the /v1, and the client adds it again; some clients have the base path of another server."""
 _AZURES = re.compile(r"(/openai)?(/v1)?/deployments/[^/]+(?=/(chat/completions|completions|embeddings)$)")

@@ -90,7 +90,7 @@ class Choice:
 
 
 class Shape(ABC):
-    """The form of one of the two kinds of responses."""
+    """The form of one kind of response, whole or as events."""
 
     def __init__(self, wanted: Wanted, model: str) -> None:
         self._wanted = wanted
@@ -103,23 +103,42 @@ class Shape(ABC):
     @abstractmethod
     def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct: ...
 
-    def opening(self, choice: Choice) -> msgspec.Struct | None:
-        """Comes before the first piece of a choice."""
-        return None
+    def opening(self, choice: Choice) -> bytes:
+        """The events before the first piece of a choice."""
+        return b""
 
     @abstractmethod
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> msgspec.Struct:
-        """is_prompt: the echo of the prompt, which comes first."""
+    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
+        """The events of a piece. is_prompt: the echo of the prompt, which comes first."""
 
     @abstractmethod
-    def ending(self, choice: Choice) -> msgspec.Struct:
-        """Comes after the last piece of a choice."""
+    def ending(self, choice: Choice) -> bytes:
+        """The events after the last piece of a choice."""
+
+    @abstractmethod
+    def closing(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """The events at the end of the stream."""
+
+    def failure(self, failed: Failed) -> msgspec.Struct:
+        """The body of a failure, or what a stream ends with."""
+        return error_body(failed)
+
+    def failing(self, failed: Failed) -> bytes:
+        """The events at the end of a stream that fails."""
+        return event(self.failure(failed))
+
+
+class OpenAiShape(Shape):
+    """A shape whose streams end with the usage, if that is wanted, and with [DONE]."""
 
     @abstractmethod
     def usage(self, usage: Usage) -> msgspec.Struct: ...
 
+    def closing(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        return (event(self.usage(usage)) if self._wanted.includes_usage else b"") + b"data: [DONE]\n\n"
 
-class ChatShape(Shape):
+
+class ChatShape(OpenAiShape):
     prefix = "chatcmpl"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> ChatCompletion:
@@ -140,16 +159,16 @@ class ChatShape(Shape):
         logprobs = self._logprobs(reading.logprobs) if self._wanted.with_logprobs else None
         return ChatChoice(choice.index, message, logprobs, choice.finish_reason)
 
-    def opening(self, choice: Choice) -> ChatChunk:
-        return self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))])
+    def opening(self, choice: Choice) -> bytes:
+        return event(self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))]))
 
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> ChatChunk:
+    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
         has_logprobs = self._wanted.with_logprobs and not said.thought and said.call is None
         logprobs = self._logprobs(said.logprobs) if has_logprobs else None
-        return self._chunk([ChunkChoice(choice.index, _delta(said), logprobs)])
+        return event(self._chunk([ChunkChoice(choice.index, _delta(said), logprobs)]))
 
-    def ending(self, choice: Choice) -> ChatChunk:
-        return self._chunk([ChunkChoice(choice.index, Delta(), None, choice.finish_reason)])
+    def ending(self, choice: Choice) -> bytes:
+        return event(self._chunk([ChunkChoice(choice.index, Delta(), None, choice.finish_reason)]))
 
     def usage(self, usage: Usage) -> ChatChunk:
         chunk = self._chunk([])
@@ -166,7 +185,7 @@ class ChatShape(Shape):
         return chat_logprobs(entries, self._wanted.num_top)
 
 
-class TextShape(Shape):
+class TextShape(OpenAiShape):
     prefix = "cmpl"
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Completion:
@@ -180,12 +199,12 @@ class TextShape(Shape):
             told.prompt_logprobs = prompt_logprobs(choice.prompt, self._wanted.num_prompt_top)
         return told
 
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> Completion:
+    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
         logprobs = self._logprobs(said.logprobs, choice.num_chars, is_prompt)
-        return self._chunk([TextChoice(choice.index, said.content, logprobs)])
+        return event(self._chunk([TextChoice(choice.index, said.content, logprobs)]))
 
-    def ending(self, choice: Choice) -> Completion:
-        return self._chunk([TextChoice(choice.index, "", None, choice.finish_reason)])
+    def ending(self, choice: Choice) -> bytes:
+        return event(self._chunk([TextChoice(choice.index, "", None, choice.finish_reason)]))
 
     def usage(self, usage: Usage) -> Completion:
         return Completion(self.id, self.created, self.model, [], usage)
@@ -294,9 +313,8 @@ class OpenAiAnswer:
     def all_routed(self) -> trio.Event:
         return self._all_routed
 
-    @property
-    def includes_usage(self) -> bool:
-        return self._wanted.includes_usage
+    def closing(self) -> bytes:
+        return self._shape.closing(self._choices, self.usage())
 
     def whole(self) -> msgspec.Struct:
         return self._shape.whole(self._kept(), self.usage())
@@ -365,7 +383,7 @@ class _Whole:
         else:
             status, headers = status_of(failed)
             headers = [*self._answer.headers(), *headers]
-            body = msgspec.json.encode(error_body(failed))
+            body = msgspec.json.encode(self._answer.shape.failure(failed))
         await _begin(self._send, status, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -398,21 +416,17 @@ class _Stream:
             await self._write(_COMMENT)
 
     async def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> None:
-        await self._write(self._opening(choice) + _event(self._answer.shape.piece(choice, said, is_prompt)))
+        await self._write(self._opening(choice) + self._answer.shape.piece(choice, said, is_prompt))
         choice.num_chars += len(said.content)
 
     async def ending(self, choice: Choice) -> None:
-        await self._write(self._opening(choice) + _event(self._answer.shape.ending(choice)))
+        await self._write(self._opening(choice) + self._answer.shape.ending(choice))
 
     async def end(self, failed: Failed | None) -> None:
         if failed is not None and not self._has_begun:
             await _Whole(self._answer, self._send).end(failed)
             return
-        if failed is not None:
-            await self._write(_event(error_body(failed)))
-        else:
-            usage = _event(self._answer.shape.usage(self._answer.usage())) if self._answer.includes_usage else b""
-            await self._write(usage + b"data: [DONE]\n\n")
+        await self._write(self._answer.closing() if failed is None else self._answer.shape.failing(failed))
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _opening(self, choice: Choice) -> bytes:
@@ -421,8 +435,7 @@ class _Stream:
         if choice.index in self._opened:
             return b""
         self._opened.add(choice.index)
-        opening = self._answer.shape.opening(choice)
-        return b"" if opening is None else _event(opening)
+        return self._answer.shape.opening(choice)
 
     async def _write(self, data: bytes) -> None:
         try:
@@ -439,8 +452,10 @@ class _Stream:
             self._sending.release()
 
 
-def _event(value: msgspec.Struct) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+def event(value: msgspec.Struct, name: str = "") -> bytes:
+    """A server-sent event."""
+    named = b"event: " + name.encode() + b"\n" if name else b""
+    return named + b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -127,7 +127,7 @@ class ScriptedNode(Unobserved):
         await self.embedding.wait()
         then.cancel()
 
-    async def tokenize(self, messages: Sequence[ChatMessage]) -> list[int]:
+    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
         return [1]
 
 
