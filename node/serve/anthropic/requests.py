@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from mycelia.node.serve.anthropic.types import Block, Content, CountRequest, MessagesRequest, Tool
+from mycelia.node.serve.anthropic.types import Block, Content, CountRequest, MessagesRequest, Tool, Turn
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import ChatRequest
 
@@ -24,6 +24,11 @@ def to_chat(body: CountRequest) -> ChatRequest:
         chat["tool_choice"] = {"name": choice.name} if choice.type == "tool" else _CHOICES[choice.type]
         if choice.disable_parallel_tool_use is not None:
             chat["parallel_tool_calls"] = not choice.disable_parallel_tool_use
+    chat["continue_final_message"] = _is_begun(body.messages[-1])
+    if body.thinking is not None:
+        chat["enable_thinking"] = body.thinking.type != "disabled"
+    if body.output_config is not None:
+        chat["reasoning_effort"] = body.output_config.effort
     if isinstance(body, MessagesRequest):
         for name in ("max_tokens", "stream", "temperature", "top_p", "top_k", "timeout_s", "cache_salt"):
             chat[name] = getattr(body, name)
@@ -39,6 +44,12 @@ def to_chat(body: CountRequest) -> ChatRequest:
         raise HttpError(400, f"the request cannot be served: {exc}") from None
 
 
+def _is_begun(turn: Turn) -> bool:
+    """Whether the turn is the beginning of the answer."""
+    calls = isinstance(turn.content, list) and any(block.type == "tool_use" for block in turn.content)
+    return turn.role == "assistant" and not calls
+
+
 def _turns(body: CountRequest) -> Iterator[dict[str, Any]]:
     if body.system is not None and (text := _text(body.system)):
         yield {"role": "system", "content": text}
@@ -52,14 +63,14 @@ def _turns(body: CountRequest) -> Iterator[dict[str, Any]]:
 
 
 def _assistant(blocks: list[Block]) -> dict[str, Any]:
-    """Thoughts of earlier turns are left out: those that a model needs come back from its own cache."""
     calls = [
         {"id": block.id, "function": {"name": block.name, "arguments": block.input or {}}}
         for block in blocks
         if block.type == "tool_use"
     ]
     text = "".join(_said(block) for block in blocks if block.type not in _UNSAID)
-    return {"role": "assistant", "content": text, "tool_calls": calls or None}
+    thoughts = "".join(block.thinking for block in blocks if block.type == "thinking")
+    return {"role": "assistant", "content": text, "tool_calls": calls or None, "reasoning_content": thoughts or None}
 
 
 _UNSAID = ("tool_use", "thinking", "redacted_thinking")

@@ -29,6 +29,7 @@ class Block(msgspec.Struct):
     name: str = ""
     input: JsonObject | None = None
     tool_use_id: Id = ""
+    thinking: Text = ""
     content: "Text | list[Block] | None" = None
     source: Source | None = None
 
@@ -61,6 +62,11 @@ class Format(msgspec.Struct):
 
 class OutputConfig(msgspec.Struct):
     format: Format | None = None
+    effort: Annotated[str, Meta(max_length=32)] | None = None
+
+
+class Thinking(msgspec.Struct):
+    type: str
 
 
 class CountRequest(msgspec.Struct, kw_only=True):
@@ -69,6 +75,8 @@ class CountRequest(msgspec.Struct, kw_only=True):
     system: Content | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -80,7 +88,6 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
-    output_config: OutputConfig | None = None
     output_format: Format | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None

@@ -95,9 +95,22 @@ async def test_a_conversation_with_tools_reaches_the_node_as_one_of_openais() ->
     (call,) = json.loads(told[2].extras)["tool_calls"]
     assert call["function"] == {"name": "weather", "arguments": {"place": "Paris"}}
     assert json.loads(told[3].extras)["tool_call_id"] == call["id"] == "toolu_1"
+    assert json.loads(told[2].extras)["reasoning_content"] == "hm"
     (tool,) = json.loads(node.asked[0].tools)
     assert tool["function"]["parameters"] == TOOL["input_schema"]
     assert not node.asked[0].sampling.grammar and "weather" in node.asked[1].sampling.grammar
+
+
+async def test_thinking_is_switched_and_a_begun_answer_goes_on() -> None:
+    begun = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "grape,"}]
+    async with served() as (node, http):
+        for more in ({"thinking": {"type": "disabled"}}, {"thinking": {"type": "enabled", "budget_tokens": 2_000}}):
+            assert (await http.post("/v1/messages", json=message(**more))).status_code == 200
+        effort = message(output_config={"effort": "low"}) | {"messages": begun}
+        assert (await http.post("/v1/messages", json=effort)).status_code == 200
+    options = [json.loads(ask.template_options or "{}").get("enable_thinking") for ask in node.asked]
+    assert options == [False, True, None] and json.loads(node.asked[2].template_options)["reasoning_effort"] == "low"
+    assert [ask.continues_final for ask in node.asked] == [False, False, True]
 
 
 async def test_thoughts_text_and_calls_are_blocks() -> None:
