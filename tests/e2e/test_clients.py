@@ -1,6 +1,8 @@
 """What clients do before and around a prompt, against a real node: OpenAI's SDK, LangChain, HTTPS, other addresses."""
 
 import gzip
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ async def test_openais_sdk_and_langchain_know_the_errors_and_the_aliases(
         url = (await (await swarm.start("asked", options=options)).wait_ready()).api_url
         await trio.to_thread.run_sync(use_sdk, url)
         await trio.to_thread.run_sync(use_azures_sdk, url)
+        await trio.to_thread.run_sync(use_responses, url)
+        await trio.to_thread.run_sync(use_anthropics_sdk, url)
         await trio.to_thread.run_sync(use_langchain, url, monkeypatch)
         await use_http(url)
 
@@ -59,6 +63,49 @@ def use_azures_sdk(url: str) -> None:
     with openai.AzureOpenAI(azure_endpoint=url, api_key="none", api_version="2024-10-21") as client:
         told = client.chat.completions.create(model="fake", messages=CHAT["messages"], max_tokens=2)
         assert told.choices[0].message.content
+
+
+def use_responses(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        first = client.responses.create(model="fake", input="I am Ada.", max_output_tokens=5)
+        assert first.output_text and first.usage is not None and first.usage.output_tokens == 5
+        with client.responses.stream(
+            model="fake", input="Who am I?", previous_response_id=first.id, max_output_tokens=5
+        ) as stream:
+            events: list[Any] = list(stream)
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        assert events[-1].type == "response.incomplete", "it is cut off by max_output_tokens"
+        last = events[-1].response
+        assert last.output_text == text and last.usage is not None
+        assert last.usage.input_tokens > first.usage.input_tokens, "it goes on from the first"
+        assert client.responses.retrieve(first.id).output_text == first.output_text
+        client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError, match="not found"):
+            client.responses.retrieve(first.id)
+        with pytest.raises(openai.NotFoundError, match="gpt-9"):
+            client.responses.create(model="gpt-9", input="x")
+        chat = ChatOpenAI(model="fake", base_url=f"{url}/v1", api_key=SecretStr("none"), use_responses_api=True)
+        assert chat.invoke("hello", max_tokens=4).text
+
+
+def use_anthropics_sdk(url: str) -> None:
+    """Only where it is installed: the set-up does not install it."""
+    if importlib.util.find_spec("anthropic") is None:
+        return
+    anthropic: Any = importlib.import_module("anthropic")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        turns = [{"role": "user", "content": "hello"}]
+        whole = client.messages.create(model="gpt-4o-mini", max_tokens=5, messages=turns)
+        assert whole.content[0].text and whole.usage.output_tokens == 5 and whole.stop_reason == "max_tokens"
+        with client.messages.stream(model="fake", max_tokens=5, messages=turns) as stream:
+            text = "".join(stream.text_stream)
+            assert stream.get_final_message().content[0].text == text
+        assert client.messages.count_tokens(model="fake", messages=turns).input_tokens > 1
+        with pytest.raises(anthropic.NotFoundError, match="gpt-9"):
+            client.messages.create(model="gpt-9", max_tokens=5, messages=turns)
+        with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
+            client.messages.create(model="fake", max_tokens=5, messages=[{"role": "user", "content": "a b " * 20_000}])
+        assert [model.id for model in client.models.list()] == ["fake", "gpt-4o-mini"]
 
 
 def use_langchain(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,13 +75,13 @@ def openai_routes(api: Api) -> list[Route]:
         return json_response(openapi())
 
     return [
-        Route("/v1/chat/completions", _refusing(chat), methods=["POST"]),
-        Route("/v1/completions", _refusing(complete), methods=["POST"]),
-        Route("/v1/models", _refusing(models)),
-        Route("/v1/models/{name:path}", _refusing(model)),
-        Route("/v1/embeddings", _refusing(embed), methods=["POST"]),
+        Route("/v1/chat/completions", refusing(chat), methods=["POST"]),
+        Route("/v1/completions", refusing(complete), methods=["POST"]),
+        Route("/v1/models", refusing(models)),
+        Route("/v1/models/{name:path}", refusing(model)),
+        Route("/v1/embeddings", refusing(embed), methods=["POST"]),
         Route("/openapi.json", document),
-        *tokenizer_routes(api, _refusing),
+        *tokenizer_routes(api, refusing),
     ]
 
 
@@ -90,7 +90,7 @@ def openai_refusal(status: int, message: str, code: str | None = None, param: st
     return json_response(errors(status, message, code, param), status)
 
 
-def _refusing(handler: _Handler) -> _Handler:
+def refusing(handler: _Handler) -> _Handler:
     """Turns what ``handler`` raises for a client's mistake into a response."""
 
     async def handle(request: Request) -> Response:

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from mycelia.node.serve.anthropic import types as anthropic
 from mycelia.node.serve.openai.types import (
     ChatCompletion,
     ChatRequest,
@@ -15,6 +16,7 @@ from mycelia.node.serve.openai.types import (
     Model,
     Models,
 )
+from mycelia.node.serve.responses import types as responses
 from mycelia.node.version import VERSION
 
 _REFS = "#/components/schemas/{name}"
@@ -33,25 +35,71 @@ _REFUSALS = {
 }
 
 
+_BODIES = (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    anthropic.MessagesRequest,
+    anthropic.CountRequest,
+    responses.ResponsesRequest,
+)
+_REPLIES = (
+    ChatCompletion,
+    Completion,
+    EmbeddingList,
+    Models,
+    Model,
+    Errors,
+    anthropic.Message,
+    anthropic.TokenCount,
+    anthropic.Errors,
+    responses.ResponseBody,
+    responses.Deleted,
+)
+
+
 def openapi() -> dict[str, Any]:
-    bodies = (ChatRequest, CompletionRequest, EmbeddingRequest)
-    replies = (ChatCompletion, Completion, EmbeddingList, Models, Model, Errors)
-    _, components = msgspec.json.schema_components((*bodies, *replies), ref_template=_REFS)
+    kinds = (*_BODIES, *_REPLIES)
+    schemas, components = msgspec.json.schema_components(kinds, ref_template=_REFS)
+    refs: dict[Any, Any] = dict(zip(kinds, schemas, strict=True))
+
+    def operation(name: str, summary: str, reply: type, body: type | None = None, is_streamed: bool = True) -> Any:
+        errors = anthropic.Errors if body in (anthropic.MessagesRequest, anthropic.CountRequest) else Errors
+        return _operation(name, summary, refs[reply], refs[errors], refs[body] if body else None, is_streamed)
+
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Mycelia",
             "version": VERSION,
-            "description": "OpenAI's API in front of a swarm. Unknown fields of requests are ignored.",
+            "description": "OpenAI's and Anthropic's APIs in front of a swarm. Unknown fields of requests are ignored.",
         },
         "paths": {
-            "/v1/chat/completions": {"post": _operation("chat", "Answer a conversation.", ChatCompletion, ChatRequest)},
-            "/v1/completions": {"post": _operation("complete", "Continue a text.", Completion, CompletionRequest)},
+            "/v1/chat/completions": {"post": operation("chat", "Answer a conversation.", ChatCompletion, ChatRequest)},
+            "/v1/completions": {"post": operation("complete", "Continue a text.", Completion, CompletionRequest)},
             "/v1/embeddings": {
-                "post": _operation("embed", "Vectors for texts.", EmbeddingList, EmbeddingRequest, is_streamed=False)
+                "post": operation("embed", "Vectors for texts.", EmbeddingList, EmbeddingRequest, is_streamed=False)
             },
-            "/v1/models": {"get": _operation("models", "Every model of the swarm.", Models)},
-            "/v1/models/{name}": {"get": _operation("model", "One of these models.", Model) | {"parameters": [_NAME]}},
+            "/v1/models": {"get": operation("models", "Every model of the swarm.", Models)},
+            "/v1/models/{name}": {"get": operation("model", "One of these models.", Model) | {"parameters": [_NAME]}},
+            "/v1/responses": {
+                "post": operation(
+                    "respond", "Answer a conversation.", responses.ResponseBody, responses.ResponsesRequest
+                )
+            },
+            "/v1/responses/{name}": {
+                "get": operation("response", "A response that is kept.", responses.ResponseBody),
+                "delete": operation("forget", "Forget a response.", responses.Deleted),
+                "parameters": [_NAME],
+            },
+            "/v1/messages": {
+                "post": operation("message", "Answer a conversation.", anthropic.Message, anthropic.MessagesRequest)
+            },
+            "/v1/messages/count_tokens": {
+                "post": operation(
+                    "count", "The tokens of a conversation.", anthropic.TokenCount, anthropic.CountRequest, False
+                )
+            },
             "/health": {"get": _probe("health", "Whether prompts are answered; needs no key.") | {"security": [{}]}},
             "/v1/health": {"get": _probe("health_v1", "The same.") | {"security": [{}]}},
             "/props": {"get": _probe("props", "Context and sampling defaults, as llama-server tells them.")},
@@ -72,17 +120,18 @@ _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "str
 
 
 def _operation(
-    name: str, summary: str, reply: type, body: type | None = None, is_streamed: bool = True
+    name: str, summary: str, reply: Any, errors: Any, body: Any = None, is_streamed: bool = True
 ) -> dict[str, Any]:
-    content: dict[str, Any] = {_JSON: {"schema": _ref(reply)}}
+    """reply, errors, body: references to their schemas."""
+    content: dict[str, Any] = {_JSON: {"schema": reply}}
     if body is not None and is_streamed:
         content[_EVENTS] = {"schema": {"type": "string"}}
-    refusal = {_JSON: {"schema": _ref(Errors)}}
+    refusal = {_JSON: {"schema": errors}}
     responses: dict[str, Any] = {"200": {"description": "OK", "content": content}}
     responses |= {status: {"description": text, "content": refusal} for status, text in _REFUSALS.items()}
     operation: dict[str, Any] = {"operationId": name, "summary": summary, "responses": responses}
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _ref(body)}}}
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": body}}}
     return operation
 
 
@@ -93,7 +142,3 @@ def _probe(name: str, summary: str) -> dict[str, Any]:
         "503": {"description": "The model is loading, or the node is about to end.", "content": content},
     }
     return {"operationId": name, "summary": summary, "responses": responses}
-
-
-def _ref(kind: type) -> dict[str, str]:
-    return {"$ref": _REFS.format(name=kind.__name__)}

@@ -1,4 +1,4 @@
-"""Hostile bodies for OpenAI's paths and the local API: an HttpError, or a valid request to a node."""
+"""Hostile bodies for the paths of OpenAI's and Anthropic's APIs: an HttpError, or a valid request to a node."""
 
 import json
 import random
@@ -6,10 +6,14 @@ from typing import Any
 
 import msgspec
 
+from mycelia.node.serve.anthropic.requests import to_chat as message_to_chat
+from mycelia.node.serve.anthropic.types import MessagesRequest
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.embeddings import wanted_embeddings
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
 from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest
+from mycelia.node.serve.responses.requests import to_chat as response_to_chat
+from mycelia.node.serve.responses.types import ResponsesRequest
 from mycelia.proto.wire.codec import decode, encode
 
 _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
@@ -46,9 +50,56 @@ _CHAT: dict[str, Any] = {
 _CHAT_2 = {**_CHAT, "tool_choice": "auto", "response_format": {"type": "json_object"}}
 _CHAT_3 = {"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema"}}
 _COMPLETION: dict[str, Any] = {**_COMMON, "prompt": ["a", "b"], "logprobs": 1}
+_MESSAGE: dict[str, Any] = {
+    "model": "m",
+    "max_tokens": 5,
+    "stream": True,
+    "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "t"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "h", "signature": "s"},
+                {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text"}]}]},
+        {"role": "assistant", "content": "b"},
+    ],
+    "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "stop_sequences": ["a"],
+    "top_k": 3,
+    "thinking": {"type": "enabled", "budget_tokens": 9},
+    "output_config": {"effort": "low"},
+}
+_RESPONSE: dict[str, Any] = {
+    "model": "m",
+    "instructions": "i",
+    "stream": True,
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "t"}]},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "h"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a": 1}'},
+        {"type": "custom_tool_call", "call_id": "d", "name": "p", "input": "x"},
+        {"type": "function_call_output", "call_id": "c", "output": "r"},
+        {"type": "custom_tool_call_output", "call_id": "d", "output": [{"type": "output_text", "text": "t"}]},
+    ],
+    "tools": [{"type": "function", "name": "f", "parameters": {}}, {"type": "custom", "name": "p"}, {"type": "mcp"}],
+    "text": {"format": {"type": "json_object"}},
+    "reasoning": {"effort": "low"},
+    "max_output_tokens": 5,
+    "temperature": 0.5,
+}
 _BODIES = {
     "chat": (_CHAT, _CHAT_2, _CHAT_3),
     "completion": (_COMPLETION, {"prompt": [[1, 2], [3]]}, {"prompt": [1, 2]}),
+    "message": (_MESSAGE, {"messages": [{"role": "user", "content": "x"}], "tool_choice": {"type": "any"}}),
+    "response": (
+        _RESPONSE,
+        {"input": "x", "previous_response_id": "r", "tool_choice": {"type": "custom", "name": "p"}},
+    ),
     "embedding": (
         {"input": ["a", "b"], "encoding_format": "base64"},
         {"input": [[1], [2]], "tokenizer": "a", "dimensions": 2},
@@ -104,6 +155,11 @@ class OpenAiBodies:
                     asks = wanted_chat(msgspec.json.decode(body, type=ChatRequest)).asks
                 case "completion":
                     asks = wanted_completion(msgspec.json.decode(body, type=CompletionRequest)).asks
+                case "message":
+                    asks = wanted_chat(message_to_chat(msgspec.json.decode(body, type=MessagesRequest))).asks
+                case "response":
+                    response = msgspec.json.decode(body, type=ResponsesRequest)
+                    asks = wanted_chat(response_to_chat(response, [])).asks
                 case _:
                     wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), "m", {"a": "m"})
                     return bool(wanted.texts)

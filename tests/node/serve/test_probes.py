@@ -100,7 +100,7 @@ async def test_paths_without_their_prefix_or_with_too_many_slashes_are_served() 
 
 async def test_a_path_that_does_not_exist_is_refused_in_the_shape_of_its_api() -> None:
     async with served() as (_, http):
-        for path in ("/v1/chat/completion", "/v1", "/v1/", "/nothing", "/v1/responses/x", "/api"):
+        for path in ("/v1/chat/completion", "/v1", "/v1/", "/nothing", "/v1/respond/x", "/api"):
             missing = await http.get(path)
             error = missing.json()["error"]
             assert (

@@ -1,0 +1,126 @@
+"""Turns a request of the Responses API into one of chat completions. Every function raises HttpError."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.openai.types import ChatRequest
+from mycelia.node.serve.responses.types import Item, Parts, ResponsesRequest, Tool
+
+CUSTOM_SCHEMA = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+"""A custom tool takes a text: for the model it is a function with one."""
+_HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation", "computer", "mcp", "tool_search")
+"""Beginnings of types of tools that OpenAI runs. Clients offer them unasked, and a model that is not told of them does
+not use them."""
+
+
+def to_chat(body: ResponsesRequest, earlier: Sequence[Item]) -> ChatRequest:
+    """The same request in the words of chat completions. earlier: the items before the input, see ``store.py``."""
+    for name in ("background", "conversation", "prompt"):
+        if getattr(body, name):
+            raise HttpError(400, f"{name} is not served", param=name)
+    messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    messages += _turns([*earlier, *items_of(body)])
+    chat: dict[str, Any] = {
+        "messages": messages,
+        "model": body.model,
+        "max_completion_tokens": body.max_output_tokens,
+        "stream": body.stream,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "tools": [told for tool in body.tools or () if (told := _tool(tool)) is not None] or None,
+        "tool_choice": _choice(body.tool_choice),
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "timeout_s": body.timeout_s,
+        "cache_salt": body.cache_salt,
+        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
+    }
+    if body.text is not None and (form := body.text.format) is not None:
+        chat["response_format"] = {"type": form.type, "json_schema": {"name": form.name, "schema": form.schema}}
+    try:
+        return msgspec.convert(chat, ChatRequest)
+    except msgspec.ValidationError as exc:
+        raise HttpError(400, f"the request cannot be served: {exc}") from None
+
+
+def items_of(body: ResponsesRequest) -> list[Item]:
+    return [Item(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+
+
+def custom_tools(body: ResponsesRequest) -> frozenset[str]:
+    return frozenset(tool.name for tool in body.tools or () if tool.type == "custom")
+
+
+def _turns(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+    """Thoughts and calls that follow each other, and a text before them, are one turn of the assistant."""
+    turn: dict[str, Any] | None = None
+    for item in items:
+        if item.type in ("reasoning", "function_call", "custom_tool_call") or _is_assistant(item):
+            has_ended = turn is not None and "tool_calls" in turn and item.type in ("reasoning", "message")
+            if turn is None or has_ended:
+                if turn is not None:
+                    yield turn
+                turn = {"role": "assistant"}
+            _extend(turn, item)
+            continue
+        if turn is not None:
+            yield turn
+            turn = None
+        if item.type in ("function_call_output", "custom_tool_call_output"):
+            yield {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
+        elif item.type == "message":
+            yield {"role": item.role, "content": _text(item.content)}
+        else:
+            raise HttpError(400, f"an input of type {item.type[:64]!r} is not served", param="input")
+    if turn is not None:
+        yield turn
+
+
+def _is_assistant(item: Item) -> bool:
+    return item.type == "message" and item.role == "assistant"
+
+
+def _extend(turn: dict[str, Any], item: Item) -> None:
+    """Adds what ``item`` says to the assistant's turn. Mutates."""
+    if item.type == "message":
+        turn["content"] = turn.get("content", "") + _text(item.content)
+    elif item.type == "reasoning":
+        if thoughts := _text(item.content):  # (what is encrypted is not ours, and a summary is not what was thought)
+            turn["reasoning_content"] = turn.get("reasoning_content", "") + thoughts
+    else:
+        is_custom = item.type == "custom_tool_call"
+        arguments: Any = {"input": item.input} if is_custom else item.arguments
+        call = {"id": item.call_id, "function": {"name": item.name, "arguments": arguments}}
+        turn.setdefault("tool_calls", []).append(call)
+
+
+def _text(content: str | Parts | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    for part in content:
+        if part.type not in ("input_text", "output_text", "reasoning_text", "text", "refusal"):
+            told = f"a content of type {part.type[:64]!r} is not served: the models read text"
+            raise HttpError(400, told, param="input")
+    return "".join(part.text or part.refusal for part in content)
+
+
+def _choice(wanted: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """In the words of chat completions. Of several allowed tools the model may call any that it is told of."""
+    if isinstance(wanted, dict):
+        if wanted.get("type") == "custom":
+            return {"name": wanted.get("name")}
+        if wanted.get("type") == "allowed_tools":
+            return str(wanted.get("mode", "auto"))
+    return wanted
+
+
+def _tool(tool: Tool) -> dict[str, Any] | None:
+    """None: the model is not told of it."""
+    if tool.type.startswith(_HOSTED):
+        return None
+    if tool.type not in ("function", "custom"):
+        raise HttpError(400, f"tools of type {tool.type[:64]!r} are not served", param="tools")
+    parameters = CUSTOM_SCHEMA if tool.type == "custom" else tool.parameters
+    return {"function": {"name": tool.name, "description": tool.description, "parameters": parameters}}
