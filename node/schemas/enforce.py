@@ -15,6 +15,10 @@ from typing import Any
 from mycelia.node.schemas.document import Document, Schema, SchemaError, not_enforced
 from mycelia.node.schemas.negation import Negation, all_of, any_of, item_at, with_item
 
+MAX_CONTAINS = 3
+MAX_STEPS = 30_000
+"""Schemas made from one: as many as fit into the longest text, and some. Each takes about 10 microseconds."""
+MAX_NESTED = 120
 MAX_BRANCHES = 64
 """Ways in which parts of one schema can apply together."""
 _OWN = frozenset(
@@ -39,7 +43,7 @@ def enforceable(text: str, expands_one_of: bool = False) -> Schema:
         raise SchemaError("the JSON schema is nested too deep") from exc
     except SchemaError:
         raise
-    except (ValueError, TypeError, AttributeError, LookupError) as exc:
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as exc:
         # (a value of the wrong kind: "required": 5)
         raise SchemaError(f"the JSON schema is invalid: {str(exc)[:100]}") from exc
 
@@ -82,18 +86,23 @@ class _Enforcer:
         self._document = document
         self._not = Negation(document)
         self._expands_one_of = expands_one_of
-        self._depth = 0
+        self._depth = self._steps = 0
 
     def of(self, schema: Schema) -> Schema:
         if isinstance(schema, bool):
             return schema
         self._depth += 1
-        if self._depth > 120:
-            raise SchemaError("the JSON schema is nested too deep")
+        self._count()
         try:
             return self._of(schema)
         finally:
             self._depth -= 1
+
+    def _count(self) -> None:
+        """Raises SchemaError when it is too much."""
+        self._steps += 1
+        if self._depth > MAX_NESTED or self._steps > MAX_STEPS:
+            raise SchemaError("the JSON schema is nested too deep, or its parts apply together in too many ways")
 
     def _of(self, schema: dict[str, Any]) -> Schema:
         schema = _with_plain_rest(schema)
@@ -197,6 +206,9 @@ class _Enforcer:
         ]
 
     def _contains(self, schema: Schema, least: int, most: int | None) -> Schema:
+        for keyword, count in (("minContains", least), ("maxContains", most or 0)):
+            if not (isinstance(count, int) and 0 <= count <= MAX_CONTAINS):
+                raise not_enforced(keyword, f"above {MAX_CONTAINS}")
         item, parts = self.of(schema), list[Schema]()
         if least == 1:
             parts.append(with_item(item))
@@ -210,8 +222,7 @@ class _Enforcer:
                 for chosen in itertools.combinations(range(most + 2), count):
                     prefix = [item if place in chosen else other for place in range(chosen[-1] + 1)]
                     ways.append({"prefixItems": prefix, "items": other})
-            if len(ways) > MAX_BRANCHES:
-                raise not_enforced("maxContains", "if it is so large")
+            self._steps += len(ways)
             parts.append(any_of(ways))
         return any_of([{"type": [*_OTHERS["array"]]}, all_of([{"type": "array"}, *parts])])
 
@@ -265,6 +276,7 @@ class _Enforcer:
 
     def _branches(self, schema: Schema, followed: tuple[str, ...]) -> list[_Branch]:
         """The ways to apply a schema in its place."""
+        self._count()
         if isinstance(schema, bool):
             return [([schema], _Seen())]
         own = {keyword: value for keyword, value in schema.items() if keyword in _OWN}
@@ -371,6 +383,6 @@ def _pointers(schema: Any, anchor: str, place: str) -> Iterator[str]:
 
 def _matches(pattern: str, name: str) -> bool:
     """Whether a property's name fits a pattern."""
-    if len(pattern) > 200 or re.search(r"[*+?}].*[*+?{]", pattern):
+    if len(pattern) > 200 or "(" in pattern or re.search(r"[*+?}].*[*+?{]", pattern):
         raise not_enforced("propertyNames", "with such a pattern beside named properties")
     return re.search(pattern, name) is not None

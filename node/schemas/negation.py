@@ -11,6 +11,8 @@ TYPES = ("null", "boolean", "number", "string", "array", "object")
 PLACES = 6
 """Where a list must have a certain item, it is among the first so many."""
 MAX_STEPS = 2_000
+MAX_SQUARES = 50_000
+"""The sum of the squared lengths of texts to exclude: a regular expression of the other texts has all their beginnings."""
 _LESS = {
     "minItems": ("array", "maxItems"),
     "minLength": ("string", "maxLength"),
@@ -148,7 +150,7 @@ def excluding(values: Sequence[Any]) -> Schema:
         bounds = {"exclusiveMinimum": low, "exclusiveMaximum": high}
         if low is None or low != high:
             parts.append({"type": "number"} | {name: bound for name, bound in bounds.items() if bound is not None})
-    if kinds["string"]:
+    if kinds["string"] and sum(len(text) ** 2 for text in kinds["string"]) <= MAX_SQUARES:
         parts.append({"type": "string", "pattern": f"^(?:{excluding_texts(kinds['string'])})$"})
     for kind, least, most in (("array", "minItems", "maxItems"), ("object", "minProperties", "maxProperties")):
         if kinds[kind]:

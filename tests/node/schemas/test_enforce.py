@@ -1,13 +1,14 @@
 """Schemas as people's tools make them: the grammar takes the values that fit, and no others."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from mycelia.node.engine.child.grammar.checker import read
 from mycelia.node.engine.child.grammar.guidance import GrammarError, matcher
-from mycelia.node.schemas.document import SchemaError
+from mycelia.node.schemas.document import Schema, SchemaError
 from mycelia.node.schemas.enforce import enforceable
 from mycelia.node.schemas.negation import excluding_texts
 from mycelia.node.schemas.places import closed, moved
@@ -108,6 +109,15 @@ def test_depth_and_expansions_are_bounded() -> None:
     wide = {"not": {"anyOf": [{"allOf": [{"enum": [n]}] * 40} for n in range(100)]}}
     with pytest.raises(SchemaError, match="too large"):
         enforceable(json.dumps(wide))
+    long: list[Schema] = [
+        {"not": {"const": "x" * 60_000}},
+        {"contains": {}, "minContains": 10**40},
+        {"contains": {}, "maxContains": 10**9},
+        {"allOf": [{"contains": {"const": n}, "minContains": 3, "maxContains": 3} for n in range(1_000)]},
+    ]
+    for schema in long:
+        with suppress(SchemaError):
+            assert len(json.dumps(enforceable(json.dumps(schema)))) < 1_000
     ways = {"unevaluatedProperties": False, "allOf": [{"anyOf": [{"properties": {f"p{n}": {}}}, {}]} for n in range(9)]}
     with pytest.raises(SchemaError, match="too many ways"):
         enforceable(json.dumps(ways))

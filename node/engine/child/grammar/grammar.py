@@ -81,7 +81,10 @@ class Grammar:
     def compile(self) -> str:
         """Read the grammar and go on to the end of the tokens so far; returns the error, empty if none. The first
         call, made once."""
-        tokenizer = self._grammars.tokenizer()
+        try:
+            tokenizer = self._grammars.tokenizer()
+        except ValueError as exc:
+            return f"the vocabulary of this model cannot be limited by a grammar: {exc}"
         checked = self._grammars.checker.check(self._sampling.grammar_kind, self._sampling.grammar)
         self.cpu_s += checked.cpu_s
         if checked.error:
