@@ -26,8 +26,8 @@ class Thoughts:
     dropped: tuple[str, ...] = ()
     """Marks around content, which are no part of it."""
     answer: str = ""
-    """The mark after which an answer without calls has its content, in formats that always have one; empty: the closing
-    mark of the thought."""
+    """The mark after which an answer without calls has its content, in formats that always have one ("{...}" in it is
+    any text); empty: the closing mark of the thought."""
     turn: str = ""
     """A mark with which prompts end, and which belongs to the patterns of this format."""
 
@@ -334,7 +334,7 @@ THOUGHTS: dict[str, Thoughts] = {
             "<|return|>",
             "<|call|>",
         ),
-        answer="<|channel|>final<|message|>",
+        answer="<|channel|>final{...}<|message|>",
         turn="<|start|>assistant",
     ),
     "kimi_k3": Thoughts(

@@ -10,7 +10,14 @@ from mycelia.node.requests.answer_frames import FRAME_BYTES, AnswerFrames
 from mycelia.node.requests.prompt_logprobs import PromptReport
 from mycelia.node.requests.spelled_text import SpelledText
 from mycelia.proto.wire.blocks import pack_tokens
-from mycelia.proto.wire.messages import MAX_TEXT_TOKENS, EntryFrame, PromptLogprobs, Text, TokenLogprobs
+from mycelia.proto.wire.messages import (
+    MAX_TEXT_BYTES_PER_FRAME,
+    MAX_TEXT_TOKENS,
+    EntryFrame,
+    PromptLogprobs,
+    Text,
+    TokenLogprobs,
+)
 
 
 @dataclass
@@ -79,6 +86,9 @@ class RunningAnswer:
         if not is_whole:
             self._held, text = text, ""
         told = self._untold[:MAX_TEXT_TOKENS] if is_whole else []
+        while len(text) > MAX_TEXT_BYTES_PER_FRAME:  # (spelled control tokens make it longer than it came)
+            self.tell(Text(text=text[:MAX_TEXT_BYTES_PER_FRAME]))
+            text = text[MAX_TEXT_BYTES_PER_FRAME:]
         if text or logprobs or told:
             del self._untold[: len(told)]
             self.tell(Text(text=text, logprobs=logprobs, tokens=pack_tokens(told)))

@@ -77,7 +77,7 @@ class Sampling(Record, frozen=True, kw_only=True):
     one."""
     thought_closing: Annotated[str, Meta(max_length=MAX_MARK_CHARS)] = field(name="19", default="")
     """With a grammar: the model thinks freely up to this mark, and what the grammar describes comes after it; empty:
-    at once."""
+    at once. ``{...}`` in it stands for any text."""
 
 
 class Logprob(Record, frozen=True, kw_only=True):

@@ -255,7 +255,7 @@ async def test_a_prompt_that_there_is_no_time_to_read_is_refused_with_a_time() -
 @pytest.mark.parametrize(
     ("ask", "code"),
     [
-        (an_ask("   "), "bad_request"),
+        (msgspec.structs.replace(an_ask(""), messages=()), "bad_request"),
         (an_ask("hello", model="other"), "unknown_model"),
         (an_ask("x" * 100_000), "too_long"),
     ],

@@ -1,10 +1,14 @@
 """Control tokens of a model's format in the text of an answer, for clients that read the format."""
 
 import pytest
+import trio
 
+from mycelia.node.requests.answer_frames import AnswerFrames
+from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.spelled_text import SpelledText
+from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.answers.spelling import Vocabulary
-from mycelia.proto.wire.messages import Logprob, TokenLogprobs
+from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_FRAME, EntryFrame, Logprob, Text, TokenLogprobs
 
 PIECES = [b"", b"Hm", b".", b"", b"Yes", "é".encode()[:1], "é".encode()[1:], b""]
 OPEN, CLOSE, OTHER = 0, 3, 7
@@ -27,6 +31,23 @@ SPELLED = SpelledText("hermes+think", Vocabulary.of(PIECES), {OPEN: "<think>", C
 )
 def test_control_tokens_stand_where_the_model_wrote_them(text: bytes, tokens: list[int], spelled: bytes) -> None:
     assert SPELLED.spelled(text, tokens) == spelled
+
+
+def test_a_text_that_became_longer_comes_in_several_frames() -> None:
+    frames = AnswerFrames(ByteShares(1 << 24), "")
+    running = RunningAnswer(frames, 0.0, None, b"", spelled=SPELLED)
+    running.deliver(b"Hm" * 32_000, [OPEN] * 1_000 + [1] * 32_000)
+    told = [frame for frame in drained(frames) if isinstance(frame, Text)]
+    assert "".join(frame.text for frame in told) == "<think>" * 1_000 + "Hm" * 32_000
+    assert all(len(frame.text) <= MAX_TEXT_BYTES_PER_FRAME for frame in told)
+
+
+def drained(frames: AnswerFrames) -> list[EntryFrame]:
+    async def read() -> list[EntryFrame]:
+        frames.close()
+        return [frame async for frame in frames]
+
+    return trio.run(read)
 
 
 def test_logprobs_have_the_same_texts() -> None:

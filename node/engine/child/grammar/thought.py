@@ -21,11 +21,12 @@ class ThoughtFirst:
     """Follows one answer up to the end of its thought."""
 
     def __init__(self, opening: Sequence[int], closing: bytes, spelling: Callable[[int], bytes]) -> None:
-        """opening: the tokens of the opening mark; none: the answer begins in the thought. spelling: the bytes of a
-        token, control tokens as they are spelled."""
+        """opening: the tokens of the opening mark; none: the answer begins in the thought. closing: see
+        ``Sampling.thought_closing``. spelling: the bytes of a token, control tokens as they are spelled."""
         self._opening = opening
         self._num_opened = 0
-        self._closing = closing
+        self._closing = closing.split(b"{...}")
+        """The parts of the closing mark that did not come yet."""
         self._spelling = spelling
         self._tail = b""
         self._state = _State.OPENING if opening else _State.FREE
@@ -51,9 +52,12 @@ class ThoughtFirst:
             return True
         if self._state is _State.FREE:
             self._tail += self._spelling(token)
-            if self._closing in self._tail:
+            while self._closing and self._closing[0] in self._tail:
+                self._tail = self._tail.partition(self._closing.pop(0))[2]
+            if not self._closing:
                 self._state = _State.OVER
-            self._tail = self._tail[-len(self._closing) :]
+            else:
+                self._tail = self._tail[-len(self._closing[0]) :]
             return True
         return False
 

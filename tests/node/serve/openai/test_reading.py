@@ -96,6 +96,16 @@ async def test_an_answer_that_has_to_fit_a_schema_is_no_call() -> None:
     assert whole["message"]["content"] == said and whole["finish_reason"] == "stop"
 
 
+async def test_a_call_that_must_be_made_and_an_answer_of_a_schema_come_after_the_thought() -> None:
+    said = frames("hermes+think", 'Hm.</think>{"name": "weather", "arguments": {"place": "Paris"}}', opened="<think>")
+    whole, chunks = await asked(said, tools=[TOOL], tool_choice="required")
+    (call,) = whole["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"place": "Paris"}
+    assert joined(chunks, "reasoning_content") == "Hm." and whole["finish_reason"] == "tool_calls"
+    whole, _ = await asked(said, tools=[TOOL], response_format={"type": "json_object"})
+    assert json.loads(whole["message"]["content"])["name"] == "weather" and "tool_calls" not in whole["message"]
+
+
 async def test_no_text_of_a_completion_is_read() -> None:
     async with served(frames("hermes+think", "<think>Hm.</think>Yes.")) as (node, http):
         body = {"model": "fake", "prompt": "Once"}

@@ -55,13 +55,20 @@ def feed(grammar: Grammar, tokens: Sequence[int]) -> None:
         grammar.accept(token)
 
 
-@pytest.mark.parametrize("closing", ["</think>", "<|im_start|>"])
-def test_the_grammar_begins_after_a_thought(grammars: Grammars, closing: str) -> None:
+@pytest.mark.parametrize(
+    ("mark", "closing"),
+    [
+        ("</think>", "</think>"),
+        ("<|im_start|>", "<|im_start|>"),
+        ("<|im_start|>final json\n", "<|im_start|>final{...}\n"),
+    ],
+)
+def test_the_grammar_begins_after_a_thought(grammars: Grammars, mark: str, closing: str) -> None:
     grammar = opened(grammars, "", closing)
     feed(grammar, tokens_of(grammars, 'Hm, {"b": no'))
     mask = grammar.allowed()
     assert mask.sum() == grammars.num_vocab - len(grammars.ending), "anything but an end"
-    feed(grammar, tokens_of(grammars, closing))
+    feed(grammar, tokens_of(grammars, mark))
     feed(grammar, tokens_of(grammars, '{"a": 12}'))
     assert grammar.allowed()[grammars.num_vocab], "and there it ends"
 
