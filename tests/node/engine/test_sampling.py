@@ -112,6 +112,22 @@ def interval(entry: TokenLogprobs, temperature: float) -> tuple[float, float]:
     return sum(shares[:place]) / sum(shares), sum(shares[: place + 1]) / sum(shares)
 
 
+async def test_a_grammar_begins_after_a_thought() -> None:
+    """Here a thought ends with its first sentence, and the answer goes on at another node after every tenth token."""
+    async with engine() as running:
+        prompt = await chat(running, "Write one sentence about the sea.")
+        free = text_of(await ask(running, prompt, Sampling(max_tokens=60)))
+        wanted = Sampling(max_tokens=60, grammar=r'\{"yes": (true|false)\}', grammar_kind="regex", thought_closing=".")
+        whole = await ask(running, prompt, wanted)
+        thought, mark, said = text_of(whole).partition(b".")
+        assert thought + mark == free[: len(thought) + 1] and thought, "the model thought as it would have written"
+        assert list(json.loads(said)) == ["yes"] and done(whole).reason == "stop"
+        tokens = tokens_of(whole)
+        for count in range(0, len(tokens), 10):
+            rest = await ask(running, [*prompt, *tokens[:count]], wanted, count)
+            assert tokens_of(rest) == tokens[count:]
+
+
 async def test_an_answer_does_not_depend_on_its_company() -> None:
     """Except for rounding, which depends on the batch. Where two answers differ, the same random number must be in the
     intervals of both tokens, which only rounding has moved."""
