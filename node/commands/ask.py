@@ -311,7 +311,7 @@ async def _ask_once(
             if wait and not wrote_text and isinstance(frame, FailedView) and frame.retry_after_s:
                 if timeout_s is None or frame.retry_after_s < timeout_s:
                     return frame.retry_after_s
-            if isinstance(frame, TextView) and no_think and frame.thought:
+            if isinstance(frame, TextView) and as_json and no_think and frame.thought:
                 frame = msgspec.structs.replace(frame, thought="")
             if as_json:
                 click.echo(msgspec.json.encode(frame))
@@ -322,6 +322,8 @@ async def _ask_once(
             if isinstance(frame, AnsweredView):
                 if not as_json:
                     click.echo()
+                    if note := shown.note(frame.finish_reason):
+                        click.echo(f"mycelia: {note}", err=True)
                     if explain or errors.is_terminal:
                         show_answered(errors, frame, request.request_id.hex() if explain else "")
                 return None

@@ -16,9 +16,17 @@ class AnswerText:
         self._is_terminal = sys.stdout is not None and sys.stdout.isatty()
         self._shows_thoughts = self._is_terminal and not hides_thoughts
         self._is_safe = is_safe or self._is_terminal
-        self._is_in_thought = False
+        self._is_in_thought = self._has_thought = self._has_text = False
+
+    def note(self, finish_reason: str) -> str:
+        """What to say at the end of the answer; empty: nothing."""
+        if finish_reason == "length" and self._has_thought and not self._has_text:
+            return "the answer ended inside the model's thought: allow more tokens with --max-tokens"
+        return ""
 
     def show(self, text: TextView) -> None:
+        self._has_thought = self._has_thought or bool(text.thought)
+        self._has_text = self._has_text or bool(text.text.strip())
         if text.thought and self._shows_thoughts:
             click.echo(click.style(printable(text.thought), dim=True), nl=False)
             self._is_in_thought = True

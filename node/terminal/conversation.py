@@ -112,6 +112,8 @@ class Chat:
                 self.routes.append(frame)
             case AnsweredView():
                 click.echo()
+                if note := shown.note(frame.finish_reason):
+                    self._say(note)
                 if self.console.is_terminal:
                     show_answered(self.console, frame)
             case FailedView(code="too_long"):

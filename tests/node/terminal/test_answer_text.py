@@ -11,6 +11,15 @@ ANSWER = [TextView("", thought="Hm"), TextView("", thought="."), TextView("Yes")
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
+def test_an_answer_that_is_nothing_but_a_thought_is_explained() -> None:
+    text = AnswerText(hides_thoughts=True)
+    assert not text.note("length")
+    text.show(ANSWER[0])
+    assert "--max-tokens" in text.note("length") and not text.note("stop")
+    text.show(ANSWER[2])
+    assert not text.note("length")
+
+
 @pytest.mark.parametrize(
     ("is_terminal", "hides", "shown"),
     [
