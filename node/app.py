@@ -32,7 +32,6 @@ from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import serve_generate_stream
 from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.node.storage.saving import Kept, StateSaver, restored
-from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import VERSION
 from mycelia.node.views import (
@@ -209,10 +208,6 @@ class Node:
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self.overlay.peers(self._driver.now())]
-
-    def metrics(self) -> bytes:
-        """See ``node/telemetry/metrics.py``."""
-        return exposition(self.state(), self.requests)
 
     def state_saver(self, data_dir: Path) -> StateSaver:
         """Saves the state that survives a restart. Run it while the node runs."""

@@ -14,6 +14,7 @@ from mycelia.node.commands.ask import ask
 from mycelia.node.commands.chat import chat
 from mycelia.node.commands.configure import completion, config
 from mycelia.node.commands.doctor import doctor
+from mycelia.node.commands.key import key, usage
 from mycelia.node.commands.leave import leave
 from mycelia.node.commands.node import node
 from mycelia.node.commands.observe import identity, models, peers, stats, status, trace, tree, up
@@ -41,6 +42,8 @@ Examples:
   mycelia swarm create home                       make a private swarm
   mycelia invite                                  print an invitation to it
   mycelia join mycelia1...                        join it from another machine
+  mycelia key add alice                           make an API key, with --requests-per-minute 60 a limited one
+  mycelia usage --days 7                          show what each API key used
   mycelia doctor                                  check this machine and its network""",
 )
 @click.version_option(package_name="mycelia")
@@ -56,8 +59,8 @@ Examples:
 @click.pass_context
 def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
     """A peer-to-peer swarm of LLM nodes. It sends each prompt to a node that has computed part of it already."""
-    if isolated or context.invoked_subcommand in ("config", "completion"):
-        return  # (these two must work with a broken configuration file, to show or replace it)
+    if isolated or context.invoked_subcommand in ("config", "completion", "key"):
+        return  # (these must work with a broken or missing configuration file, to show or change it)
     from mycelia.node.commands.config_file import Schema
 
     schema = Schema(cli)
@@ -67,7 +70,7 @@ def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
 
 for command in (node, ask, chat, swarm, invite, join, peers, models, tree, identity):
     cli.add_command(command)
-for command in (doctor, status, stats, trace, up, leave, config, completion):
+for command in (doctor, status, stats, usage, key, trace, up, leave, config, completion):
     cli.add_command(command)
 
 

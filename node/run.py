@@ -2,6 +2,7 @@
 
 import os
 import random
+import secrets
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ import structlog
 import trio
 from blake3 import blake3
 
+from mycelia.node.api_keys import ApiKey, local_key
 from mycelia.node.app import Node
 from mycelia.node.drain import Drain
 from mycelia.node.engine.engine import Engine
@@ -43,6 +45,7 @@ from mycelia.node.storage.saving import load_kept
 from mycelia.node.swarms import Swarms
 from mycelia.node.telemetry.journal import open_request_log
 from mycelia.node.telemetry.requests import RequestLog
+from mycelia.node.telemetry.usage import UsageBooks, open_usage
 from mycelia.proto.routing.choose import Policy
 
 log = structlog.get_logger()
@@ -75,9 +78,13 @@ async def host_node(
     swarms = [settings, in_public(settings)] if settings.public else [settings]
     for address in (address for one in swarms for address in one.listen):
         parse_listen(address)
+    # (commands on this machine have a key of their own, which no limit concerns)
+    own_key = secrets.token_hex(24) if settings.api_keys else ""
+    keys = (*settings.api_keys, local_key(own_key)) if own_key else ()
     with locked(data_dir):
         async with (
-            _gateway(settings, drain) as (gateway, api_url),
+            open_usage(data_dir, keys) as usage,
+            _gateway(settings, keys, usage, drain) as (gateway, api_url),
             open_request_log(data_dir if settings.journal else None) as requests,
             opened() as engine,
             trio.open_nursery() as nursery,
@@ -86,8 +93,8 @@ async def host_node(
             join = partial(_run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public)
             nodes: list[Node] = [await nursery.start(join, one) for one in swarms]
             nursery.start_soon(shares.run)
-            gateway.open(Swarms(*nodes, aliases=dict(settings.aliases)))
-            _tell_ready(settings, nodes, api_url)
+            gateway.open(Swarms(*nodes, aliases=dict(settings.aliases), usage=usage))
+            _tell_ready(settings, nodes, api_url, own_key)
             task_status.started(nodes[0])
 
 
@@ -207,23 +214,24 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
 
 
 @asynccontextmanager
-async def _gateway(settings: NodeSettings, drain: Drain) -> AsyncIterator[tuple[Gateway, str]]:
+async def _gateway(
+    settings: NodeSettings, keys: tuple[ApiKey, ...], usage: UsageBooks, drain: Drain
+) -> AsyncIterator[tuple[Gateway, str]]:
     """The node's HTTP, which answers that the model is loading until it is opened, and its URL."""
     context = load_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     listener = bind_api(settings.api_host, settings.api_port)
     listeners = [listener, *filter(None, [bind_other_loopback(listener)])]
     url = url_of(listener, is_encrypted=context is not None)
-    gateway = Gateway(Access(settings.api_keys, settings.cors_origins, settings.allowed_hosts), drain)
+    gateway = Gateway(Access(keys, settings.cors_origins, settings.allowed_hosts), drain, usage)
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve_http, gateway, *listeners, context=context))
         yield gateway, url
         nursery.cancel_scope.cancel()
 
 
-def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str) -> None:
+def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str, key: str) -> None:
     """Writes the run file and the line of the log that programs wait for."""
     states = [node.state() for node in nodes]
-    key = next(iter(settings.api_keys), "")
     cert = str(settings.tls_cert.absolute()) if settings.tls_cert else ""
     info = RunInfo(os.getpid(), api_url, states[0].peer, key, _name_of(settings), settings.public, cert)
     write_run_info(settings.data_dir, info)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mycelia.node.api_keys import ApiKey
 from mycelia.node.plugins import OWN_POLICY
 from mycelia.proto.wire.errors import LocalError
 
@@ -38,7 +39,7 @@ class NodeSettings:
     """Port of the HTTP API; 0 takes any free one."""
     api_host: str = DEFAULT_API_HOST
     """Address of the HTTP API; all except loopback need keys."""
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
     """Keys of the HTTP API, of which every HTTP request needs one; empty: no key is needed."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may use the HTTP API."""

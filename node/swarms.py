@@ -4,16 +4,17 @@ In both, two ``Node`` objects share one engine (``engine/shares.py``) and nothin
 network and overlay. A prompt enters at the private one, unless the model's name ends in ``@public``.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType
 
-import msgspec
 import trio
+from msgspec.structs import replace
 
 from mycelia.node.app import Node
-from mycelia.node.serve.api import VocabularyTexts
+from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.node.telemetry.metrics import exposition
+from mycelia.node.telemetry.usage import UsageBooks, Use
 from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
@@ -22,16 +23,23 @@ class Swarms:
     """An ``Api`` of one node or of both parts of one."""
 
     def __init__(
-        self, home: Node, public: Node | None = None, *, aliases: Mapping[str, str] = MappingProxyType({})
+        self,
+        home: Node,
+        public: Node | None = None,
+        *,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+        usage: UsageBooks | None = None,
     ) -> None:
         """home: the part that prompts enter at, unless they ask for the other one. public: the part in the open network
-        of a node that is in a private one, too. aliases: see ``Api.aliases``."""
+        of a node that is in a private one, too. aliases: see ``Api.aliases``. usage: what the API keys use."""
         self.aliases = aliases
         self._home = home
         self._public = public
         self._parts = [home, public] if public else [home]
         # The part of ``Api`` that does not depend on the swarm; both parts have the same log of requests.
-        self.tokenize, self.embed = home.tokenize, home.embed
+        self.tokenize = home.tokenize
+        self._usage = usage or UsageBooks()
+        self.usage = self._usage.since
         self.tokenize_text, self.detokenize = home.tokenize_text, home.detokenize
         self.health = home.health
         self.recent_requests, self.requests_changed = home.recent_requests, home.requests_changed
@@ -50,21 +58,29 @@ class Swarms:
         """See ``Api.ask``."""
         part: Node | None = self._home
         model = self.aliases.get(ask.model, ask.model)
+        suffix = ""
         if model.endswith(PUBLIC_SUFFIX):
             part = self._public or (None if self._home.swarm else self._home)
-            model = model.removesuffix(PUBLIC_SUFFIX)
+            model, suffix = model.removesuffix(PUBLIC_SUFFIX), PUBLIC_SUFFIX
             model = self.aliases.get(model, model)
-        if part is None:
-            return _refused()
-        return part.ask(msgspec.structs.replace(ask, model=model), deadline_s, client)
+        answer = _refused() if part is None else part.ask(replace(ask, model=model), deadline_s, client)
+        return self._usage.counting(answer, client, (model or self.model) + suffix)
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+        """See ``Api.embed``."""
+        use = Use(self.model, is_failed=True)
+        try:
+            made = await self._home.embed(texts, client)
+            use.is_failed, use.prompt_tokens = False, made.num_tokens
+            return made
+        finally:
+            self._usage.add(client, use)
 
     async def models(self) -> list[ModelRow]:
         """See ``Api.models``. Models of the open network have the suffix by which they are asked for."""
         rows = list(await self._home.models())
         if self._public is not None:
-            rows += [
-                msgspec.structs.replace(row, model=row.model + PUBLIC_SUFFIX) for row in await self._public.models()
-            ]
+            rows += [replace(row, model=row.model + PUBLIC_SUFFIX) for row in await self._public.models()]
         return rows
 
     def state(self) -> NodeState:
@@ -73,7 +89,7 @@ class Swarms:
             return state
         other = self._public.state()
         part = PublicPart(other.peer, other.addresses, other.peers, other.attempts)
-        return msgspec.structs.replace(state, public=part, exchanges=state.exchanges + other.exchanges)
+        return replace(state, public=part, exchanges=state.exchanges + other.exchanges)
 
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         """See ``Api.tree``: that of the private swarm, then that of the open network."""
@@ -88,7 +104,7 @@ class Swarms:
         return [row for part in self._parts for row in await part.links()]
 
     def metrics(self) -> bytes:
-        return exposition(self.state(), self._home.requests)
+        return exposition(self.state(), self._home.requests, self._usage.totals)
 
 
 @asynccontextmanager

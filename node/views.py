@@ -299,6 +299,27 @@ class RequestRow(msgspec.Struct, frozen=True):
     resumed: int = 0
 
 
+class UsageRow(msgspec.Struct, frozen=True):
+    """What an API key used of a model in one day."""
+
+    day: str
+    """A day of UTC, such as 2026-01-31."""
+    key: str
+    """The key's name; ``local``: the programs on this machine."""
+    model: str
+    """As the client named it, or what an alias means; ``(others)``: further models of this key; empty: refused
+    requests."""
+    requests: int
+    """Without the refused ones. Of a request with several choices each counts, with its prompt."""
+    failed: int
+    refused: int
+    """For the key's limits."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Those of ``prompt_tokens`` that were found computed."""
+    completion_tokens: int
+
+
 class TraceRow(msgspec.Struct, frozen=True):
     """A step of a request, at any node."""
 

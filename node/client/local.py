@@ -15,6 +15,7 @@ from mycelia.node.views import (
     RequestRow,
     TraceView,
     TreeRowView,
+    UsageRow,
 )
 from mycelia.proto.wire.errors import LocalError, RemoteError
 
@@ -57,6 +58,11 @@ async def fetch_models(info: RunInfo) -> list[ModelRow]:
 async def fetch_requests(info: RunInfo) -> list[RequestRow]:
     """Raises LocalError when the node does not answer."""
     return await _get(info, "/api/requests", list[RequestRow])
+
+
+async def fetch_usage(info: RunInfo, num_days: int) -> list[UsageRow]:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, f"/api/usage?days={num_days}", list[UsageRow])
 
 
 async def fetch_trace(info: RunInfo, prefix: str) -> TraceView:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from mycelia.node.engine.sizing import Offload
 from mycelia.node.plugins import OWN_POLICY, policies
 from mycelia.node.settings import UsageError
 from mycelia.proto.wire.errors import LocalError
+
+if TYPE_CHECKING:
+    from mycelia.node.api_keys import ApiKey
 
 BOOTSTRAP_FILE = "bootstrap.txt"
 MAX_BOOTSTRAP_PEERS = 256
@@ -63,27 +67,29 @@ def check_announce(announce: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_checked(text, "--announce", parse_announce) for text in announce)
 
 
-def read_api_keys(host: str, path: Path | None, key: str) -> tuple[str, ...]:
-    """The keys of a file (one on each line, with # comments) and ``key``.
+def read_api_keys(host: str, path: Path | None, key: str, texts: tuple[str, ...] = ()) -> "tuple[ApiKey, ...]":
+    """The keys of a file (one on each line, with # comments), ``key``, and the keys with names (``key_texts.py``).
 
     Raises UsageError for a key that is easy to guess, and when other machines could use the API without a key.
     """
-    from mycelia.node.serve.http.keys import MIN_KEY_CHARS
+    from mycelia.node.api_keys import MAX_KEYS, unnamed
+    from mycelia.node.commands.key_texts import check_key, read_keys
     from mycelia.node.serve.http.server import is_loopback
 
     lines = [line.partition("#")[0].strip() for line in _lines(str(path), "--api-key-file")] if path else []
-    keys = tuple(dict.fromkeys(text for text in (*lines, key) if text))
-    if any(len(text) < MIN_KEY_CHARS or not text.isascii() or not text.isprintable() for text in keys):
-        raise UsageError(
-            f"an API key must be {MIN_KEY_CHARS} or more ASCII characters; 'openssl rand -hex 24' makes one"
-        )
-    if path and not keys:
+    for text in (given := [text for text in (*lines, key) if text]):
+        check_key(text, f"--api-key-file {path}" if path else "MYCELIA_API_KEY")
+    if path and not given:
         raise UsageError(f"--api-key-file {path} has no key in it; 'openssl rand -hex 24' makes one")
+    keys = {one.digest: one for one in (*map(unnamed, given), *read_keys(texts))}  # (the name of a named one stays)
     if not keys and not is_loopback(host):
         raise UsageError(
-            f"--api-host {host} lets other machines use this node; give --api-key-file FILE with one key on each line"
+            f"--api-host {host} lets other machines use this node; make a key with 'mycelia key add NAME', or give"
+            " --api-key-file FILE with one key on each line"
         )
-    return keys
+    if len(keys) > MAX_KEYS:
+        raise UsageError(f"{len(keys)} API keys are more than {MAX_KEYS}")
+    return tuple(keys.values())
 
 
 def check_cors(origins: tuple[str, ...]) -> tuple[str, ...]:

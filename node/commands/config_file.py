@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from mycelia.node.plugins import Plugged
+from mycelia.node.settings import UsageError
 
 MAX_FILE_BYTES = 262_144
 PREFIX = "MYCELIA_"
@@ -23,8 +24,8 @@ _NOT_SET = {"as_json", "help", "exit_with_parent", "version"}
 """Parameters that belong to one call and cannot be configured."""
 _ORDER = ("node", "ask", "chat", "swarm")
 """The first sections of the written file: the ones that users change most."""
-ALIASES = "aliases"
-"""The section that spells the option --alias of nodes as a table."""
+ALIASES, KEYS = "aliases", "keys"
+"""The sections that spell the options --alias and --key of nodes as tables."""
 _PATH_OR_NAME = {"model", "bootstrap"}
 """Keys whose values are files or something else, such as a name."""
 _LIKE_NODE = ("doctor",)
@@ -119,26 +120,17 @@ class Schema:
         """The settings of one file. Raises click.UsageError that names the file and the mistake in it."""
         import tomllib
 
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            if len(data) > MAX_FILE_BYTES:
-                raise click.UsageError(f"the configuration {path} has more than {MAX_FILE_BYTES} bytes; shorten it")
-            document = tomllib.loads(data.decode())
-        except OSError as exc:
-            raise click.UsageError(f"cannot read the configuration {path}: {exc.strerror}") from exc
-        except UnicodeDecodeError as exc:
-            raise click.UsageError(f"the configuration {path} is not UTF-8: {exc.reason} at byte {exc.start}") from exc
-        except (tomllib.TOMLDecodeError, RecursionError) as exc:
-            raise click.UsageError(f"the configuration {path} is not TOML: {exc}") from exc
+        document = tomllib.loads(read_text(path))
         settings: Settings = {}
-        # (the section of aliases last, as it goes beside those of [node])
-        for name, value in sorted(document.items(), key=lambda item: item[0] == ALIASES):
+        # (the sections of aliases and keys last, as they go beside those of [node])
+        for name, value in sorted(document.items(), key=lambda item: item[0] in (ALIASES, KEYS)):
             if name in self._unknown:
                 continue
             if name == ALIASES and ("node", "alias") in set(self.all_keys()):
                 if pairs := _pairs(path, value, document.get("node")):
                     self._add(settings, path, "node", "alias", pairs)
+            elif name == KEYS and ("node", "key") in set(self.all_keys()):
+                self._add(settings, path, "node", "key", _keys(path, value, document.get("node")))
             elif name in self.sections and name:
                 if not isinstance(value, dict):
                     raise click.UsageError(f"{path}: {name} is a section; write [{name}] on a line of its own")
@@ -212,7 +204,47 @@ class Schema:
             lines += ["", "# Other names of models, for clients that ask for them by these names: --alias as a table."]
             lines.append(f"# [{ALIASES}]")
             lines.append('# "gpt-4o-mini" = "smollm2"')
+        if ("node", "key") in set(self.all_keys()):
+            lines += [
+                "",
+                "# API keys with names and limits, as 'mycelia key add NAME' writes them:",
+                f"#     [{KEYS}.alice]",
+            ]
+            settings = ('file = "alice.key"', "requests_per_minute = 60", "tokens_per_day = 200000", "concurrent = 2")
+            lines += [f"#     {setting}" for setting in settings]
         return "\n".join(lines) + "\n"
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file, which is TOML. Raises click.UsageError that names the file."""
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise click.UsageError(f"the configuration {path} has more than {MAX_FILE_BYTES} bytes; shorten it")
+        text = data.decode()
+        tomllib.loads(text)
+    except OSError as exc:
+        raise click.UsageError(f"cannot read the configuration {path}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise click.UsageError(f"the configuration {path} is not UTF-8: {exc.reason} at byte {exc.start}") from exc
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        raise click.UsageError(f"the configuration {path} is not TOML: {exc}") from exc
+    return text
+
+
+def _keys(path: Path, sections: object, node: object) -> list[str]:
+    """The values of --key in the sections of keys, and those of [node]. Raises click.UsageError."""
+    from mycelia.node.commands.key_texts import texts_of_section
+
+    try:
+        texts = texts_of_section(sections, path.parent)
+    except UsageError as exc:
+        raise click.UsageError(f"{path}: {exc}") from exc
+    of_node = node.get("key", []) if isinstance(node, dict) else []
+    return [*of_node, *texts]
 
 
 def _pairs(path: Path, table: object, node: object) -> list[str]:

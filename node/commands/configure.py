@@ -43,7 +43,7 @@ def init(context: click.Context, file: Path | None, force: bool) -> None:
         raise click.UsageError(f"{path} exists already; --force replaces it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, Schema(_root(context)).template())
+        write_config(path, Schema(_root(context)).template())
     except OSError as exc:
         raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
     click.echo(path)
@@ -127,7 +127,7 @@ def _file(context: click.Context) -> Path:
     return context.find_root().params.get("config") or default_file()
 
 
-def _write(path: Path, text: str) -> None:
+def write_config(path: Path, text: str) -> None:
     """Write the file atomically, readable by its owner only: it may have paths of key files. Raises OSError."""
     with replacing(path, f".{path.name}.{os.getpid()}") as file:
         file.write(text.encode())

@@ -68,6 +68,15 @@ Examples:
     " needs one.",
 )
 @click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="NAME,SETTINGS",
+    help="API key with a name and limits, such as alice,file=alice.key,requests_per_minute=60. Settings: file or sha256"
+    " (of the key), requests_per_minute, tokens_per_day, concurrent. 'mycelia key add NAME' writes one to the"
+    " configuration. Repeatable.",
+)
+@click.option(
     "--cors",
     multiple=True,
     metavar="ORIGIN",
@@ -204,6 +213,7 @@ def node(
     api_port: int | None,
     api_host: str | None,
     api_key_file: Path | None,
+    keys: tuple[str, ...],
     cors: tuple[str, ...],
     allow_host: tuple[str, ...],
     tls_cert: Path | None,
@@ -272,7 +282,7 @@ def node(
         public=public and bool(swarm or swarm_key),
         api_port=DEFAULT_API_PORT if api_port is None else api_port,
         api_host=host,
-        api_keys=read_api_keys(host, api_key_file, key),
+        api_keys=read_api_keys(host, api_key_file, key, keys),
         cors_origins=check_cors(cors),
         allowed_hosts=check_hosts(allow_host),
         tls_cert=check_tls(tls_cert, tls_key),

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mycelia.node.views import LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView
+from mycelia.node.views import LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView, UsageRow
 from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame
 
 
@@ -99,6 +99,10 @@ class Api(Protocol):
 
     async def links(self) -> list[LinksRow]:
         """The connections that this node's peers report."""
+        ...
+
+    async def usage(self, num_days: int) -> list[UsageRow]:
+        """What the API keys used in the last days, the oldest first."""
         ...
 
     def metrics(self) -> bytes:

@@ -6,6 +6,7 @@ one, and its origin does not matter. Only the page itself, which asks its reader
 """
 
 import socket
+import time
 from dataclasses import dataclass
 
 import structlog
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from mycelia.node.api_keys import ApiKey
 from mycelia.node.drain import Drain
 from mycelia.node.serve.anthropic.api import ANTHROPIC_PREFIX, anthropic_refusal, anthropic_routes
 from mycelia.node.serve.api import Api
@@ -26,6 +28,7 @@ from mycelia.node.serve.http.bodies import json_response
 from mycelia.node.serve.http.drain import DrainMiddleware
 from mycelia.node.serve.http.errors import BUSY_RETRY_S
 from mycelia.node.serve.http.keys import KeyGate, LocalGate
+from mycelia.node.serve.http.limits import KeyLimits
 from mycelia.node.serve.http.paths import UsualPaths, no_such_path
 from mycelia.node.serve.http.server import serve_http
 from mycelia.node.serve.local.local import LOCAL_PREFIX, local_routes, refusal
@@ -34,6 +37,7 @@ from mycelia.node.serve.local.page import PAGE, page_routes
 from mycelia.node.serve.openai.api import openai_refusal, openai_routes, refusing
 from mycelia.node.serve.probes import LOADING, OPEN_PROBES, health_routes, probe_routes
 from mycelia.node.serve.responses.api import responses_routes
+from mycelia.node.telemetry.usage import UsageBooks
 from mycelia.node.views import FailedView
 
 log = structlog.get_logger()
@@ -53,7 +57,7 @@ _PREFLIGHT_S = 7_200
 
 @dataclass(frozen=True)
 class Access:
-    keys: tuple[str, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
     """Any of them is accepted; empty: no key is needed, and only local Hosts are served."""
     origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may use the gateway."""
@@ -64,31 +68,52 @@ class Access:
 class Gateway:
     """The ASGI application of a node. Until ``open`` is called, it answers that the model is loading."""
 
-    def __init__(self, access: Access = Access(), drain: Drain | None = None) -> None:
-        """drain: counts the requests in progress."""
+    def __init__(self, access: Access = Access(), drain: Drain | None = None, usage: UsageBooks | None = None) -> None:
+        """drain: counts the requests in progress. usage: what the keys have used, for their limits."""
         self._access = access
         self._drain = drain
-        self._app = _app([*health_routes(lambda: LOADING), *page_routes()], access, is_loading=True)
+        self._usage = usage or UsageBooks()
+        self._limits = KeyLimits(access.keys, self._usage.tokens_today, trio.current_time, time.time)
+        self._app = self._made([*health_routes(lambda: LOADING), *page_routes()], is_loading=True)
 
     def open(self, api: Api) -> None:
         """Serve ``api`` from now on. Mutates."""
         # (routes are tried in order)
         of_apis = [*openai_routes(api), *responses_routes(api, refusing), *anthropic_routes(api), *probe_routes(api)]
-        routes = [*of_apis, *local_routes(api), *observe_routes(api), *page_routes()]
-        self._app = _app(routes, self._access, self._drain)
+        self._app = self._made([*of_apis, *local_routes(api), *observe_routes(api), *page_routes()])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
+    def _made(self, routes: list[Route], is_loading: bool = False) -> Starlette:
+        open_paths = [PAGE, *OPEN_PROBES]
+        access = self._access
+        if access.keys:
+            gate = Middleware(
+                KeyGate,
+                keys=access.keys,
+                limits=self._limits,
+                refusal=_refusal,
+                on_limit=self._usage.refused,
+                open_paths=open_paths,
+            )
+        else:
+            gate = Middleware(
+                LocalGate, refusal=_refusal, origins=access.origins, open_paths=open_paths, hosts=access.hosts
+            )
+        return _app(routes, access, gate, None if is_loading else self._drain, is_loading)
 
-def make_app(api: Api, access: Access = Access(), drain: Drain | None = None) -> Gateway:
-    """The ASGI application in front of ``api``. drain: see ``Gateway``."""
-    gateway = Gateway(access, drain)
+
+def make_app(
+    api: Api, access: Access = Access(), drain: Drain | None = None, usage: UsageBooks | None = None
+) -> Gateway:
+    """The ASGI application in front of ``api``. drain, usage: see ``Gateway``."""
+    gateway = Gateway(access, drain, usage)
     gateway.open(api)
     return gateway
 
 
-def _app(routes: list[Route], access: Access, drain: Drain | None = None, is_loading: bool = False) -> Starlette:
+def _app(routes: list[Route], access: Access, gate: Middleware, drain: Drain | None, is_loading: bool) -> Starlette:
     middleware = [Middleware(UsualPaths)]
     if drain:
         middleware.append(Middleware(DrainMiddleware, drain=drain))
@@ -104,13 +129,7 @@ def _app(routes: list[Route], access: Access, drain: Drain | None = None, is_loa
                 max_age=_PREFLIGHT_S,
             )
         )
-    open_paths = [PAGE, *OPEN_PROBES]
-    if access.keys:
-        middleware.append(Middleware(KeyGate, keys=access.keys, refusal=_refusal, open_paths=open_paths))
-    else:
-        middleware.append(
-            Middleware(LocalGate, refusal=_refusal, origins=access.origins, open_paths=open_paths, hosts=access.hosts)
-        )
+    middleware.append(gate)
     known = [route.path for route in routes]
 
     async def on_http_error(request: Request, exc: Exception) -> Response:
@@ -140,10 +159,11 @@ async def serve_gateway(
     listener: socket.socket,
     access: Access = Access(),
     drain: Drain | None = None,
+    usage: UsageBooks | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, on a socket from ``bind_api``. Closes it. drain: see ``Gateway``."""
-    await serve_http(make_app(api, access, drain), listener, task_status=task_status)
+    """Serve until cancelled, on a socket from ``bind_api``. Closes it. drain, usage: see ``Gateway``."""
+    await serve_http(make_app(api, access, drain, usage), listener, task_status=task_status)
 
 
 def _refusal(path: str, status: int, message: str) -> Response:

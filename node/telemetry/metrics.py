@@ -11,22 +11,24 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from mycelia.node.telemetry.requests import RequestLog
+from mycelia.node.telemetry.usage import Table
 from mycelia.node.views import NodeState, RelayedView
 
 PATHS = ("direct", "punched", "relayed", "LAN")
 """The ways to a peer, see ``network/network.py``."""
 
 
-def exposition(state: NodeState, requests: RequestLog) -> bytes:
+def exposition(state: NodeState, requests: RequestLog, usage: Table) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_NodeCollector(state, requests))
+    registry.register(_NodeCollector(state, requests, usage))
     return generate_latest(registry)
 
 
 class _NodeCollector(Collector):
-    def __init__(self, state: NodeState, requests: RequestLog) -> None:
+    def __init__(self, state: NodeState, requests: RequestLog, usage: Table) -> None:
         self._state = state
         self._requests = requests
+        self._usage = usage
 
     def collect(self) -> Iterator[Metric]:
         state, traffic = self._state, self._state.traffic
@@ -49,6 +51,7 @@ class _NodeCollector(Collector):
         yield _gauge("mycelia_kv_cells", "Tokens that the KV cache holds at most.", state.cells)
         yield _gauge("mycelia_kv_cached_tokens", "Tokens of prefixes in the KV cache.", state.cached_tokens)
         yield from self._of_requests()
+        yield from _of_keys(self._usage)
         yield _counter("mycelia_received_bytes", "Bytes from peers.", "plane", traffic.received_bytes)
         yield _counter("mycelia_received_message_bytes", "Bytes from peers.", "kind", traffic.received_kinds)
         yield _counter("mycelia_digest_sent_bytes", "Bytes to peers.", "kind", traffic.digests_sent_kinds)
@@ -73,6 +76,23 @@ class _NodeCollector(Collector):
         yield _sum("mycelia_estimate_found_tokens", "Promised tokens that were found.", totals.found_tokens)
         for histogram in (self._requests.ttft, self._requests.duration, self._requests.queue, self._requests.per_token):
             yield from histogram.collect()
+
+
+def _of_keys(usage: Table) -> Iterator[Metric]:
+    requests = CounterMetricFamily("mycelia_key_requests", "Requests of API keys.", labels=["key", "model", "outcome"])
+    tokens = CounterMetricFamily("mycelia_key_tokens", "Tokens of API keys.", labels=["key", "model", "kind"])
+    for (key, model), counts in sorted(usage.items()):
+        ended = counts.requests - counts.failed
+        for outcome, count in (("ended", ended), ("failed", counts.failed), ("refused", counts.refused)):
+            requests.add_metric([key, model, outcome], count)
+        computed = counts.prompt_tokens - counts.cached_tokens
+        for kind, count in (
+            ("cached", counts.cached_tokens),
+            ("computed", computed),
+            ("generated", counts.completion_tokens),
+        ):
+            tokens.add_metric([key, model, kind], count)
+    yield from (requests, tokens)
 
 
 def _of_relay(relayed: RelayedView) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from mycelia.node.local_swarm.processes import LocalSwarm
-from mycelia.node.views import ModelRow
+from mycelia.node.views import ModelRow, UsageRow
 from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, peers_of, run_mycelia
 
 pytestmark = pytest.mark.e2e
@@ -33,6 +33,38 @@ async def test_a_key_opens_the_gateway_and_commands_here_know_it(swarm: LocalSwa
             assert answered.status_code == 200 and answered.json()["usage"]["completion_tokens"]
         run_file = await trio.Path(node.data_dir / "node.json").stat()
         assert run_file.st_mode & 0o077 == 0, "it holds a key"
+
+
+async def test_a_key_with_limits_is_refused_above_them_and_its_usage_outlives_the_node(
+    swarm: LocalSwarm, tmp_path: Path
+) -> None:
+    (tmp_path / "alice.key").write_text(f"{KEY}\n")
+    with trio.fail_after(2 * DEADLINE_S):
+        options = ["--model", "fake", "--key", f"alice,file={tmp_path / 'alice.key'},requests_per_minute=1"]
+        node = await swarm.start("limited", options=options)
+        headers = {"authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=(await node.wait_ready()).api_url, trust_env=False) as http:
+            used = (await http.post("/v1/chat/completions", json=CHAT, headers=headers)).json()["usage"]
+            refused = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
+            assert refused.status_code == 429 and int(refused.headers["retry-after"]) <= 60
+            assert (await http.get("/v1/models", headers=headers)).status_code == 200
+            metrics = (await http.get("/metrics", headers=headers)).text
+        assert 'mycelia_key_requests_total{key="alice",model="",outcome="refused"} 1.0' in metrics
+        for _ in range(2):
+            assert (await ask(node, "hello", "--max-tokens", "2")).answered.completion_tokens, "no limit concerns it"
+        running = await run_mycelia("usage", "--json", "--data-dir", str(node.data_dir))
+        await node.stop()
+        ended = await run_mycelia("usage", "--json", "--data-dir", str(node.data_dir))
+    rows = msgspec.json.decode(ended.stdout, type=list[UsageRow])
+    assert rows == msgspec.json.decode(running.stdout, type=list[UsageRow])
+    assert {(row.key, row.model): (row.requests, row.refused) for row in rows} == {
+        ("alice", ""): (0, 1),
+        ("alice", "fake"): (1, 0),
+        ("local", "fake"): (2, 0),
+    }
+    (alice,) = (row for row in rows if row.key == "alice" and row.model)
+    assert (alice.prompt_tokens, alice.completion_tokens) == (used["prompt_tokens"], used["completion_tokens"])
+    assert alice.cached_tokens == used["prompt_tokens_details"]["cached_tokens"]
 
 
 @pytest.mark.parametrize(

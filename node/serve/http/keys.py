@@ -4,18 +4,17 @@ The check is a separate ASGI application in front of everything, and cheap: gues
 than a normal request.
 """
 
-import hashlib
-import hmac
 import ipaddress
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mycelia.node.api_keys import ApiKey, digest_of
 from mycelia.node.serve.http.bodies import Refusal
+from mycelia.node.serve.http.limits import FREE_PATHS, KeyLimits
 from mycelia.node.serve.http.places import admit
 
-MIN_KEY_CHARS = 16
 _CLIENT = "mycelia.client"
 _SCHEME = b"bearer "
 _BARE = (b"x-api-key", b"api-key")
@@ -23,44 +22,65 @@ _BARE = (b"x-api-key", b"api-key")
 
 
 class KeyGate:
-    """Lets through the requests that carry one of ``keys`` as OpenAI's clients send it."""
+    """Lets through the requests that carry one of ``keys``, within the key's limits."""
 
-    def __init__(self, app: ASGIApp, keys: Collection[str], refusal: Refusal, open_paths: Collection[str] = ()) -> None:
-        """refusal: makes the response to all other requests. open_paths: need no key, because they reveal nothing."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Collection[ApiKey],
+        limits: KeyLimits,
+        refusal: Refusal,
+        on_limit: Callable[[str], None],
+        open_paths: Collection[str] = (),
+    ) -> None:
+        """refusal: makes the response to requests that are not let through. on_limit: called with the name of a key
+        when its limits refuse a request. open_paths: need no key, because they reveal nothing."""
         self._app = app
+        self._limits = limits
+        self._on_limit = on_limit
         self._open_paths = frozenset(open_paths)
-        self._digests = [_digest(key.encode()) for key in keys]
+        self._keys = {key.digest: key for key in keys}
         self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open_paths:
-            digest = self._known(scope)
-            if digest is None:
-                message = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
-                response = self._refusal(scope["path"], 401, message)
-                response.headers["www-authenticate"] = "Bearer"
-                await response(scope, receive, send)
-                return
-            scope[_CLIENT] = digest[:16]
-            if not admit(scope, scope[_CLIENT]):
-                response = self._refusal(scope["path"], 503, "too many requests with this key are running")
-                response.headers["retry-after"] = "1"
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or scope["path"] in self._open_paths:
+            await self._app(scope, receive, send)
+            return
+        key = self._known(scope)
+        if key is None:
+            message = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+            response = self._refusal(scope["path"], 401, message)
+            response.headers["www-authenticate"] = "Bearer"
+            await response(scope, receive, send)
+            return
+        scope[_CLIENT] = key.client
+        if not admit(scope, key.client):
+            response = self._refusal(scope["path"], 503, "too many requests with this key are running")
+            response.headers["retry-after"] = "1"
+            await response(scope, receive, send)
+            return
+        if scope["method"] != "POST" or scope["path"] in FREE_PATHS:
+            await self._app(scope, receive, send)
+            return
+        if refused := self._limits.enter(key):
+            self._on_limit(key.name)
+            response = self._refusal(scope["path"], 429, refused.message)
+            response.headers["retry-after"] = str(refused.retry_s)
+            await response(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._limits.leave(key)
 
-    def _known(self, scope: Scope) -> bytes | None:
-        """The digest of the request's key; None: there is no key, or a wrong one."""
+    def _known(self, scope: Scope) -> ApiKey | None:
+        """The request's key; None: there is none, or a wrong one. (Keys are looked up by their hash: the time that this
+        takes tells nothing about them.)"""
         headers = dict(reversed(scope["headers"]))  # (of several equal ones the first counts)
         bearer = headers.get(b"authorization", b"")
         given = [bearer[len(_SCHEME) :]] if bearer[: len(_SCHEME)].lower() == _SCHEME else []
         given += [headers[name] for name in _BARE if name in headers]
-        for key in given:
-            digest = _digest(key.strip())
-            matches = [known for known in self._digests if hmac.compare_digest(digest, known)]
-            if matches:
-                return matches[0]
-        return None
+        return next((key for one in given if (key := self._keys.get(digest_of(one.strip())))), None)
 
 
 class LocalGate:
@@ -135,7 +155,3 @@ def _is_this_machine(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.blake2b(key, digest_size=32).digest()

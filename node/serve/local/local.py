@@ -128,7 +128,8 @@ def local_routes(api: Api) -> list[Route]:
 
 def refusal(status: int, message: str) -> Response:
     """A refusal in the shape of this API's failures."""
-    return json_response(FailedView("bad_request", message, False), status)
+    failed = FailedView(OVERLOADED if status == 429 else "bad_request", message, status in (429, 503))
+    return json_response(failed, status)
 
 
 def _refusing(handler: _Handler) -> _Handler:

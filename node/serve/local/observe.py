@@ -4,9 +4,11 @@ GET /api/requests      the last requests that entered here, the newest last
 GET /api/trace/ID      one request's steps at all nodes; the first digits of its id are enough
 GET /api/links         the connections of this node's peers
 GET /api/events        the state each second and every change of a request, as server-sent events
+GET /api/usage?days=N  what the API keys used in the last N days
 GET /metrics           for Prometheus
 """
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import cast
@@ -22,6 +24,7 @@ from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.http.keys import client_of
+from mycelia.node.telemetry.usage import MAX_DAYS
 from mycelia.node.views import FailedView
 from mycelia.proto.admission.subnets import Places, of_client
 
@@ -38,6 +41,7 @@ MIN_ID_CHARS = 6
 def observe_routes(api: Api) -> list[Route]:
     streams = Places(MAX_STREAMS, per_key=MAX_STREAMS)
     tracing = trio.CapacityLimiter(MAX_TRACES)
+    reading = trio.CapacityLimiter(1)
 
     async def requests(_: Request) -> Response:
         return json_response(api.recent_requests())
@@ -56,6 +60,13 @@ def observe_routes(api: Api) -> list[Route]:
     async def events(request: Request) -> Response:
         return cast(Response, _EventStream(api, streams, client_of(request.scope)))
 
+    async def usage(request: Request) -> Response:
+        days = request.query_params.get("days", "1")
+        if not re.fullmatch("[0-9]{1,3}", days) or not 1 <= int(days) <= MAX_DAYS:
+            return json_response(FailedView("bad_request", f"days must be a number from 1 to {MAX_DAYS}", False), 400)
+        async with reading:
+            return json_response(await api.usage(int(days)))
+
     async def metrics(_: Request) -> Response:
         return Response(api.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -64,6 +75,7 @@ def observe_routes(api: Api) -> list[Route]:
         Route("/api/trace/{id}", trace),
         Route("/api/links", links),
         Route("/api/events", events),
+        Route("/api/usage", usage),
         Route("/metrics", metrics),
     ]
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 PAGE = "/"
 _STYLES = ("style.css", "chat.css")
-_SCRIPTS = ("app.js", "markdown.js", "chat.js", "start.js")
+_SCRIPTS = ("app.js", "usage.js", "markdown.js", "chat.js", "start.js")
 """In this order: the last one starts what the others define."""
 
 

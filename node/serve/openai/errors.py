@@ -22,6 +22,8 @@ _CODES = {
     "overloaded": "rate_limit_exceeded",
 }
 """OpenAI's names for the same failures."""
+_STATUS_CODES = {429: "rate_limit_exceeded"}
+"""The codes of failures that have none of their own."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -38,4 +40,4 @@ def error_body(failed: Failed) -> Errors:
 
 def errors(status: int, message: str, code: str | None = None, param: str | None = None) -> Errors:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return Errors(Error(message, kind, code, param))
+    return Errors(Error(message, kind, code or _STATUS_CODES.get(status), param))

@@ -18,6 +18,7 @@ import msgspec
 import trio
 from starlette.types import ASGIApp
 
+from mycelia.node.api_keys import unnamed
 from mycelia.node.serve.api import Embedded
 from mycelia.node.serve.gateway import Access, make_app
 from mycelia.node.serve.http.http1 import MAX_HEAD_BYTES, HttpConnection
@@ -154,7 +155,7 @@ class Http:
 
     def __init__(self) -> None:
         of_pages = [Access(origins=(_EVIL.decode(),)), Access(origins=("*",))]
-        accesses = [Access(), Access(keys=(KEY,)), *of_pages, Access(hosts=("node.example",))]
+        accesses = [Access(), Access(keys=(unnamed(KEY),)), *of_pages, Access(hosts=("node.example",))]
         self._apps = [make_app(_Node(), access) for access in accesses]
 
     def make(self, rng: random.Random) -> Item:

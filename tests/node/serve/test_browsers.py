@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from mycelia.node.api_keys import ApiKey, unnamed
 from mycelia.node.serve.gateway import Access
 from tests.node.serve.openai.test_api import KEY, OTHER_KEY, chat, served
 
@@ -15,9 +16,9 @@ def preflight(**more: str) -> dict[str, str]:
     return asked | more
 
 
-@pytest.mark.parametrize("keys", [(), (KEY,)])
+@pytest.mark.parametrize("keys", [(), (unnamed(KEY),)])
 @pytest.mark.parametrize("origin", [PAGE, "*"])
-async def test_preflights_of_allowed_pages_get_what_sdks_ask_for(keys: tuple[str, ...], origin: str) -> None:
+async def test_preflights_of_allowed_pages_get_what_sdks_ask_for(keys: tuple[ApiKey, ...], origin: str) -> None:
     async with served(access=Access(keys=keys, origins=(origin,))) as (node, http):
         headers = preflight() | {"access-control-request-private-network": "true"}
         for path in ("/v1/chat/completions", "/chat/completions", "/v1/models", "/health"):
@@ -36,7 +37,7 @@ async def test_preflights_of_allowed_pages_get_what_sdks_ask_for(keys: tuple[str
         assert refused.status_code == 400 and refused.headers["access-control-allow-origin"] == origin
 
 
-@pytest.mark.parametrize("access", [Access(), Access(keys=(KEY,)), Access(origins=("https://other.example",))])
+@pytest.mark.parametrize("access", [Access(), Access(keys=(unnamed(KEY),)), Access(origins=("https://other.example",))])
 async def test_pages_that_are_not_allowed_get_nothing(access: Access) -> None:
     async with served(access=access) as (node, http):
         asked = await http.options("/v1/chat/completions", headers=preflight())
@@ -57,7 +58,7 @@ async def test_streams_are_not_held_back_by_proxies() -> None:
 
 
 async def test_a_key_is_known_in_the_headers_of_all_makers() -> None:
-    async with served(access=Access(keys=(KEY, OTHER_KEY))) as (node, http):
+    async with served(access=Access(keys=(unnamed(KEY), unnamed(OTHER_KEY)))) as (node, http):
 
         async def status(**headers: str) -> int:
             given = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 
+from mycelia.node.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import MAX_CONNECTIONS, bind_api
 from mycelia.node.views import ModelRow, NodeState, TreeRowView
@@ -154,7 +155,7 @@ async def test_own_pages_programs_and_allowed_origins_are_answered() -> None:
         assert (await exchange(port, request("GET", "/api/requests", Origin=f"{EVIL}.example")))[0] == 403
         followed_link = request("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")
         assert (await exchange(port, followed_link))[0] == 200
-    async with served(Access(keys=(KEY,))) as (_, port):
+    async with served(Access(keys=(unnamed(KEY),))) as (_, port):
         keyed = request("GET", "/api/requests", Authorization=f"Bearer {KEY}", Origin=EVIL)
         assert (await exchange(port, keyed))[0] == 200, "a page that knows a key was given it"
 
@@ -164,7 +165,7 @@ async def test_clients_without_a_key_keep_no_key_holder_out() -> None:
     half = b"GET /api/state HTTP/1.1\r\nHost: x"
     unread = request("GET", "/", Connection="keep-alive") * 400
     no_body = request("POST", "/api/ask", conversation())[:-20]
-    async with served(Access(keys=(KEY,))) as (_, port):
+    async with served(Access(keys=(unnamed(KEY),))) as (_, port):
         others = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_CONNECTIONS + 20)]
         try:
             for number, other in enumerate(others):

@@ -9,6 +9,7 @@ import httpx
 import pytest
 import trio
 
+from mycelia.node.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.server import bind_api, serve_http
 from mycelia.node.swarms import Swarms
@@ -38,7 +39,7 @@ class Leaving(ScriptedNode):
         return self.status
 
 
-@pytest.mark.parametrize("access", [Access(), Access(keys=(KEY,))], ids=["open", "with keys"])
+@pytest.mark.parametrize("access", [Access(), Access(keys=(unnamed(KEY),))], ids=["open", "with keys"])
 async def test_health_needs_no_key_and_follows_the_node(access: Access) -> None:
     gateway = Gateway(access)
     key = {"authorization": f"Bearer {KEY}"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from mycelia.node.serve.api import VocabularyTexts
-from mycelia.node.views import LinksRow, RequestRow, TraceView
+from mycelia.node.views import LinksRow, RequestRow, TraceView, UsageRow
 
 
 class Unobserved:
@@ -35,6 +35,9 @@ class Unobserved:
         return None
 
     async def links(self) -> list[LinksRow]:
+        return []
+
+    async def usage(self, num_days: int) -> list[UsageRow]:
         return []
 
     def metrics(self) -> bytes:

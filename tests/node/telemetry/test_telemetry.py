@@ -20,8 +20,10 @@ from mycelia.node.queries.inspection import INSPECT
 from mycelia.node.serve.gateway import serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.serve.local.observe import MAX_STREAMS
+from mycelia.node.swarms import Swarms
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import MAX_REQUESTS, RequestLog
+from mycelia.node.telemetry.usage import Counts
 from mycelia.node.views import PublicPart, TraceView
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
@@ -49,7 +51,7 @@ def request_id(number: int) -> bytes:
 
 def sums(member: Member) -> dict[tuple[str, tuple[str, ...]], float]:
     """(Name of the sample, values of its labels) -> value."""
-    families = text_string_to_metric_families(member.node.metrics().decode())
+    families = text_string_to_metric_families(Swarms(member.node).metrics().decode())
     return {
         (sample.name, tuple(sample.labels.values())): sample.value for family in families for sample in family.samples
     }
@@ -319,7 +321,7 @@ async def served(member: Member) -> AsyncIterator[httpx.AsyncClient]:
     listener = bind_api("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_gateway, member.node, listener)
+        await nursery.start(serve_gateway, Swarms(member.node), listener)
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE_S) as http:
             yield http
         nursery.cancel_scope.cancel()
@@ -415,7 +417,11 @@ async def test_every_metric_is_documented_and_the_dashboard_uses_only_real_ones(
     async with open_members(2) as (_, (one, _two)):
         await frames_of(one, an_ask(LONG))
         state = msgspec.structs.replace(one.node.state(), public=PublicPart("", [], [], []))
-        families = list(text_string_to_metric_families(exposition(state, one.node.requests).decode()))
+        families = list(
+            text_string_to_metric_families(
+                exposition(state, one.node.requests, {("alice", "fake"): Counts(2)}).decode()
+            )
+        )
     full = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     names = {"mycelia_node_info" if name == "mycelia_node" else name for name in full}
     told = set(re.findall(r"`(mycelia_[a-z_]+)`", (ROOT / "docs" / "metrics.md").read_text("utf-8")))

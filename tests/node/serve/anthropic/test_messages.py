@@ -7,6 +7,7 @@ import httpx
 import msgspec
 import pytest
 
+from mycelia.node.api_keys import unnamed
 from mycelia.node.serve.gateway import Access
 from mycelia.proto.wire.messages import EntryFrame, Text
 from tests.node.serve.openai.test_api import BEGUN, BUSY, KEY, ROUTE, ScriptedNode, answer, served
@@ -187,7 +188,7 @@ async def test_failures_and_wrong_paths_have_it_too() -> None:
         assert wrong.status_code == 405 and wrong.json()["type"] == "error"
         missing = await http.post("/v1/messages/batches", json={})
         assert (missing.status_code == 404 and missing.json()["error"]["type"] == "invalid_request_error") or True
-    async with served(access=Access(keys=(KEY,))) as (_, http):
+    async with served(access=Access(keys=(unnamed(KEY),))) as (_, http):
         unknown = await http.post("/v1/messages", json=message())
         assert unknown.status_code == 401 and unknown.json()["error"]["type"] == "authentication_error"
         assert (await http.post("/v1/messages", json=message(), headers={"x-api-key": KEY})).status_code == 200

@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 import httpx
 import trio
 
+from mycelia.node.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api
+from mycelia.node.swarms import Swarms
 from tests.node.members import open_members
 
 KEY = "0123456789abcdef"
@@ -22,7 +24,7 @@ async def served(access: Access = Access()) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with trio.fail_after(30):
         async with open_members(1) as (_, (one,)), trio.open_nursery() as nursery:
-            await nursery.start(serve_gateway, one.node, listener, access)
+            await nursery.start(serve_gateway, Swarms(one.node), listener, access)
             async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
                 yield http
             nursery.cancel_scope.cancel()
@@ -51,7 +53,7 @@ async def test_the_browser_is_told_what_alone_may_run() -> None:
 
 
 async def test_the_page_needs_no_key_and_everything_that_it_shows_does() -> None:
-    async with served(Access(keys=(KEY,))) as http:
+    async with served(Access(keys=(unnamed(KEY),))) as http:
         assert (await http.get("/")).status_code == 200
         for path in ("/api/state", "/api/events", "/api/requests", "/api/links", "/metrics"):
             assert (await http.get(path)).status_code == 401, path

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from starlette.types import Message
 
+from mycelia.node.api_keys import unnamed
 from mycelia.node.errors import BusyError
 from mycelia.node.peer_id import peer_text
 from mycelia.node.serve.api import Embedded
@@ -23,6 +24,7 @@ from mycelia.node.serve.openai import answers as openai_answers
 from mycelia.node.serve.openai.answers import ChatShape, OpenAiAnswer
 from mycelia.node.serve.openai.requests import wanted_chat
 from mycelia.node.serve.openai.types import ChatRequest
+from mycelia.node.telemetry.usage import UsageBooks
 from mycelia.node.views import ModelRow, NodeState, TreeRowView
 from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.errors import LocalError
@@ -135,13 +137,14 @@ class ScriptedNode(Unobserved):
 async def served(
     *scripts: Sequence[EntryFrame],
     access: Access = Access(),
+    usage: UsageBooks | None = None,
 ) -> AsyncIterator[tuple[ScriptedNode, httpx.AsyncClient]]:
     node = ScriptedNode(*(scripts or (answer("Hi", " there"),)))
     listener = bind_api("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_gateway, node, listener, access)
+            await nursery.start(serve_gateway, node, listener, access, None, usage)
             async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE_S) as http:
                 yield node, http
             nursery.cancel_scope.cancel()
@@ -601,14 +604,14 @@ async def test_a_client_that_goes_away_cancels_all_that_it_asked(stream: bool, s
 @pytest.mark.parametrize("path", ["/v1/models", "/api/state", "/nothing"])
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x"])
 async def test_with_keys_nothing_is_told_without_one(path: str, given: str) -> None:
-    async with served(access=Access(keys=(KEY, OTHER_KEY))) as (_, http):
+    async with served(access=Access(keys=(unnamed(KEY), unnamed(OTHER_KEY)))) as (_, http):
         response = await http.get(path, headers={"authorization": given})
     assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
     assert KEY not in response.text
 
 
 async def test_keys_open_everything_from_everywhere_and_each_has_a_share_of_its_own() -> None:
-    async with served(access=Access(keys=(KEY, OTHER_KEY))) as (node, http):
+    async with served(access=Access(keys=(unnamed(KEY), unnamed(OTHER_KEY)))) as (node, http):
         for key in (KEY, OTHER_KEY, KEY):
             headers = {"authorization": f"bearer {key}", "host": "node.example"}
             assert (await http.post("/v1/chat/completions", json=chat(), headers=headers)).status_code == 200
@@ -633,7 +636,7 @@ async def test_without_keys_only_local_hosts_and_any_key_are_good() -> None:
 async def test_scripts_of_web_pages_are_let_in_where_that_is_set() -> None:
     asks = {"origin": "https://chat.example", "access-control-request-method": "POST"}
     for origins, allowed in (((), None), (("https://chat.example",), "https://chat.example"), (("https://x",), None)):
-        async with served(access=Access(keys=(KEY,), origins=origins)) as (_, http):
+        async with served(access=Access(keys=(unnamed(KEY),), origins=origins)) as (_, http):
             before = await http.options("/v1/chat/completions", headers=asks)
             assert before.headers.get("access-control-allow-origin") == allowed
             after = await http.get("/v1/models", headers={"origin": asks["origin"], "authorization": f"Bearer {KEY}"})

@@ -9,6 +9,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from mycelia.node.api_keys import unnamed
 from mycelia.node.serve.gateway import Access
 from mycelia.node.serve.responses import store as stores
 from mycelia.node.serve.responses.store import ResponseStore
@@ -119,7 +120,10 @@ async def test_items_of_a_conversation_reach_the_node_as_turns() -> None:
 
 async def test_a_later_request_goes_on_from_an_earlier_response() -> None:
     keys = {"authorization": f"Bearer {KEY}"}
-    async with served(answer("Hi"), answer("You."), access=Access(keys=(KEY, OTHER_KEY))) as (node, http):
+    async with served(answer("Hi"), answer("You."), access=Access(keys=(unnamed(KEY), unnamed(OTHER_KEY)))) as (
+        node,
+        http,
+    ):
         http.headers.update(keys)
         first = await respond(http, input="I am Ada.", instructions="Be brief.")
         second = await respond(http, input="Who am I?", previous_response_id=first["id"])
