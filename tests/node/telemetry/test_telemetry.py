@@ -296,7 +296,7 @@ async def test_metrics_count_what_happened(autojump_clock: trio.testing.MockCloc
         await frames_of(one, an_ask(LONG + "one"))
         await trio.sleep(3)
         await frames_of(two, an_ask(LONG + "two"))
-        failed = (await frames_of(two, an_ask(" ")))[-1]
+        failed = (await frames_of(two, an_ask(LONG * 1000)))[-1]
         assert isinstance(failed, Failed)
         at_entry, at_server = sums(two), sums(one)
     assert at_entry["mycelia_requests_total", ("answered",)] == 1
