@@ -16,6 +16,7 @@ user-defined token, such as ``<think>`` in most vocabularies, is text: people ma
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -65,16 +66,16 @@ class Rendered:
             while place < len(self.foreign) and self.foreign[place][1] <= end:
                 place += 1
             if place < len(self.foreign) and self.foreign[place][0] < own_start and end < own_start:
-                edges = [end, *(cut for cut in self.cuts if end < cut < own_start), own_start]
+                cuts = self.cuts[bisect_right(self.cuts, end) : bisect_left(self.cuts, own_start)]
+                edges = [end, *cuts, own_start]
                 parts += [self._part(start, end), *self._pieces(edges)]
                 start = own_start
             end = own_end
         return [part for part in [*parts, self._part(start, len(self.text))] if part.text]
 
     def _part(self, start: int, end: int) -> Part:
-        return Part(
-            self.text[start:end], True, controls=[(a - start, b - start) for a, b in self.own if start <= a < end]
-        )
+        own = self.own[bisect_left(self.own, (start, 0)) : bisect_left(self.own, (end, 0))]
+        return Part(self.text[start:end], True, controls=[(first - start, stop - start) for first, stop in own])
 
     def _pieces(self, edges: Sequence[int]) -> list[Part]:
         return [Part(self.text[start:end], False, continues=start > edges[0]) for start, end in pairwise(edges)]
@@ -96,8 +97,6 @@ class Controls:
         self._starts = re.compile("|".join(map(_start, seconds, seconds.values())) or "(?!)")
         letters = sorted({letter for one in self._spellings for letter in _NEUTRAL.sub("", one)})
         self._marks = {ord(letter): mark for letter, mark in zip(letters, _MARKS, strict=False)}
-        self._unmarks = {mark: letter for letter, mark in self._marks.items()}
-        self._marked = re.compile(f"[{chr(_MARKS[0])}-{chr(_MARKS[-1])}]+")
 
     def find(self, text: str) -> list[Span]:
         """All places that spell a control token. They may overlap."""
@@ -117,28 +116,20 @@ class Controls:
 
     def mark(self, literal: str) -> str:
         """``literal``, a text of the template, with marks."""
-        pieces, end = [], 0
-        for start, stop in _joined(self.find(literal)):
-            pieces += [literal[end:start], literal[start:stop].translate(self._marks)]
-            end = stop
-        return "".join([*pieces, literal[end:]])
+        return self._replaced(literal, _joined(self.find(literal)))
 
     def compare(self, plain: str, marked: str) -> Rendered | None:
         """A text that was rendered both ways. None if the two differ in more than marks."""
-        end = 0
-        for match in self._marked.finditer(marked):
-            start, stop = match.span()
-            if plain[end:start] != marked[end:start] or not self._is_marked(plain[start:stop], match[0]):
-                return None
-            end = stop
-        if plain[end:] != marked[end:]:
-            return None
-        return self._sort(plain, lambda start, end: marked[start:end] == plain[start:end].translate(self._marks))
+        rendered = self._sort(plain, lambda start, end: marked[start:end] == plain[start:end].translate(self._marks))
+        return rendered if self._replaced(plain, rendered.own) == marked else None
 
-    def _is_marked(self, plain: str, marked: str) -> bool:
-        """Whether ``marked`` is ``plain`` with marks. People's own characters of private use stay what they are."""
-        same = zip(plain, marked, strict=False)
-        return len(plain) == len(marked) and all(a == b or ord(a) == self._unmarks.get(ord(b)) for a, b in same)
+    def _replaced(self, text: str, spans: Iterable[Span]) -> str:
+        """``text`` with marks in ``spans``."""
+        pieces, end = [], 0
+        for start, stop in spans:
+            pieces += [text[end:start], text[start:stop].translate(self._marks)]
+            end = stop
+        return "".join([*pieces, text[end:]])
 
     def _sort(self, text: str, is_own: Callable[[int, int], bool]) -> Rendered:
         own: list[Span] = []

@@ -75,7 +75,7 @@ class Template:
     def _run(self, template: jinja2.Template, context: dict[str, Any], now: datetime) -> str:
         self._environment.begin(now)
         try:
-            text = "".join(_bounded(template.generate(context)))
+            text = _joined(template.root_render_func(template.new_context(context)))
         except LocalError:
             raise
         except Exception as exc:
@@ -84,13 +84,14 @@ class Template:
         return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _bounded(pieces: Iterable[str]) -> Iterable[str]:
-    num_chars = 0
+def _joined(pieces: Iterable[str]) -> str:
+    num_chars, written = 0, []
     for piece in pieces:
         num_chars += len(piece)
         if num_chars > MAX_CHARS:
             raise LocalError("the model's chat template writes too much of this conversation")
-        yield piece
+        written.append(piece)
+    return "".join(written)
 
 
 class _Generation(Extension):
