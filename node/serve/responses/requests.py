@@ -11,9 +11,6 @@ from mycelia.node.serve.responses.types import Item, Parts, ResponsesRequest, To
 
 CUSTOM_SCHEMA = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 """A custom tool takes a text: for the model it is a function with one."""
-_HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation", "computer", "mcp", "tool_search")
-"""Beginnings of types of tools that OpenAI runs. Clients offer them unasked, and a model that is not told of them does
-not use them."""
 
 
 def to_chat(body: ResponsesRequest, earlier: Sequence[Item]) -> ChatRequest:
@@ -30,7 +27,7 @@ def to_chat(body: ResponsesRequest, earlier: Sequence[Item]) -> ChatRequest:
         "stream": body.stream,
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "tools": [told for tool in body.tools or () if (told := _tool(tool)) is not None] or None,
+        "tools": [_told(tool) for tool, _ in tools_of(body)] or None,
         "tool_choice": _choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
         "timeout_s": body.timeout_s,
@@ -49,8 +46,14 @@ def items_of(body: ResponsesRequest) -> list[Item]:
     return [Item(role="user", content=body.input)] if isinstance(body.input, str) else body.input
 
 
-def custom_tools(body: ResponsesRequest) -> frozenset[str]:
-    return frozenset(tool.name for tool in body.tools or () if tool.type == "custom")
+def tools_of(body: ResponsesRequest) -> Iterator[tuple[Tool, str]]:
+    """The tools that the model is told of, and their namespaces (empty: none). Others are those that OpenAI runs, such
+    as web_search: clients offer them unasked, and a model that does not know them does not use them."""
+    for tool in body.tools or ():
+        namespace = tool.name if tool.type == "namespace" else ""
+        for one in (tool.tools or ()) if namespace else (tool,):
+            if one.type in ("function", "custom"):
+                yield one, namespace
 
 
 def _turns(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
@@ -116,11 +119,6 @@ def _choice(wanted: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     return wanted
 
 
-def _tool(tool: Tool) -> dict[str, Any] | None:
-    """None: the model is not told of it."""
-    if tool.type.startswith(_HOSTED):
-        return None
-    if tool.type not in ("function", "custom"):
-        raise HttpError(400, f"tools of type {tool.type[:64]!r} are not served", param="tools")
+def _told(tool: Tool) -> dict[str, Any]:
     parameters = CUSTOM_SCHEMA if tool.type == "custom" else tool.parameters
     return {"function": {"name": tool.name, "description": tool.description, "parameters": parameters}}

@@ -10,7 +10,7 @@ from mycelia.node.serve.openai.errors import error_body
 from mycelia.node.serve.openai.reading import Call, Said
 from mycelia.node.serve.openai.requests import Wanted
 from mycelia.node.serve.openai.types import Usage
-from mycelia.node.serve.responses.requests import custom_tools
+from mycelia.node.serve.responses.requests import tools_of
 from mycelia.node.serve.responses.types import (
     CallItem,
     CustomCallItem,
@@ -42,7 +42,7 @@ class ResponseShape(Shape):
         super().__init__(wanted, model)
         self.id = self.id.replace("-", "_")
         self._request = request
-        self._custom = custom_tools(request)
+        self._tools = {tool.name: (tool.type, namespace) for tool, namespace in tools_of(request)}
         self._keep = keep
         self._items: list[OutItem] = []
         self._is_open = False
@@ -173,7 +173,12 @@ class ResponseShape(Shape):
         body.store = request.store is not False
         body.parallel_tool_calls = request.parallel_tool_calls is not False
         body.tool_choice = request.tool_choice or "auto"
-        body.tools = [{**msgspec.to_builtins(tool), "strict": False} for tool in request.tools or ()]
+        body.tools = [
+            {"type": tool.type, "name": tool.name, "description": tool.description, "parameters": tool.parameters or {}}
+            | {"strict": False}
+            for tool in request.tools or ()
+            if tool.type == "function"
+        ]
         body.text = {"format": request.text.format if request.text and request.text.format else {"type": "text"}}
         body.reasoning = {"effort": request.reasoning.effort if request.reasoning else None, "summary": None}
         if request.temperature is not None:
@@ -186,10 +191,14 @@ class ResponseShape(Shape):
         return f"{prefix}_{self.id.removeprefix('resp_')}_{place}"
 
     def _call_item(self, call: Call, place: int) -> CallItem | CustomCallItem:
-        if call.name in self._custom:
+        kind, namespace = self._tools.get(call.name, ("function", ""))
+        if kind == "custom":
             text = _custom_input(call.arguments) if call.arguments else ""
             return CustomCallItem(self._item_id("ctc", place), call.id, call.name, text)
-        return CallItem(self._item_id("fc", place), call.id, call.name, call.arguments)
+        item = CallItem(self._item_id("fc", place), call.id, call.name, call.arguments)
+        if namespace:
+            item.namespace = namespace
+        return item
 
 
 def _custom_input(arguments: str) -> str:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from mycelia.node.serve.openai.types import MAX_TOOLS, JsonObject
 from mycelia.node.views import MAX_TIMEOUT_S
@@ -45,6 +45,8 @@ class Tool(msgspec.Struct):
     name: str = ""
     description: str | None = None
     parameters: JsonObject | None = None
+    tools: "Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None" = None
+    """Those of a namespace."""
 
 
 class Format(msgspec.Struct):
@@ -137,6 +139,8 @@ class CallItem(msgspec.Struct, tag_field="type", tag="function_call"):
     name: str
     arguments: str
     status: str = "completed"
+    namespace: str | UnsetType = UNSET
+    """That of the tool, if it has one."""
 
 
 class CustomCallItem(msgspec.Struct, tag_field="type", tag="custom_tool_call"):

@@ -89,6 +89,14 @@ async def test_a_custom_tool_gets_a_text() -> None:
     assert tool["function"]["parameters"]["required"] == ["input"]
 
 
+async def test_tools_of_a_namespace_are_told_and_those_that_openai_runs_are_not() -> None:
+    tools = [{"type": "namespace", "name": "files", "tools": [TOOL, {"type": "new"}]}, {"type": "web_search"}]
+    async with served(thinking(CALL)) as (node, http):
+        (call,) = (await respond(http, input="hello", tools=tools))["output"]
+    assert call["name"] == "weather" and call["namespace"] == "files"
+    assert [tool["function"]["name"] for tool in json.loads(node.asked[0].tools)] == ["weather"]
+
+
 async def test_items_of_a_conversation_reach_the_node_as_turns() -> None:
     items = [
         {"role": "developer", "content": "Be brief."},
@@ -150,7 +158,7 @@ async def test_a_later_request_goes_on_from_an_earlier_response() -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input_image"),
         ({"input": "x", "background": True}, "background"),
         ({"input": "x", "conversation": "c"}, "conversation"),
-        ({"input": "x", "tools": [{"type": "shell_of_tomorrow"}]}, "shell_of_tomorrow"),
+        ({"input": "x", "tools": [{"type": "shell"}], "tool_choice": "required"}, "needs tools"),
         ({"input": "x", "tool_choice": "required"}, "needs tools"),
         ({"input": []}, "length >= 1"),
         ({"input": "x", "temperature": 9}, "temperature"),
