@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +79,8 @@ class Node:
         self._network = network
         self._epoch = epoch
         self.swarm = swarm
+        self.ended = ""
+        """Why it does not run any more, although another part of the process does."""
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self.overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._kept = kept or Kept()
@@ -111,34 +113,39 @@ class Node:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. The node answers requests from ``started()`` on."""
         info = self._engine.info
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.entry.run)
-            await nursery.start(self._driver.run)
-            await self._network.join(info.namespace)
-            self._driver.handle(
-                ModelServed(
-                    info.namespace,
-                    info.name,
-                    info.context_tokens,
-                    self._engine.vitals(),
-                    self._epoch,
-                    self._engine.vocabulary,
-                    info.has_states,
+        begin_leaving = partial(self._driver.handle, Leaving())
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.entry.run)
+                await nursery.start(self._driver.run)
+                await self._network.join(info.namespace)
+                self._driver.handle(
+                    ModelServed(
+                        info.namespace,
+                        info.name,
+                        info.context_tokens,
+                        self._engine.vitals(),
+                        self._epoch,
+                        self._engine.vocabulary,
+                        info.has_states,
+                    )
                 )
-            )
-            nursery.start_soon(self._follow_cache)
-            nursery.start_soon(self._follow_vitals)
-            serve = partial(
-                serve_generate_stream, self._engine, self.overlay, self.requests, self._network.remote_address
-            )
-            self._network.serve(GENERATE, partial(self._work, serve))
-            self._network.serve(INSPECT, self._inspection.serve_stream)
-            serve_ask = partial(serve_ask_stream, self._ask_of_peer)
-            self._network.serve(ASK, partial(self._work, serve_ask), is_forgiving=True)
-            self._network.serve(MODELS, self.swarm_models.serve_stream)
-            nursery.start_soon(self.swarm_models.keep_asking)
-            self._drain.on_begin.append(partial(self._driver.handle, Leaving()))
-            task_status.started()
+                nursery.start_soon(self._follow_cache)
+                nursery.start_soon(self._follow_vitals)
+                serve = partial(
+                    serve_generate_stream, self._engine, self.overlay, self.requests, self._network.remote_address
+                )
+                self._network.serve(GENERATE, partial(self._work, serve))
+                self._network.serve(INSPECT, self._inspection.serve_stream)
+                serve_ask = partial(serve_ask_stream, self._ask_of_peer)
+                self._network.serve(ASK, partial(self._work, serve_ask), is_forgiving=True)
+                self._network.serve(MODELS, self.swarm_models.serve_stream)
+                nursery.start_soon(self.swarm_models.keep_asking)
+                self._drain.on_begin.append(begin_leaving)
+                task_status.started()
+        finally:
+            with suppress(ValueError):  # (it had not started)
+                self._drain.on_begin.remove(begin_leaving)
 
     async def _work(self, serve: Callable[[MessageStream], Awaitable[None]], stream: MessageStream) -> None:
         with self._drain.working():

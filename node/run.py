@@ -25,6 +25,7 @@ from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.engine.shares import EngineShares
+from mycelia.node.errors import first_error
 from mycelia.node.network.addresses import parse_listen, with_next_port
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.mapping.mapper import PortMapper, port_mappers
@@ -47,6 +48,7 @@ from mycelia.node.telemetry.journal import open_request_log
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import UsageBooks, open_usage
 from mycelia.proto.routing.choose import Policy
+from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
 
@@ -154,7 +156,7 @@ async def _run_in_swarm(
             swarm=_name_of(settings),
         )
         if swarm is not None:
-            nursery.start_soon(swarm.run, network)
+            nursery.start_soon(_follow_roster, swarm, network, node, settings.public, nursery.cancel_scope)
         async with _keep_reachable(node, network, settings) as keep_reachable:
             await nursery.start(node.run)
             if not settings.announce:  # (the user who announces addresses knows how the node is reached)
@@ -162,6 +164,21 @@ async def _run_in_swarm(
             nursery.start_soon(supervised, node.state_saver(state_dir).run)
             task_status.started(node)
             await trio.sleep_forever()
+
+
+async def _follow_roster(
+    swarm: PrivateSwarm, network: Libp2pNetwork, node: Node, has_other: bool, scope: trio.CancelScope
+) -> None:
+    """Takes part in a private swarm. When this node learns that it was removed, the process ends, or only this part of
+    it if the node is in another swarm as well."""
+    try:
+        await swarm.run(network)
+    except* LocalError as group:
+        if not has_other:
+            raise
+        node.ended = str(first_error(group))
+        log.warning("left_swarm", reason=node.ended)
+        scope.cancel()
 
 
 def _name_of(settings: NodeSettings) -> str:

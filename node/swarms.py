@@ -18,6 +18,8 @@ from mycelia.node.telemetry.usage import UsageBooks, Use
 from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
+_ONLY_PRIVATE = "this node is in a private swarm only; run it with --public to ask the open network"
+
 
 class Swarms:
     """An ``Api`` of one node or of both parts of one."""
@@ -63,7 +65,11 @@ class Swarms:
             part = self._public or (None if self._home.swarm else self._home)
             model, suffix = model.removesuffix(PUBLIC_SUFFIX), PUBLIC_SUFFIX
             model = self.aliases.get(model, model)
-        answer = _refused() if part is None else part.ask(replace(ask, model=model), deadline_s, client)
+        answer: AbstractAsyncContextManager[AsyncIterator[EntryFrame]]
+        if part is None or part.ended:
+            answer = _refused(part.ended if part else _ONLY_PRIVATE)
+        else:
+            answer = part.ask(replace(ask, model=model), deadline_s, client)
         return self._usage.counting(answer, client, (model or self.model) + suffix)
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
@@ -78,7 +84,7 @@ class Swarms:
 
     async def models(self) -> list[ModelRow]:
         """See ``Api.models``. Models of the open network have the suffix by which they are asked for."""
-        rows = list(await self._home.models())
+        rows = [] if self._home.ended else list(await self._home.models())
         if self._public is not None:
             rows += [replace(row, model=row.model + PUBLIC_SUFFIX) for row in await self._public.models()]
         return rows
@@ -89,7 +95,8 @@ class Swarms:
             return state
         other = self._public.state()
         part = PublicPart(other.peer, other.addresses, other.peers, other.attempts)
-        return replace(state, public=part, exchanges=state.exchanges + other.exchanges)
+        peers = [] if self._home.ended else state.peers
+        return replace(state, peers=peers, public=part, exchanges=state.exchanges + other.exchanges)
 
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         """See ``Api.tree``: that of the private swarm, then that of the open network."""
@@ -108,9 +115,8 @@ class Swarms:
 
 
 @asynccontextmanager
-async def _refused() -> AsyncIterator[AsyncIterator[EntryFrame]]:
+async def _refused(message: str) -> AsyncIterator[AsyncIterator[EntryFrame]]:
     send, receive = trio.open_memory_channel[EntryFrame](1)
-    message = "this node is in a private swarm only; run it with --public to ask the open network"
     send.send_nowait(Failed(code="bad_request", message=message, retryable=False))
     send.close()
     with receive:

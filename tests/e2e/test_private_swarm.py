@@ -9,6 +9,7 @@ import trio
 
 from mycelia.node.client.local import fetch_state, running_node
 from mycelia.node.local_swarm.processes import COMMAND, open_local_swarm
+from mycelia.node.storage.private_swarms import read_swarm, store_roster
 from mycelia.proto.wire.errors import LocalError
 from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
 
@@ -104,3 +105,28 @@ async def test_an_invitation_is_enough_to_ask_without_a_node(tmp_path: Path) -> 
             assert both.returncode == 2 and "--swarm and --invite go with none of --public" in both.stderr
         alone = await run_mycelia("ask", *guest, "Hi")
         assert alone.returncode == 1 and "a member has to run where this machine can reach it" in alone.stderr
+
+
+async def test_who_is_removed_from_a_private_swarm_stays_in_the_open_network(tmp_path: Path) -> None:
+    admin_dir, guest_dir = ["--data-dir", str(tmp_path / "admin")], ["--data-dir", str(tmp_path / "guest")]
+    with trio.fail_after(DEADLINE_S):
+        await told("swarm", "create", "home", "--model", "fake", *admin_dir)
+        async with open_local_swarm(tmp_path) as swarm:
+            admin = await swarm.start("admin", options=["--swarm", "home"])
+            await admin.wait_ready()
+            await told("join", (await told("invite", *admin_dir)).strip(), "--name", "guest", "--no-start", *guest_dir)
+            guest = await swarm.start("guest", options=["--swarm", "home", "--public"])
+            await guest.wait_peers(1)
+            await told("swarm", "revoke", "guest", *admin_dir)
+            await guest.wait_event(lambda event: event.get("event") == "not_let_in")
+            # (members tell it no more; it sees the list of members without it only in its file)
+            store_roster(tmp_path / "guest", "home", read_swarm(tmp_path / "admin", "home").roster)
+            await guest.wait_event(lambda event: event.get("event") == "left_swarm")
+            answer = parse_answer(await told("ask", "--json", "--public", *guest_dir, "Say hello."))
+            assert answer.text
+            refused = await run_mycelia("ask", *guest_dir, "Say hello.")
+            assert refused.returncode == 1 and "was removed from the private swarm home" in refused.stderr
+            status = await told("status", *guest_dir)
+            assert "home, private, and the open network" in status
+            await guest.stop()
+        assert guest.process.returncode == 0
