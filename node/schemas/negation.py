@@ -12,7 +12,7 @@ PLACES = 6
 """Where a list must have a certain item, it is among the first so many."""
 MAX_STEPS = 2_000
 MAX_SQUARES = 50_000
-"""The sum of the squared lengths of texts to exclude: a regular expression of the other texts has all their beginnings."""
+"""The sum of the squared lengths of texts to exclude: the regular expression of all others has their beginnings."""
 _LESS = {
     "minItems": ("array", "maxItems"),
     "minLength": ("string", "maxLength"),

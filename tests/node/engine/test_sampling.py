@@ -91,6 +91,9 @@ async def test_stop_strings_grammars_and_logprobs() -> None:
         # A grammar holds for the whole answer, greedy or drawn, also for a resumed one.
         choice = await ask(running, prompt, Sampling(max_tokens=24, grammar='root ::= "yes" | "no"'))
         assert done(choice).reason == "stop" and text_of(choice) in (b"yes", b"no")
+        for kind, rules in (("regex", "yes|no"), ("lark", 'start: "yes" | "no"')):
+            choice = await ask(running, prompt, Sampling(max_tokens=24, grammar=rules, grammar_kind=kind))
+            assert done(choice).reason == "stop" and text_of(choice) in (b"yes", b"no")
         options = {"grammar": json.dumps(PERSON), "grammar_kind": "json_schema", "temperature": 0.8, "seed": 3}
         made = await ask(running, prompt, Sampling(max_tokens=99, repeat_penalty=1.1, **options))  # type: ignore[arg-type]
         person = json.loads(text_of(made))

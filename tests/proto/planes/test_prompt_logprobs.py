@@ -145,11 +145,14 @@ def test_no_token_is_no_complete_answer_until_its_end_comes() -> None:
         (Sampling(max_tokens=1), 1),
         (Sampling(max_tokens=0), 2),
         (Sampling(max_tokens=1, prompt_logprobs=1), 2),
+        (Sampling(max_tokens=1, grammar="a", grammar_kind="regex"), 2),
+        (Sampling(max_tokens=1, grammar="start: /a/", grammar_kind="lark"), 2),
+        (Sampling(max_tokens=1, grammar="{}", grammar_kind="json_schema"), 1),
         (Sampling(max_tokens=1, logit_bias=pack_biases({1: 1.0})), 2),
         (Sampling(max_tokens=1, stop=("x" * 256,)), 1),
         (Sampling(max_tokens=1, stop=("x" * 257,)), 2),
     ],
-    ids=["plain", "no token", "logprobs", "bias", "stop", "long stop"],
+    ids=["plain", "no token", "logprobs", "regex", "lark", "schema", "bias", "stop", "long stop"],
 )
 def test_an_older_node_is_not_asked_for_what_it_does_not_know(sampling: Sampling, version: int) -> None:
     assert version_of(sampling) == version

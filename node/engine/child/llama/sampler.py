@@ -17,8 +17,10 @@ MIN_TEMPERATURE = 0.001
 MAX_SEED = 2**32 - 2
 """With a larger seed llama.cpp takes a random one: the answer could be neither repeated nor resumed."""
 
-MANY_CANDIDATES = 1024
-"""With more allowed tokens than this, the likeliest ones are found first, if the chain reads no others."""
+FEW = 1024
+"""So few candidates take the chain 0.01 ms."""
+BLOCK = 64
+"""Tokens of which the likeliest is found first, when the likeliest of the vocabulary are searched."""
 
 
 class Outputs(Protocol):
@@ -77,12 +79,10 @@ class Sampler:
     def choose(self, logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> int | None:
         """Choose among the tokens that a grammar allows, by their ids; None when it allows none. The chain sees these
         tokens alone, as if the others did not exist."""
-        tokens = np.flatnonzero(allowed)
+        # Fewer candidates are cheaper. Penalties and biases change which are the likeliest.
+        tokens = np.flatnonzero(allowed if self._moves_logits else _near(logits, allowed, self._candidates_needed))
         if not len(tokens):
             return None
-        if not self._moves_logits and 0 < (needed := self._candidates_needed) < MANY_CANDIDATES < len(tokens):
-            # Equivalent, and cheaper than the whole vocabulary. Penalties and biases change which are the likeliest.
-            tokens = np.sort(tokens[np.argpartition(logits[tokens], -needed)[-needed:]])
         token = self._choose(tokens, logits[tokens])
         L.llama_sampler_accept(self._chain, token)
         return token
@@ -97,6 +97,18 @@ class Sampler:
         if self._chain:
             L.llama_sampler_free(self._chain)
             self._chain = None
+
+
+def _near(logits: NDArray[np.float32], allowed: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """The allowed tokens without most of those that are not among the ``count`` likeliest allowed ones; 0: all."""
+    num_blocks = len(logits) // BLOCK
+    if not 0 < count < num_blocks or np.count_nonzero(allowed) <= FEW:
+        return allowed
+    masked = np.where(allowed, logits, np.float32(-np.inf))
+    best = masked[: num_blocks * BLOCK].reshape(num_blocks, BLOCK).max(axis=1)
+    # ``count`` blocks have a token that is as likely as this: so likely are the wanted ones at least.
+    bound = np.partition(best, num_blocks - count)[num_blocks - count]
+    return allowed & (masked >= bound) if bound > -np.inf else allowed
 
 
 def logprobs(row: NDArray[np.float32], token: int, count: int, piece: Callable[[int], bytes]) -> TokenLogprobs:

@@ -63,8 +63,9 @@ def test_looking_for_the_likeliest_of_many_allowed_tokens_changes_nothing(
     for divisor in (1, 2, 50, 500):
         allowed = np.arange(VOCAB) % divisor == 0
         chosen = []
-        for many in (41, VOCAB):
-            monkeypatch.setattr(sampler_module, "MANY_CANDIDATES", many)
+        for block in (4, VOCAB):
+            monkeypatch.setattr(sampler_module, "BLOCK", block)
+            monkeypatch.setattr(sampler_module, "FEW", 0)
             sampler = Sampler(Dice(), sampling, [1], 0)
             chosen.append([sampler.choose(Dice().logits(output), allowed) for output in range(8)])
         assert chosen[0] == chosen[1]
