@@ -85,7 +85,7 @@ def _form(
     end: str = "",
     *,
     sections: tuple[tuple[str, str], ...] = (),
-    argument: str = "",
+    argument: str | tuple[str, ...] = (),
     argument_end: str = "",
     after: tuple[str, ...] = (),
     next_chars: str = "",
@@ -103,7 +103,7 @@ def _form(
         next_chars=next_chars or ("{[" if body == "calls" else ""),
         ends=_patterns([end] if end else []),
         after=_patterns((*after, *(mark for _, mark in sections))),
-        argument=Pattern(argument),
+        arguments=_patterns((argument,) if isinstance(argument, str) else argument),
         argument_end=argument_end,
         padding=padding,
         nested=nested,
@@ -144,7 +144,10 @@ def _keyed(suffix: str, separator: str = "") -> Form:
         "tagged",
         f"</tool_call{suffix}>",
         sections=((f"<tool_calls{suffix}>", f"</tool_calls{suffix}>"),),
-        argument=f"<arg_key{suffix}>{{key}}</arg_key{suffix}>{{_}}<arg_value{suffix}>",
+        argument=(
+            f"<arg_key{suffix}>{{key}}</arg_key{suffix}>{{_}}<arg_value{suffix}>",
+            f"<arg_key{suffix}>{{key}}</arg_key{suffix}>",  # (a mark that GLM sometimes leaves out)
+        ),
         argument_end=f"</arg_value{suffix}>",
     )
 
@@ -322,11 +325,9 @@ THOUGHTS: dict[str, Thoughts] = {
         ("<|end|>",),
         anywhere=True,
         dropped=(
-            "<|start|>assistant<|channel|>final<|message|>",
-            "<|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+            "<|start|>assistant<|channel|>final{...}<|message|>",
             "<|start|>assistant<|channel|>commentary<|message|>",
-            "<|channel|>final<|message|>",
-            "<|channel|>final <|constrain|>json<|message|>",
+            "<|channel|>final{...}<|message|>",
             "<|channel|>commentary<|message|>",
             *("<|channel|>commentary to=assistant", "<|channel|>commentary"),  # (stray ones before other channels)
             "<|start|>assistant",

@@ -1,7 +1,7 @@
 """One form in which models write calls of functions."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from mycelia.node.formats.patterns import Pattern
@@ -24,8 +24,8 @@ class Form:
     """Comes after the body; may be missing at the end of an answer, except with body "tagged"."""
     after: tuple[Pattern, ...] = ()
     """Marks between and after calls, which belong to them."""
-    argument: Pattern = field(default_factory=lambda: Pattern(""))
-    """Tagged: the mark before an argument's value."""
+    arguments: tuple[Pattern, ...] = ()
+    """Tagged: the mark before an argument's value, in one of these spellings."""
     argument_end: str = ""
     """Tagged: the mark after it; "{key}" stands for the argument's name."""
     padding: str = ""
@@ -40,5 +40,5 @@ class Form:
 
 def names_in(forms: Collection[Form]) -> set[str]:
     """The literal marks of ``forms``."""
-    patterns = [pattern for form in forms for pattern in (*form.begins, *form.ends, *form.after, form.argument)]
+    patterns = [pattern for form in forms for pattern in (*form.begins, *form.ends, *form.after, *form.arguments)]
     return {pattern.source for pattern in patterns} | {form.argument_end for form in forms}

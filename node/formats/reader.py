@@ -95,6 +95,8 @@ class AnswerReader:
         self._num_thoughts = 0
         self._tail: list[str] | None = None
         """The text of the running thought since a call began in it; None: none did."""
+        self._last_tail: list[str] | None = None
+        """The same of the thought before."""
         self._reading = self._read()
         if opened and not self._is_plain:
             self._source.add(opened)
@@ -139,7 +141,9 @@ class AnswerReader:
         while True:
             found = yield from self._next_mark()
             if found is None:
-                source.is_end = True
+                if not (self._has_content or self._calls.num_ended):
+                    self._tail = self._last_tail
+                    self._call_at_end()
                 return
             mark, start, match = found
             if mark.form is not None:
@@ -241,17 +245,17 @@ class AnswerReader:
             call, is_whole = self._call_in_thought(text, seen) if self._tail is None else (-1, False)
             if is_whole and ends_at_call:
                 ends.append((call, 0))
-            if ends:
-                place, size = min(ends)
-                self._think(source.at + len(text[source.at : place].rstrip()))
-                source.at, self._tail = place + size, None
-                self._is_start = True
-                yield from source.skip_space()
-                return
-            if is_whole:
+            elif is_whole and (not ends or call < min(ends)[0]):
                 self._think(source.at + len(text[source.at : call].rstrip()))
                 self._tail = []
                 continue
+            if ends:
+                place, size = min(ends)
+                self._think(source.at + len(text[source.at : place].rstrip()))
+                source.at, self._last_tail, self._tail = place + size, self._tail, None
+                self._is_start, self._has_content = True, False
+                yield from source.skip_space()
+                return
             if source.is_end:
                 self._think(len(text.rstrip()))
                 source.at = len(text)
@@ -275,7 +279,7 @@ class AnswerReader:
         return -1, False
 
     def _call_at_end(self) -> None:
-        """An answer that ends with calls inside a thought was meant to call: the model left the closing mark out."""
+        """An answer that ends with calls inside a thought, which may be closed after them, was meant to call."""
         tail, self._tail = "".join(self._tail or ()), None
         if not 0 < len(tail) <= MAX_HELD_CHARS:
             return

@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 from mycelia.node.formats.calls import MAX_HELD_CHARS, Calls
 from mycelia.node.formats.forms import Form
-from mycelia.node.formats.patterns import Match
+from mycelia.node.formats.patterns import PARTIAL, Match, Pattern
 from mycelia.node.formats.schemas import NO_STRING, STRING, Schema, Types, typed
 from mycelia.node.formats.source import Reading, Source
 from mycelia.node.formats.values import BrokenError, as_json, overlap
@@ -22,18 +22,23 @@ class Tagged:
         self._name = name
         self._schema = calls.schemas[name]
         self._is_first = True
+        self._stray_end = Pattern(form.argument_end.replace("{key}", "{...}") or "{...}")
+        """An end mark too many, as some models write it."""
+        self._call_end = Pattern("{_}".join(mark.source for mark in (*form.ends[:1], *form.after[:1])))
+        """Ends also a value whose own end mark the model left out."""
 
     def read(self) -> Reading:
         form, source, calls = self._form, self._source, self._calls
         while True:
             yield from source.skip_space()
-            found = yield from source.match((form.argument, *form.ends))
+            found = yield from source.match((*form.arguments, *form.ends, self._stray_end))
             if found is None:
                 raise BrokenError("no argument")
             place, match = found
-            if place:
+            if place < len(form.arguments):
+                yield from self._argument(match)
+            elif place < len(form.arguments) + len(form.ends):
                 break
-            yield from self._argument(match)
         if self._is_first:
             calls.begin(self._name)
         calls.write("{}" if self._is_first else "}")
@@ -93,8 +98,20 @@ class Tagged:
         while True:
             text, at = source.text, source.at
             end = text.find(close, at)
+            call_end, is_open = self._end_of_call(text, at, len(text) if end < 0 else end)
+            if call_end >= 0:
+                stop = call_end - len(padding) if padding and text.endswith(padding, at, call_end) else call_end
+                source.at = stop if is_open else call_end
+                if stop > at:
+                    yield text[at:stop]
+                if not is_open:
+                    return
+                yield ""
+                continue
             if end < 0:
-                stop = len(text) - max(overlap(text, at, padding + close), overlap(text, at, close))
+                marks = [close, *(end.first for end in form.ends if form.after and padding)]
+                held = max(overlap(text, at, pad + mark) for mark in marks for pad in (padding, ""))
+                stop = len(text) - held
                 source.at = stop
                 if stop > at:
                     yield text[at:stop]
@@ -118,12 +135,26 @@ class Tagged:
             source.at = end + 1
             yield text[at : source.at]
 
+    def _end_of_call(self, text: str, at: int, before: int) -> tuple[int, bool]:
+        """(where the whole call ends before ``before`` though its value does not, whether more text is needed to know);
+        (-1, False): nowhere."""
+        form = self._form
+        if not form.after or not form.padding:
+            return -1, False
+        while 0 <= (place := text.find(form.ends[0].first, at)) < before:
+            found = self._call_end.match(text, place, self._source.is_end)
+            if found is not None:
+                return place, found == PARTIAL
+            at = place + 1
+        return -1, False
+
     def _ends_value(self, at: int) -> bool | None:
         """Whether a value really ends before ``at``: another argument or the end of the call must follow, because a
         value may contain its own end mark. None: more text is needed."""
         form, source = self._form, self._source
         following = source.text[at:].lstrip()
-        marks = [form.argument.first, *(end.first for end in form.ends)]
+        marks = [mark.first for mark in (*form.arguments, *form.ends)]
+        marks.append(form.argument_end)
         if any(following.startswith(mark) for mark in marks):
             return True
         if any(mark.startswith(following) for mark in marks):

@@ -47,7 +47,7 @@ _BEGINS = {
     name: [
         begin.source.replace("{name}", "weather").replace("{_}", "\n").replace("{...}", "").replace("{id}", "i")
         for form in format_named(name).forms
-        for begin in (*form.begins, *form.ends, form.argument)
+        for begin in (*form.begins, *form.ends, *form.arguments)
     ]
     for name in CALLS
 }

@@ -13,6 +13,7 @@ from mycelia.node.formats.reader import AnswerReader
 from tests.node.formats.answers import TOOLS, cut, gathered, pieces_of, read
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+XML = "<tool_call>\n<function=say>\n<parameter=text>\nx\n</parameter>\n</function>\n</tool_call>"
 WEATHER = ("get_weather", {"city": "Paris"})
 NOW: tuple[str, dict[str, object]] = ("now", {})
 
@@ -135,10 +136,10 @@ CASES: list[Case] = [
     ("qwen_xml", f"Well.\n{CALL}", "Well.", "", [WEATHER]),
     (
         "qwen_xml",
-        "<function=say><parameter=text>\n\n</parameter>\n</parameter></function>",
+        "<function=say><parameter=text>\n\n</parameter> x\n</parameter></function>",
         "",
         "",
-        [("say", {"text": "\n</parameter>"})],
+        [("say", {"text": "\n</parameter> x"})],
     ),
     (
         "qwen_xml",
@@ -151,6 +152,12 @@ CASES: list[Case] = [
         [("get_weather", {"days": "two", "ok": True, "tags": ["a", "b"], "other": 5})],
     ),
     ("glm", "<tool_call>now</tool_call>", "", "", [NOW]),
+    ("glm", "<tool_call>say<arg_key>text</arg_key>x y</arg_value></tool_call>", "", "", [("say", {"text": "x y"})]),
+    ("qwen_xml+think", f"<think>So.\n{XML}\n</think>\n", "", f"So.\n{XML}", [("say", {"text": "x"})]),
+    ("qwen_xml+think", f"<think>So.\n{XML}\n</think>\nNo.", "No.", f"So.\n{XML}", []),
+    ("qwen_xml", XML.replace("</parameter>", "</parameter>\n</parameter>"), "", "", [("say", {"text": "x"})]),
+    ("qwen_xml", XML.replace("</parameter>\n", ""), "", "", [("say", {"text": "x"})]),
+    ("qwen_xml", XML.replace("\nx\n", "\na</function>b\n"), "", "", [("say", {"text": "a</function>b"})]),
     ("glm", "<tool_call>later</tool_call>", "<tool_call>later</tool_call>", "", []),
     (
         "kimi+think_kimi",
