@@ -18,6 +18,7 @@ models := .venv/llama.cpp/models
 # processes first, which take long, and short files last, so that no process waits for another at the end.
 dist := --dist loadfile --no-loadscope-reorder
 js := tests/interop/js/node_modules/.package-lock.json
+clients := tests/interop/clients/node_modules/.package-lock.json
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -61,6 +62,11 @@ $(js): tests/interop/js/package-lock.json
 	@npm ci --prefix tests/interop/js --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
+$(clients): tests/interop/clients/package-lock.json
+	@echo "Installing clients in JavaScript for the tests (55 MB) ..."
+	@npm ci --prefix tests/interop/clients --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
 # Chat templates and vocabularies of many models, from llama.cpp's sources.
 $(models): scripts/test_models.py | $(ready)
 	@.venv/bin/python scripts/test_models.py
@@ -99,7 +105,7 @@ nightly: $(ready) $(programs) $(schemas)  ## real nodes under faults, and the pr
 	@.venv/bin/python -m pytest tests/node/engine/child/llama/test_exact.py --exact-pairs 60 $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/node/schemas/test_suite.py $(PYTEST_ARGS)
 
-interop: $(ready) $(js)  ## run the tests with js-libp2p, for which it installs packages from npm (needs Node.js)
+interop: $(ready) $(js) $(clients)  ## run the tests with js-libp2p and clients in JavaScript, installed from npm (needs Node.js)
 	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
 
 lab: $(ready) $(programs)  ## run the tests behind routers made of network namespaces, JOBS=3 at once (needs root)
@@ -133,5 +139,5 @@ evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours)
 	@.venv/bin/python -m mycelia.bench.evaluation.make $(ARGS)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info tests/interop/js/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
+	rm -rf .venv build dist *.egg-info tests/interop/js/node_modules tests/interop/clients/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
