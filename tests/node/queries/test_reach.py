@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from mycelia.node.network.addresses import host_of, port_of
+from mycelia.node.network.addresses import family_of, host_of, port_of
 from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.mapping.router import LEASE_S, Mapping
 from mycelia.node.network.network import MessageStream, Reachability
@@ -91,7 +91,8 @@ class Listening:
         self.open = member.network.open
 
     def addresses(self) -> list[str]:
-        return ["/ip4/203.0.113.1/tcp/1/p2p/x/p2p-circuit/p2p/y", f"/ip4/{self._host}/tcp/7117/p2p/y"]
+        family = family_of(self._host)
+        return ["/ip4/203.0.113.1/tcp/1/p2p/x/p2p-circuit/p2p/y", f"/{family}/{self._host}/tcp/7117/p2p/y"]
 
     def set_reachability(self, reachability: Reachability) -> None:
         self.told.append(reachability)
@@ -177,6 +178,39 @@ async def test_a_mapped_port_is_announced_when_peers_find_it_open(
         assert {told.open for told in network.told} == {expected}, "it does not flap"
         nursery.cancel_scope.cancel()
     assert mapper.mapping is None
+
+
+class Firewall(Router):
+    """Lets packets in to the port that it is asked for, of the address that has it anyway."""
+
+    is_open = False
+
+    async def map(self, port: int, external_port: int) -> Mapping:
+        await trio.lowlevel.checkpoint()
+        Firewall.is_open = True
+        return Mapping("fake", self._gateway, port, "2a10::7", port, LEASE_S)
+
+    async def unmap(self, mapping: Mapping) -> None:
+        await trio.lowlevel.checkpoint()
+        Firewall.is_open = False
+
+
+@pytest.mark.parametrize(("listening", "expected"), [("2a10::7", ("/ip6/2a10::7/tcp/7117",)), ("::1", ())])
+async def test_a_firewall_for_ipv6_is_asked_although_it_translates_nothing(
+    autojump_clock: trio.testing.MockClock, listening: str, expected: tuple[str, ...]
+) -> None:
+    async def tell(stream: MessageStream) -> None:
+        await stream.receive()
+        await stream.send(reach("/ip6/2a10::7/tcp/1", "open" if Firewall.is_open else "closed"))
+
+    async with open_members(2) as (_, (one, two)), trio.open_nursery() as nursery:
+        two.network.serve(INSPECT, tell)
+        network, mappers = Listening(one, listening), {"ip6": PortMapper((Firewall,), one_gateway)}
+        nursery.start_soon(keep_reachable, network, lambda: [two.peer], Signal(), mappers)  # type: ignore[arg-type]
+        await trio.sleep(10)
+        assert network.told[-1].open == expected and Firewall.is_open == bool(expected)
+        nursery.cancel_scope.cancel()
+    assert not Firewall.is_open, "it is asked to let nobody in any more"
 
 
 async def test_a_mapped_port_that_is_not_tried_again_stays_open(autojump_clock: trio.testing.MockClock) -> None:

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import pytest
 import trio
@@ -126,3 +126,13 @@ async def test_a_machine_that_takes_no_packets() -> None:
         port = sock.getsockname()[1]
     with pytest.raises(OSError, match="refused"):
         await PcpRouter("127.0.0.1", port).map(PORT, PORT)
+
+
+@pytest.mark.parametrize(
+    ("client", "anywhere"), [("192.168.1.2", "::ffff:0.0.0.0"), ("2a10::5", "::"), ("fd00::5", "::")]
+)
+def test_a_port_is_asked_for_in_the_family_of_the_client(client: str, anywhere: str) -> None:
+    request = map_request(client, bytes(12), 7_117, 7_117, 3_600)
+    assert IPv6Address(request[-16:]) == IPv6Address(anywhere)
+    its_own = IPv6Address(request[8:24])
+    assert its_own == IPv6Address(client if ":" in client else f"::ffff:{client}")
