@@ -61,6 +61,11 @@ by then, and a refusal can only be a status before it. While the request is held
 refusal, the status line waits longer, up to ``MAX_HELD_S``."""
 KEEP_ALIVE_S = 10.0
 """Interval of comments in a stream before its first text: proxies and clients take silence for a lost connection."""
+MAX_PROMPT_RECORDS = 262_144
+"""Logprobs of prompts in one response, alternatives included: 30 MB."""
+TOO_MANY_LOGPROBS = Failed(
+    code="bad_request", message="the logprobs of these prompts are too many for one response", retryable=False
+)
 _MAX_HEADER_CHARS = 256
 _COMMENT = b": waiting for the next token\n\n"
 
@@ -236,6 +241,8 @@ class OpenAiAnswer:
         ]
         self._began_s = trio.current_time()
         self._failed: Failed | None = None
+        self._num_records = 0
+        """Logprobs of prompts that came, alternatives included."""
         self._all_routed = trio.Event()
         """Set when every choice was sent to a node."""
 
@@ -267,6 +274,10 @@ class OpenAiAnswer:
         """False: the choice failed."""
         async with self._api.ask(ask, self._wanted.timeout_s, self._client) as frames:
             async for frame in frames:
+                if isinstance(frame, PromptLogprobs):
+                    self._num_records += sum(1 + len(entry.top) for entry in frame.logprobs)
+                    if self._num_records > MAX_PROMPT_RECORDS:
+                        frame = TOO_MANY_LOGPROBS
                 if isinstance(frame, Failed):
                     self._failed = self._failed or frame
                     return False

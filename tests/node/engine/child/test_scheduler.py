@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mycelia.node.engine.child.job import Job, Limits, Refusal
+from mycelia.node.engine.child.job import REPORT_ROWS, Job, Limits, Refusal
 from mycelia.node.engine.child.rates import prefill_budget
+from mycelia.node.engine.child.rows import plan_rows
 from mycelia.node.engine.child.scheduler import Admission, Scheduler
 from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.cache.meters import TokenRateMeter
@@ -524,3 +525,48 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 test_books_under_random_load = SchedulerMachine.TestCase
+
+
+def reporting(num_tokens: int, start: int = 1, computed: int = 0) -> Job:
+    prompt = tuple(range(num_tokens))
+    job = Job(1, prompt, 1, 0.0, list(prompt), num_computed=computed, num_to_prefill=num_tokens)
+    job.to_report = range(start, num_tokens)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "start", "computed", "budget", "planned"),
+    [
+        (400, 1, 0, 512, [(128, 128)]),  # (no more logits at once than allowed)
+        (400, 301, 0, 256, [(256, 0)]),
+        (400, 301, 256, 512, [(144, 100)]),
+        (386, 384, 322, 512, [(64, 3)]),
+        (150, 1, 0, 128, [(86, 86)]),  # (64 are left for the last chunk)
+        (100, 1, 0, 64, [(100, 100)]),  # (36 would be left)
+        (40, 1, 0, 512, [(40, 40)]),
+    ],
+)
+def test_rows_of_a_prompt_whose_logprobs_are_reported(
+    num_tokens: int, start: int, computed: int, budget: int, planned: list[tuple[int, int]]
+) -> None:
+    rows = plan_rows([reporting(num_tokens, start, computed)], budget, 2_048, 128)
+    assert [(row.count, row.num_outputs) for row in rows] == planned
+
+
+def test_such_a_prompt_may_reuse_only_what_was_reported_and_not_its_last_rows() -> None:
+    assert reporting(400).num_reusable == 0 and reporting(400, 101).num_reusable == 100
+    assert reporting(400, 399).num_reusable == 400 - REPORT_ROWS and reporting(40, 39).num_reusable == 0
+    done = reporting(400)
+    done.to_report = range(400, 400)
+    assert done.num_reusable == 399
+
+
+def test_several_such_prompts_share_the_logits_of_a_step() -> None:
+    jobs = [reporting(400), reporting(400, 200), reporting(300)]
+    while jobs:
+        rows = plan_rows(jobs, 600, 2_048, 128)
+        assert rows and sum(row.num_outputs for row in rows) <= 128 + 63
+        for row in rows:
+            row.job.num_computed += row.count
+            row.job.to_report = row.job.to_report[max(row.start + row.count - row.job.first_output, 0) :]
+        jobs = [job for job in jobs if job.remaining_prefill]

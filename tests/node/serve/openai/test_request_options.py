@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mycelia.node.serve.openai import answers
 from mycelia.proto.wire.biases import unpack_biases
 from mycelia.proto.wire.messages import (
     MAX_TOKENS_PER_REQUEST,
@@ -216,6 +217,14 @@ async def test_prompt_logprobs_in_vllms_form() -> None:
         plain = (await http.post("/v1/chat/completions", json=chat())).json()
     assert choice["prompt_logprobs"] == whole["prompt_logprobs"] == told and choice["text"] == " up"
     assert "prompt_logprobs" not in plain
+
+
+async def test_logprobs_of_many_prompts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MAX_PROMPT_RECORDS", 7)
+    async with served(ECHO) as (_, http):
+        assert await completion(http, echo=True, logprobs=1)
+        refused = await http.post("/v1/completions", json={"prompt": ["Once", "Twice"], "echo": True, "logprobs": 1})
+    assert refused.status_code == 400 and "too many" in refused.json()["error"]["message"]
 
 
 async def test_logprobs_end_where_the_content_ends() -> None:
