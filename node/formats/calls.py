@@ -25,7 +25,8 @@ class Calls:
 
     def known(self, name: str) -> str:
         """The name of the offered function that ``name`` means. Raises BrokenError."""
-        for candidate in (name, name.removeprefix("functions."), name.removeprefix("functions.").rpartition(":")[0]):
+        short = name.removeprefix("functions.")
+        for candidate in (name, short, short.rpartition(":")[0], short.rpartition(":")[2]):
             if candidate in self.schemas:
                 return candidate
         raise BrokenError("a function that is not offered")

@@ -214,7 +214,10 @@ CALLS: dict[str, tuple[Form, ...]] = {
             "<|tool_call_begin|>{_}{name}{_}<|tool_call_argument_begin|>",
             "json",
             "<|tool_call_end|>",
-            sections=(("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),),
+            sections=(
+                ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+                ("<|tool_call_section_begin|>", "<|tool_call_section_end|>"),
+            ),
         ),
     ),
     "kimi_k3": (
@@ -258,7 +261,10 @@ CALLS: dict[str, tuple[Form, ...]] = {
         _form("<|python_start|>{_}[{name}(", "python", "<|python_end|>"),
         _form("[{name}(", "python", only_at_start=True),
     ),
-    "gemma4": (_form("<|tool_call>call:{name}", "gemma", "<tool_call|>", next_chars="{"),),
+    "gemma4": (
+        _form("<|tool_call>call:{name}", "gemma", "<tool_call|>", next_chars="{"),
+        _form("<|tool_call>call:{name}(", "python", "<tool_call|>"),
+    ),
     "granite": (_form("<|tool_call|>", "calls", "<|/tool_call|>"), _HERMES),
     "phi": (_form("<|tool_call|>", "calls", "<|/tool_call|>"), _FUNCTOOLS),
     "olmo": (_form("<function_calls>{_}{name}(", "python", "</function_calls>"),),

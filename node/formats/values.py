@@ -80,10 +80,10 @@ class Values:
             self._wants = "value"
             return at + 1
         if wants == "next":
-            return self._after_value(char, at, said)
+            return self._after_value(text, at, is_end, said)
         if char in "]})" and wants != "value":
             return self._close(char, at, said)
-        if char in "\"'" or (char == "<" and self._notation == "gemma"):
+        if char in "\"'" or (char == "<" and self._notation != "json"):
             return self._open_string(text, at, is_end, said)
         if wants == "key":
             return self._bare_key(text, at, is_end, said)
@@ -119,12 +119,14 @@ class Values:
         self.is_done = not self._stack
         self._wants = "next"
 
-    def _after_value(self, char: str, at: int, said: list[str]) -> int:
-        if char != ",":
+    def _after_value(self, text: str, at: int, is_end: bool, said: list[str]) -> int:
+        char = text[at]
+        is_missing = self._notation == "gemma" and char not in ",]})"  # (Gemma forgets commas)
+        if char != "," and not is_missing:
             return self._close(char, at, said)
         self._has_comma = True
         self._wants = "item" if self._stack[-1] == "[" else "key"
-        return at + 1
+        return self._token(text, at, is_end, said) if is_missing else at + 1
 
     def _literal(self, text: str, at: int, is_end: bool, said: list[str]) -> int:
         found = _LITERAL.match(text, at)

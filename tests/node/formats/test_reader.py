@@ -152,6 +152,19 @@ CASES: list[Case] = [
         [("get_weather", {"days": "two", "ok": True, "tags": ["a", "b"], "other": 5})],
     ),
     ("glm", "<tool_call>now</tool_call>", "", "", [NOW]),
+    ("gemma4", '<|tool_call>call:mcp:say{text:<|"|>a<|"|>n:1}<tool_call|>', "", "", [("say", {"text": "a", "n": 1})]),
+    ("gemma4", "<|tool_call>call:say{text='a, b'}<tool_call|>", "", "", [("say", {"text": "a, b"})]),
+    ("gemma4", '<|tool_call>call:say(text=<|"|>a<|"|>)<tool_call|>', "", "", [("say", {"text": "a"})]),
+    (
+        "kimi",
+        (
+            "<|tool_call_section_begin|><|tool_call_begin|>now:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+            "<|tool_call_section_end|>"
+        ),
+        "",
+        "",
+        [NOW],
+    ),
     ("glm", "<tool_call>say<arg_key>text</arg_key>x y</arg_value></tool_call>", "", "", [("say", {"text": "x y"})]),
     ("qwen_xml+think", f"<think>So.\n{XML}\n</think>\n", "", f"So.\n{XML}", [("say", {"text": "x"})]),
     ("qwen_xml+think", f"<think>So.\n{XML}\n</think>\nNo.", "No.", f"So.\n{XML}", []),
