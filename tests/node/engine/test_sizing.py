@@ -19,9 +19,11 @@ from mycelia.node.engine.sizing import (
     ModelShape,
     Offload,
     choose_cells,
+    choose_sequences,
     default_ram_mib,
     free_after_weights,
     place_layers,
+    state_cells,
     usable_gpus,
 )
 from mycelia.proto.wire.errors import LocalError
@@ -255,3 +257,30 @@ def test_a_cache_that_is_refused_is_tried_smaller(monkeypatch: pytest.MonkeyPatc
 )
 def test_the_default_is_a_quarter_of_what_is_free(text: str, mib: int) -> None:
     assert default_ram_mib(text) == mib
+
+
+@pytest.mark.parametrize(
+    ("state_mib", "budget", "gpu_free", "expected"),
+    [
+        (1, CellBudget(8, 64 * GIB), None, 65),
+        (20, CellBudget(8, 8 * GIB), None, 51),  # (an eighth of the memory)
+        (20, CellBudget(8, 2 * GIB), None, 18),  # (what the slots need)
+        (20, CellBudget(2, 2 * GIB), None, 12),
+        (20, CellBudget(8, None), None, 65),
+        (20, CellBudget(8, GIB), [6 * GIB, 2 * GIB], 51),
+    ],
+)
+def test_sequences_take_a_part_of_the_memory(
+    state_mib: int, budget: CellBudget, gpu_free: list[int] | None, expected: int
+) -> None:
+    assert choose_sequences(65, state_mib * MIB, budget, gpu_free) == expected
+
+
+def test_no_room_for_the_states_of_all_slots_is_one_clear_line() -> None:
+    with pytest.raises(LocalError, match="no memory for the states of 18 sequences: 300 MiB are left"):
+        choose_sequences(65, 20 * MIB, CellBudget(8, 300 * MIB), None)
+
+
+def test_cells_that_take_no_memory_count_tokens() -> None:
+    assert state_cells(8, 512) == DEFAULT_CELLS and state_cells(8, 4096) == 32_768
+    assert state_cells(8, 1_000_000) == MAX_GPU_CELLS

@@ -42,10 +42,10 @@ def chain_of(number: int, num_blocks: int = 3) -> list[int]:
 class Pair:
     """An owner's digest and a reader's estimate of it; the test passes the messages."""
 
-    def __init__(self, epoch: int = int(EPOCH_START * 1000)) -> None:
-        self.own = OwnDigest(OWNER, NAMESPACE, epoch, sign_as(OWNER), CONFIG)
+    def __init__(self, epoch: int = int(EPOCH_START * 1000), has_states: bool = False) -> None:
+        self.own = OwnDigest(OWNER, NAMESPACE, epoch, sign_as(OWNER), CONFIG, has_states)
         self.estimates = Estimates(READER, verify, CONFIG)
-        self.estimates.follow(NAMESPACE)
+        self.estimates.follow(NAMESPACE, has_states=has_states)
         self.now = EPOCH_START
 
     def advance(self) -> Delta:
@@ -73,6 +73,25 @@ def test_a_delta_brings_the_reader_to_the_owners_set() -> None:
     assert pair.estimates.matches(NAMESPACE, chain_of(1)) == {OWNER: 3}
     assert pair.estimates.matches(NAMESPACE, chain_of(3)) == {OWNER: 1}
     assert pair.estimates.matches(NAMESPACE, chain_of(2)) == {}
+
+
+def test_with_states_only_lengths_that_can_be_restored_are_announced() -> None:
+    pair = Pair(has_states=True)
+    long = chain_of(1, 9)
+    pair.own.store(1, long[:3])
+    pair.own.store(2, long[:7])
+    pair.own.store(3, chain_of(5, 2), num_open=1, tag=b"owner")
+    assert pair.estimates.on_gossip(pair.advance(), pair.now) is Outcome.APPLIED
+    pair.assert_equal()
+    assert set(pair.own.entries) == {long[2], long[6]}, "what one owner may use as a whole is of use to no other"
+    for num_blocks, restored in ((2, 0), (3, 3), (6, 3), (7, 7), (9, 7)):
+        expected = {OWNER: restored} if restored else {}
+        assert pair.estimates.matches(NAMESPACE, long[:num_blocks]) == expected
+        assert pair.own.holds(long[:num_blocks], b"anybody") == restored
+    assert pair.own.holds(chain_of(5, 4), b"owner") == 2 and not pair.own.holds(chain_of(5, 4), b"another")
+    pair.own.evict(2)
+    assert pair.estimates.on_gossip(pair.advance(), pair.now) is Outcome.APPLIED
+    assert pair.estimates.matches(NAMESPACE, long) == {OWNER: 3}
 
 
 def test_a_copy_and_an_older_delta_change_nothing() -> None:

@@ -40,6 +40,20 @@ def test_matches_of_prefix_closed_sets_equal_a_linear_walk(depths: list[int], br
 
 
 @pytest.mark.properties
+@given(st.lists(st.sets(st.integers(0, 20)), min_size=4, max_size=4), st.integers(0, 25))
+@settings(max_examples=examples(150), deadline=None)
+def test_with_gaps_each_peer_matches_up_to_its_last_block(sets: list[set[int]], length: int) -> None:
+    index = Index(has_gaps=True)
+    for peer, blocks in zip(PEERS, sets, strict=True):
+        index.add(peer, blocks)
+    held = {peer: [block for block in blocks if block < length] for peer, blocks in zip(PEERS, sets, strict=True)}
+    matches = index.matches(list(range(length)))
+    expected = {peer: max(blocks) + 1 for peer, blocks in held.items() if blocks}
+    assert matches == expected and len(matches) == len(expected)
+    assert {peer: matches[peer] for peer in matches} == expected
+
+
+@pytest.mark.properties
 @given(st.lists(st.tuples(st.sampled_from(PEERS), st.booleans(), st.sets(st.integers(0, 5))), max_size=30))
 @settings(max_examples=examples(150), deadline=None)
 def test_adding_and_discarding_keeps_exactly_what_is_held(steps: list[tuple[bytes, bool, set[int]]]) -> None:

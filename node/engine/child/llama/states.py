@@ -6,7 +6,7 @@ llama.cpp's rules for states, from its sources and tests on tiny models:
   state itself is copied when one of the two sequences goes on. So a copy of no positions shares only the state.
 - A state cannot be rolled back. To remove positions from the end fails, or is wrong, while the state is after them.
 - ``llama_state_seq_*_ext`` with ``PARTIAL_ONLY`` saves and restores only the state of a sequence, whose cells stay. The
-  size is constant: 20 MB for a small model, which take 5 to 10 ms.
+  size is constant. On one core 1.7 MB take 0.07 ms to save and as long to restore, and 0.3 ms to hash.
 - The last position of a sequence is the smaller one of its cells' and its state's, and of the first one the larger. So
   the first position says nothing unless the state is removed.
 - An aborted decode leaves states that are new in some layers and old in others. So here nothing is aborted: steps are
@@ -18,6 +18,7 @@ So ``copy_prefix`` copies the cells only, and ``restore_state`` must follow. Unt
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,12 @@ class StateLlama(Llama):
     def _plan_sequences(self, wanted: int, memory: CellBudget | None) -> int:
         self.has_cells = bool(L.llama_model_is_hybrid(self.model))
         self.state_bytes = self._measure_state()
+        self._num_sequences = wanted
         if memory is None:
             return wanted
         free = [gpu.free_bytes for gpu in find_gpus(self._loaded.offload)] if self.placement.gpus else None
-        return choose_sequences(wanted, self.state_bytes, memory, free)
+        self._num_sequences = choose_sequences(wanted, self.state_bytes, memory, free)
+        return self._num_sequences
 
     def _measure_state(self) -> int:
         """The size of a saved state, from a context of one sequence."""
@@ -62,7 +65,9 @@ class StateLlama(Llama):
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
         if self.has_cells:
-            return super()._choose_cells(budget, offload)
+            taken = self._num_sequences * self.state_bytes
+            host_bytes = None if budget.host_bytes is None else budget.host_bytes - taken
+            return super()._choose_cells(replace(budget, host_bytes=host_bytes), offload)
         return CellChoice(state_cells(budget.slots, int(L.llama_model_n_ctx_train(self.model))))
 
     # --- positions ------------------------------------------------------------------------------------------------
