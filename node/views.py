@@ -223,6 +223,8 @@ class ModelRow(msgspec.Struct, frozen=True):
     connected: int = 0
     """Those of ``nodes`` that are this node or connected to it; 0: the model is known only from other nodes' reports.
     """
+    reuse: str = ""
+    """How prompts of the model reuse what is cached, see ``ModelInfo``; empty: unknown, as of others' models."""
 
 
 class TreeRowView(msgspec.Struct, frozen=True):

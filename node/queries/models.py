@@ -124,7 +124,11 @@ class SwarmModels:
         )
         told = [name for name in num_nodes if not num_connected[name]]
         order = shared_room(connected, told, MAX_ROWS)
-        rows = [ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name]) for name in order]
+        reuse = {own: self._engine.info.reuse}
+        rows = [
+            ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name], reuse.get(name, ""))
+            for name in order
+        ]
         return [rows[0], *sorted(rows[1:], key=lambda row: row.model)]
 
     def servers(self, model: str) -> list[bytes]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -64,7 +65,10 @@ def openai_routes(api: Api) -> list[Route]:
         rows = {row.model: row for row in await api.models()}
         names = [(name, name) for name in rows] + [pair for pair in api.aliases.items() if pair[0] not in rows]
         found = [(name, root, rows.get(root, ModelRow(root, 0, 0))) for name, root in names]
-        return [Model(name, row.nodes, row.context_tokens, row.connected, began, root) for name, root, row in found]
+        return [
+            Model(name, row.nodes, row.context_tokens, row.connected, began, root, row.reuse or UNSET)
+            for name, root, row in found
+        ]
 
     async def embed(request: Request) -> Response:
         body = await read_json(request, EmbeddingRequest)

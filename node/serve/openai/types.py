@@ -370,6 +370,8 @@ class Model(msgspec.Struct):
     """When this node began to serve its API."""
     root: str = ""
     """The model's own name, if ``id`` is an alias of it."""
+    reuse: str | UnsetType = UNSET
+    """How prompts reuse what is cached, where known: prefix, checkpoints or none; see docs/api.md."""
     object: str = "model"
     owned_by: str = "mycelia"
     max_model_len: int | UnsetType = UNSET

@@ -101,7 +101,7 @@ class ScriptedNode(Unobserved):
             self.left.set()
 
     async def models(self) -> list[ModelRow]:
-        return [ModelRow("fake", 1, 4_096), ModelRow("org/other", 7, 2_048)]
+        return [ModelRow("fake", 1, 4_096, reuse="prefix"), ModelRow("org/other", 7, 2_048)]
 
     def state(self) -> NodeState:
         raise ZeroDivisionError("a bug")
@@ -278,6 +278,7 @@ async def test_models() -> None:
         ("fake", 1, "model"),
         ("org/other", 7, "model"),
     ]
+    assert [row.get("reuse") for row in listed["data"]] == ["prefix", None]
     assert other["id"] == "org/other" and missing.status_code == 404
     assert missing.json()["error"]["code"] == "model_not_found"
 
