@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mycelia.proto.cache.checkpoints import ANSWER_END, LEAST_TOKENS, lengths
-from mycelia.proto.cache.tier import RUN_TOKENS, TOKEN_BYTES, Edge, Tier, runs
+from mycelia.proto.cache.edges import RUN_TOKENS, TOKEN_BYTES, Edge, runs
+from mycelia.proto.cache.tier import Tier
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.sim.eviction import Request, read_all, replay, working_set

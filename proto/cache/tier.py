@@ -37,98 +37,31 @@ No clock, no IO, no thread; ``now`` is the caller's, in seconds.
 """
 
 import math
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from blake3 import blake3
 
-from mycelia.proto.cache.checkpoints import BETWEEN, EVERY_TOKENS, Habits
-from mycelia.proto.cache.sharing import PUBLIC, paint
+from mycelia.proto.cache.checkpoints import Habits
+from mycelia.proto.cache.edges import (
+    DIGEST_BYTES,
+    OPEN,
+    TOKEN_BYTES,
+    ByPrefix,
+    Edge,
+    Whose,
+    common_tokens,
+    key_of,
+    link,
+    may_share,
+    may_use,
+)
 from mycelia.proto.cache.value import Reuse
-from mycelia.proto.wire.blocks import unpack_tokens
-from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST
 
 MIB, GIB = 2**20, 2**30
 
 MAX_EDGES = 8_192
 """Two million tokens in full runs. Bounds the time of a lookup (3 ms) and of the choice of an edge to evict (6 ms)."""
-
-RUN_TOKENS = 256
-"""Length of the longest edge; edges end at its multiples. llama.cpp reads only whole blobs: for a prompt that shares
-half of a long edge, it would read half of the cells in vain, and need room for them."""
-
-TOKEN_BYTES = 4
-_DIGEST_BYTES = 16
-
-
-class Whose(NamedTuple):
-    """The owner, the open part and the swarm of a prompt or of an edge's sequence, see ``proto.sharing``."""
-
-    tag: bytes | None
-    """The owner's tag; None: open."""
-    num_open: int
-    swarm: bytes = b""
-
-
-def open_in(swarm: bytes) -> Whose:
-    return Whose(None, MAX_TOKENS_PER_REQUEST, swarm)
-
-
-OPEN = open_in(b"")
-
-
-@dataclass(eq=False)
-class Edge:
-    """Cells ``start..end`` of the sequence ``packed``. Only ``Tier`` changes it."""
-
-    edge_id: int
-    packed: bytes
-    """The tokens from the root to ``end``, as ``proto.blocks.pack_tokens`` writes them."""
-    start: int
-    blob_bytes: int
-    content_hash: bytes
-    """BLAKE3 of the blob, 32 bytes."""
-    reuse: Reuse
-    whose: Whose = OPEN
-    blob: memoryview | None = None
-    on_disk: bool = False
-    writing: bool = False
-    gone: bool = False
-    """The edge left all tiers; code that still holds the object must not use it."""
-    place: int = BETWEEN
-    """Where a state was saved, see ``checkpoints.py``."""
-    uses: int = 0
-    """How often prompts began at the state."""
-    saves: int = 0
-    """Number of tokens that need no prefill thanks to the state."""
-    needed: int = 0
-    """Number of states that need these cells."""
-    needs: list["Edge"] = field(default_factory=list)
-    """The cells that a state needs; some may be gone."""
-
-    @property
-    def is_state(self) -> bool:
-        return self.start * TOKEN_BYTES == len(self.packed)
-
-    @property
-    def end(self) -> int:
-        return len(self.packed) // TOKEN_BYTES
-
-    @property
-    def path(self) -> Sequence[int]:
-        """The key as a path, see ``proto.sharing``."""
-        tokens = unpack_tokens(self.packed)
-        return paint(tokens, self.whose.num_open, self.whose.tag, self.whose.swarm)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.blob_bytes + len(self.packed)
-
-    def value(self, now: float) -> float:
-        """Value per byte: tokens saved times the chance of reuse."""
-        return (self.end - self.start) / self.num_bytes * self.reuse.chance(now)
 
 
 @dataclass(frozen=True)
@@ -167,7 +100,7 @@ class Tier:
         self.ram_used = self.writing_used = self.disk_used = 0
         """Bytes of the edges in memory, of those being written, and of files, including those to be written."""
         self._edges: dict[int, Edge] = {}
-        self._cells, self._states = _ByPrefix(), _ByPrefix()
+        self._cells, self._states = ByPrefix(), ByPrefix()
         self._free_ids: list[int] = []
 
     def __len__(self) -> int:
@@ -194,8 +127,8 @@ class Tier:
                 break
             hasher.update(packed[hashed * TOKEN_BYTES : start * TOKEN_BYTES])
             hashed = start
-            for edge in self._cells.found[start].get(hasher.digest(length=_DIGEST_BYTES), ()):
-                if not _may_share(edge, whose):
+            for edge in self._cells.found[start].get(hasher.digest(length=DIGEST_BYTES), ()):
+                if not may_share(edge, whose):
                     continue
                 end = common_tokens(edge.packed, packed)
                 if edge.whose.tag is None:
@@ -214,8 +147,8 @@ class Tier:
                 break
             hasher.update(packed[hashed * TOKEN_BYTES : length * TOKEN_BYTES])
             hashed = length
-            for edge in self._states.found[length].get(hasher.digest(length=_DIGEST_BYTES), ()):
-                if _may_use(edge, whose) and packed.startswith(edge.packed):
+            for edge in self._states.found[length].get(hasher.digest(length=DIGEST_BYTES), ()):
+                if may_use(edge, whose) and packed.startswith(edge.packed):
                     best = edge
         return best
 
@@ -373,11 +306,11 @@ class Tier:
             below = self.state(packed[:-TOKEN_BYTES], whose)
             edge.saves = edge.end - (below.end if below is not None else 0)
             for piece in self.plan(packed, 0, whose):
-                _link(edge, piece.edge)
+                link(edge, piece.edge)
         else:
             for state in self._states.edges():
-                if state.end > start and _may_share(edge, state.whose) and common_tokens(packed, state.packed) > start:
-                    _link(state, edge)
+                if state.end > start and may_share(edge, state.whose) and common_tokens(packed, state.packed) > start:
+                    link(state, edge)
         self._edges[edge_id] = edge
         self._index(edge).add(edge)
         return edge
@@ -398,7 +331,7 @@ class Tier:
         self._free_ids.append(edge.edge_id)
         self._index(edge).remove(edge)
 
-    def _index(self, edge: Edge) -> "_ByPrefix":
+    def _index(self, edge: Edge) -> "ByPrefix":
         return self._states if edge.is_state else self._cells
 
     def _drop_blob(self, edge: Edge) -> None:
@@ -419,7 +352,7 @@ class Tier:
             assert edge.edge_id == edge_id and not edge.gone, "a wrong id"
             assert edge.whose.tag is None or edge.whose.num_open <= edge.start, "an owner's edge is open in part"
             assert 0 <= edge.start <= edge.end > 0 and len(edge.packed) % TOKEN_BYTES == 0, "an edge without tokens"
-            assert edge in self._index(edge).found[edge.start][_key(edge)], "an edge cannot be found"
+            assert edge in self._index(edge).found[edge.start][key_of(edge)], "an edge cannot be found"
             assert edge.blob is not None or edge.on_disk, "an edge is nowhere"
             assert edge.needed == sum(edge in state.needs for state in self._states.edges()), "needed by others"
             assert not edge.writing or (edge.blob is not None and not edge.on_disk), "a write of nothing"
@@ -431,74 +364,3 @@ class Tier:
         assert self.ram_used - self.writing_used <= self.ram_bytes, "memory over its budget"
         assert self.disk_used <= self.disk_bytes, "the disk over its budget"
         assert len(self._edges) + len(self._free_ids) == len({*self._edges, *self._free_ids}), "an id is used twice"
-
-
-class _ByPrefix:
-    """Edges by their start and the tokens before it."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        """Sorted, without duplicates: the only lengths at which a prompt's prefix is hashed."""
-        self.found: dict[int, dict[bytes, list[Edge]]] = {}
-        """start -> hash of the key's first ``start`` tokens -> edges."""
-
-    def edges(self) -> Iterator[Edge]:
-        return (edge for digests in self.found.values() for edges in digests.values() for edge in edges)
-
-    def add(self, edge: Edge) -> None:
-        if edge.start not in self.found:
-            insort(self.starts, edge.start)
-        self.found.setdefault(edge.start, {}).setdefault(_key(edge), []).append(edge)
-
-    def remove(self, edge: Edge) -> None:
-        digests, key = self.found[edge.start], _key(edge)
-        digests[key].remove(edge)
-        if not digests[key]:
-            del digests[key]
-        if not digests:
-            del self.found[edge.start]
-            del self.starts[bisect_left(self.starts, edge.start)]
-
-
-def _link(state: Edge, cells: Edge) -> None:
-    state.needs.append(cells)
-    cells.needed += 1
-
-
-def _may_share(cells: Edge, whose: Whose) -> bool:
-    return cells.whose.swarm == whose.swarm and cells.whose.tag in (None, whose.tag)
-
-
-def _may_use(state: Edge, whose: Whose) -> bool:
-    """Whether a state of somebody may be used for ``whose``: its owner's, or of open tokens and at a length that says
-    nothing about the private tokens of its owner's prompts."""
-    tag = state.whose.tag
-    if state.whose.swarm != whose.swarm:
-        return False
-    if tag is not None and tag == whose.tag:
-        return True
-    return state.end <= whose.num_open and (tag in (None, PUBLIC.tag) or state.end % EVERY_TOKENS == 0)
-
-
-def runs(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut ``start..end`` into the ranges of edges."""
-    while start < end:
-        stop = min(end, (start // RUN_TOKENS + 1) * RUN_TOKENS)
-        yield start, stop
-        start = stop
-
-
-def common_tokens(first: bytes, second: bytes) -> int:
-    """Length in tokens of the longest common prefix of two packed sequences; slices are compared at C speed."""
-    low, high = 0, min(len(first), len(second)) // TOKEN_BYTES
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low * TOKEN_BYTES : middle * TOKEN_BYTES] == second[low * TOKEN_BYTES : middle * TOKEN_BYTES]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _key(edge: Edge) -> bytes:
-    return blake3(edge.packed[: edge.start * TOKEN_BYTES]).digest(length=_DIGEST_BYTES)

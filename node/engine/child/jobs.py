@@ -171,7 +171,7 @@ class Jobs:
             self._fail(job, "internal", why, True)
         self._llama.clear_all()
         if self._tiers is not None:
-            self._tiers.announce_all()  # (blobs are not cells: they stay valid)
+            self._tiers.reported.add_all()  # (blobs are not cells: they stay valid)
         self.reports.cache()
 
     def _forget(self, job: Job) -> None:

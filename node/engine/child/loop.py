@@ -105,7 +105,7 @@ class StepLoop:
         self._tiers = tiers
         if tiers is not None:
             tiers.follow(self.scheduler.changes, lambda: self.inbox.put(Wake()))
-            tiers.announce_all()
+            tiers.reported.add_all()
             self.scheduler.prefixes.reach = self.jobs.sequences.reach
             self.scheduler.prefixes.state = self.jobs.sequences.state
             for tokens, swarm in tiers.open_prefixes():

@@ -27,7 +27,8 @@ Waiting jobs start in the order of ``proto.fair_queue``, which is fair among cli
 turn comes keeps the turn, so that smaller jobs do not starve it. Only jobs of clients that received less service, and
 that will hold less than this job needs, may pass it.
 
-``prefixes.py`` has the rules of reuse between requests.
+``prefixes.py`` has the rules of reuse between requests. A job of a model that keeps states (``Limits.state_grid``)
+begins at a saved state. It shares the cells up to there and computes the rest again, also where the tree has cells.
 
 Nothing here reads a clock or touches the model. Methods mutate the scheduler and *return* what the worker must do.
 """

@@ -10,7 +10,8 @@ from mycelia.node.engine.child.rows import Row
 from mycelia.node.engine.child.scheduler import Admission, Scheduler
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.proto.cache.checkpoints import ANSWER_END
-from mycelia.proto.cache.tier import Edge, Whose, open_in
+from mycelia.proto.cache.edges import Edge, Whose, open_in
+from mycelia.proto.wire.blocks import pack_tokens
 
 
 class Sequences:
@@ -21,7 +22,7 @@ class Sequences:
         self._scheduler = scheduler
         self._tiers = tiers
         if tiers is not None:
-            tiers.covered = self._covered
+            tiers.reported.covered = self._covered
 
     def _covered(self, state: Edge) -> int:
         return len(state.path) if not self._llama.has_cells else self._scheduler.tree.match(state.path)[0]
@@ -92,7 +93,8 @@ class Sequences:
     def state(self, job: Job, length: int) -> int:
         """See ``Prefixes.state``. Needs a second tier."""
         assert self._tiers is not None
-        return self._tiers.state_length(job.tokens[:length], self._whose(job))
+        state = self._tiers.tier.state(pack_tokens(job.tokens[:length]), self._whose(job))
+        return state.end if state is not None else 0
 
     def _restore(self, job: Job, seq_id: int, prefill_rate: float) -> bool:
         """Extend a job's prefix from the second tier. False: the sequence is broken."""

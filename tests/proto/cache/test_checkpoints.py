@@ -15,8 +15,9 @@ from mycelia.proto.cache.checkpoints import (
     Habits,
     lengths,
 )
+from mycelia.proto.cache.edges import OPEN, TOKEN_BYTES, Edge, Whose
 from mycelia.proto.cache.sharing import PUBLIC
-from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Tier, Whose
+from mycelia.proto.cache.tier import Tier
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 

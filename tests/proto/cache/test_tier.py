@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mycelia.proto.cache import tier as tier_module
+from mycelia.proto.cache.edges import RUN_TOKENS, Edge, common_tokens, runs
 from mycelia.proto.cache.radix import common_prefix
-from mycelia.proto.cache.tier import RUN_TOKENS, Edge, Tier, Trimmed, common_tokens, runs
+from mycelia.proto.cache.tier import Tier, Trimmed
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 

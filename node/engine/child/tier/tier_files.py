@@ -29,7 +29,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from mycelia.node.storage.files import SEAL_BYTES, replacing, seal_of
-from mycelia.proto.cache.tier import TOKEN_BYTES, Edge, Whose, open_in
+from mycelia.proto.cache.edges import TOKEN_BYTES, Edge, Whose, open_in
 
 MAGIC = b"MYCKV\x00\x00\x03"
 """The last byte is the format's version."""

@@ -12,25 +12,23 @@ rest. All methods are for the thread that owns the llama.cpp context. On one cor
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 
 from blake3 import blake3
 
 from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child.cells import Evicted
 from mycelia.node.engine.child.llama.llama import BROKEN, RESTORED, Llama
+from mycelia.node.engine.child.tier.reported import Reported
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
-from mycelia.node.engine.engine import FIRST_EDGE_ID
 from mycelia.proto.cache.checkpoints import LEAST_TOKENS
+from mycelia.proto.cache.edges import OPEN, TOKEN_BYTES, Edge, Whose, open_in, runs
 from mycelia.proto.cache.meters import TokenRateMeter
 from mycelia.proto.cache.sharing import unpaint
-from mycelia.proto.cache.tier import OPEN, TOKEN_BYTES, Edge, Piece, Tier, Trimmed, Whose, open_in, runs
+from mycelia.proto.cache.tier import Piece, Tier, Trimmed
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 
 RATE_WINDOW_TOKENS = 8192
-DOUBTS_PER_STEP = 16
-"""Number of states checked per step: 0.1 ms each."""
 TRY_AGAIN_EVERY = 16
 """Number of restores judged too slow after which the rates are measured again: the disk may be fast again."""
 
@@ -48,15 +46,9 @@ class TierStore:
         self._files = files
         self._clock = clock
         self._say = say
-        self._changes = ChangeLog()
+        self.reported = Reported(tier)
         self._unwritten: dict[Edge, None] = {}
         """Edges in memory that the writer had no room for."""
-        self._told: dict[Edge, None] = {}
-        """Edges that are reported as leaves: states, or the last of each chain, which stands for the tokens before."""
-        self._doubtful: dict[Edge, None] = {}
-        """Reported states whose cells may be lost."""
-        self.covered: Callable[[Edge], int] = lambda edge: 0
-        """Number of leading tokens of a state's key whose cells are in the KV cache."""
         self.ram_rate, self.disk_rate = TokenRateMeter(RATE_WINDOW_TOKENS), TokenRateMeter(RATE_WINDOW_TOKENS)
         """Tokens restored per second from memory and from disk, hashing included."""
         self._num_slow = 0
@@ -69,7 +61,7 @@ class TierStore:
     def follow(self, changes: ChangeLog, wake: Callable[[], None]) -> None:
         """Report changes of the tiers' contents to ``changes`` from now on. Moves between memory and disk do not count.
         wake: called by another thread when it is time for ``poll``."""
-        self._changes = changes
+        self.reported.changes = changes
         if self._files is not None:
             self._files.on_ended = wake
 
@@ -88,7 +80,7 @@ class TierStore:
         inner: set[Edge] = set()
         for edge in sorted(self.tier, key=lambda edge: -edge.end):
             if edge not in inner:
-                self._announce(edge)
+                self.reported.add(edge)
             if not self.tier.keeps_states:
                 inner.update(
                     piece.edge for piece in self.tier.plan(edge.packed, 0, edge.whose) if piece.end == piece.edge.end
@@ -97,11 +89,6 @@ class TierStore:
     def open_prefixes(self) -> Iterator[tuple[Sequence[int], bytes]]:
         """The tokens and the swarm of each open edge."""
         return ((unpack_tokens(edge.packed), edge.whose.swarm) for edge in self.tier if edge.whose.tag is None)
-
-    def announce_all(self) -> None:
-        """Report all leaves again, after a reset of the cache."""
-        for edge in self._told:
-            self._announce(edge)
 
     # --- from the KV cache ----------------------------------------------------------------------------------------
 
@@ -114,14 +101,13 @@ class TierStore:
         there is no room."""
         packed, now = pack_tokens(tokens), self._clock()
         held = self.tier.state(packed, whose)
-        if len(tokens) - (held.end if held is not None else 0) < LEAST_TOKENS:
-            if held is None:
-                return
+        if held is not None and len(tokens) - held.end < LEAST_TOKENS:
             self.tier.touch([held], now)
-            if held not in self._told:
-                self._announce(held)
+            if held not in self.reported:
+                self.reported.add(held)
             return
-        if llama.state_bytes + len(packed) > max(self.tier.ram_bytes, self.tier.disk_bytes):
+        fits = llama.state_bytes + len(packed) <= max(self.tier.ram_bytes, self.tier.disk_bytes)
+        if len(tokens) < LEAST_TOKENS or not fits:
             return
         blob = llama.save_state(seq_id)
         if blob is None:
@@ -130,7 +116,7 @@ class TierStore:
         self._write(edge)
         self._settle(self.tier.trim(now))
         if not edge.gone:
-            self._announce(edge)
+            self.reported.add(edge)
 
     def _save(self, llama: Llama, seq_id: int, path: Sequence[int], start: int, reuse: Reuse) -> None:
         """Save the cells from ``start`` on that no tier has yet."""
@@ -157,7 +143,7 @@ class TierStore:
                 break
             blob = llama.save_range(seq_id, run_start, run_end)
             if blob is None:
-                self.lost_cells()
+                self.reported.lost_cells()
                 break
             key = packed[: run_end * TOKEN_BYTES]
             last = self.tier.add(key, run_start, blob, blake3(blob).digest(), reuse, whose)
@@ -166,11 +152,11 @@ class TierStore:
         if last is None:
             return
         if last.gone:
-            self._announce_rest(last)
+            self.reported.add_rest(last)
             return
-        self._announce(last)
+        self.reported.add(last)
         if before and before[-1].edge.end == start:  # The new edges continue it, so it is not a leaf any more.
-            self._retract(before[-1].edge)
+            self.reported.discard(before[-1].edge)
 
     def _touch(self, packed: bytes, whose: Whose, now: float) -> None:
         """Make the edges of a used sequence recent: they must not be evicted before the edges that continue them."""
@@ -180,11 +166,6 @@ class TierStore:
             self.tier.touch([state], now)
 
     # --- to the KV cache -------------------------------------------------------------------------------------------
-
-    def state_length(self, tokens: Sequence[int], whose: Whose) -> int:
-        """Length of the longest saved state that ``whose`` may use and whose tokens begin ``tokens``; 0: none."""
-        edge = self.tier.state(pack_tokens(tokens), whose) if len(self.tier) else None
-        return edge.end if edge is not None else 0
 
     def restore_with_state(self, llama: Llama, seq_id: int, tokens: Sequence[int], covered: int, whose: Whose) -> bool:
         """Extend ``seq_id``, which has the cells of the first ``covered`` tokens and no state, to all ``tokens`` and
@@ -285,15 +266,7 @@ class TierStore:
         """Process finished writes and start the next. Call between steps and after ``wake``; never waits."""
         if self._files is not None and self._files.is_writing:
             self.note_written(0.0)
-        for edge in list(islice(self._doubtful, DOUBTS_PER_STEP)):
-            del self._doubtful[edge]
-            if edge in self._told and self.tier.reach(edge.packed, self.covered(edge), edge.whose) < edge.end:
-                self._retract(edge)
-
-    def lost_cells(self) -> None:
-        """Some cells are in no cache any more: check in the next steps which states still can be restored."""
-        if self.tier.keeps_states:
-            self._doubtful.update(self._told)
+        self.reported.check_doubtful()
 
     def close(self, llama: Llama, leaves: Iterable[tuple[int, Sequence[int]]], deadline_s: float) -> None:
         """Write everything that is only in the KV cache or in memory. leaves: (id, path), the most valuable first; they
@@ -348,35 +321,17 @@ class TierStore:
             assert self._files is not None
             self._files.remove(edge)
         if any(not edge.is_state for edge in trimmed.gone):
-            self.lost_cells()
+            self.reported.lost_cells()
         for edge in trimmed.gone:
             self._unwritten.pop(edge, None)
-            was_told = edge in self._told
-            self._retract(edge)
+            was_told = edge in self.reported
+            self.reported.discard(edge)
             if was_told:
-                self._announce_rest(edge)
-
-    def _announce(self, edge: Edge) -> None:
-        if edge.is_state != self.tier.keeps_states:
-            return  # (prompts begin at states: of the cells nobody needs to know)
-        self._told[edge] = None
-        self._changes.store(FIRST_EDGE_ID + edge.edge_id, edge.path)
-
-    def _announce_rest(self, gone: Edge) -> None:
-        """Report the new last edge of a chain whose last edge is ``gone``."""
-        pieces = self.tier.plan(gone.packed, 0, gone.whose)
-        if pieces and pieces[-1].end == pieces[-1].edge.end and pieces[-1].edge not in self._told:
-            self._announce(pieces[-1].edge)
-
-    def _retract(self, edge: Edge) -> None:
-        if edge in self._told:
-            del self._told[edge]
-            self._doubtful.pop(edge, None)
-            self._changes.evict(FIRST_EDGE_ID + edge.edge_id)
+                self.reported.add_rest(edge)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the index or the reported leaves are inconsistent."""
         self.tier.check_invariants()
         for edge in self._unwritten:
             assert not edge.gone and edge.blob is not None and not edge.writing, "an edge waits for the writer in vain"
-        assert not any(edge.gone for edge in self._told), "an edge that is gone is reported"
+        assert not any(edge.gone for edge in self.reported), "an edge that is gone is reported"

@@ -18,7 +18,7 @@ from mycelia.node.engine.child.llama.llama import OK, RESTORED, Llama
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
-from mycelia.proto.cache.tier import runs
+from mycelia.proto.cache.edges import runs
 from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.test_process import answer, chat, done, request, tokens_of
 

@@ -9,7 +9,7 @@ import pytest
 from blake3 import blake3
 
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
-from mycelia.proto.cache.tier import Edge
+from mycelia.proto.cache.edges import Edge
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
 from tests.damage import contents, damaged, fill_disk

@@ -17,9 +17,10 @@ from mycelia.node.engine.child.tier import tier_files
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.child.tier.tier_store import TRY_AGAIN_EVERY, TierStore
 from mycelia.node.engine.engine import FIRST_EDGE_ID
-from mycelia.proto.cache import tier as tier_module
+from mycelia.proto.cache import edges
+from mycelia.proto.cache.edges import Edge, Whose
 from mycelia.proto.cache.sharing import Owner, plain
-from mycelia.proto.cache.tier import Edge, Tier, Whose
+from mycelia.proto.cache.tier import Tier
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from tests.node.engine.child.test_loop import Rig
@@ -154,7 +155,7 @@ def test_the_node_knows_of_a_prefix_until_it_left_all_tiers() -> None:
 
 
 def test_a_chain_of_runs_is_told_as_its_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tier_module, "RUN_TOKENS", 16)
+    monkeypatch.setattr(edges, "RUN_TOKENS", 16)
     first, longer = tuple(PROMPT[:41]), tuple(PROMPT[:71])
     with opened(tmp_path) as tiers:
         tiers.ask(list(first), 1)
@@ -309,7 +310,7 @@ def test_what_the_writer_has_no_room_for_is_written_later(tmp_path: Path, monkey
 def test_closing_waits_for_a_slow_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also without a memory tier, which could keep the blobs."""
     monkeypatch.setattr(tier_files, "MAX_QUEUED_BYTES", 1)
-    monkeypatch.setattr(tier_module, "RUN_TOKENS", 16)
+    monkeypatch.setattr(edges, "RUN_TOKENS", 16)
     with opened(tmp_path, ram=0) as tiers:
         tiers.ask(PROMPT, 1)
     assert len(list(tmp_path.rglob("*.edge"))) == 5
@@ -333,7 +334,7 @@ PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=60)
 def test_whatever_is_asked_the_cells_are_the_prompts(requests: list[tuple[list[int], int, bool]], ram: int) -> None:
     """The loop checks all accounts after each request; the test checks that each row follows exactly its own tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tier_module, "RUN_TOKENS", 8)
+        patch.setattr(edges, "RUN_TOKENS", 8)
         tiers = Tiers(ram=ram)
         llama = tiers.rig.llama
         for key, (prompt, max_tokens, wait) in enumerate(requests):
