@@ -308,8 +308,9 @@ class Tier:
             for piece in self.plan(packed, 0, whose):
                 link(edge, piece.edge)
         else:
+            beginning = packed[: (start + 1) * TOKEN_BYTES]
             for state in self._states.edges():
-                if state.end > start and may_share(edge, state.whose) and common_tokens(packed, state.packed) > start:
+                if state.packed.startswith(beginning) and may_share(edge, state.whose):
                     link(state, edge)
         self._edges[edge_id] = edge
         self._index(edge).add(edge)
