@@ -5,8 +5,10 @@ blob. A blob goes back into the KV cache only if its key equals the prompt token
 BLAKE3 hash, and only if the sequence then has exactly the positions 0..k-1. Everything else is a miss.
 
 Every edge is written to disk as soon as it leaves the KV cache, so that a crash loses little; ``close`` writes the
-rest. All methods are for the thread that owns the llama.cpp context. On one core, 1,000 tokens of a 135M model take
-11 ms to save and 8 ms to restore from memory, 5 ms of it for the hash; their prefill takes 7 s.
+rest. States are large, and most are never used, so a state is written when a prompt begins there, or by ``close``.
+
+All methods are for the thread that owns the llama.cpp context. On one core, 1,000 tokens of a 135M model take 11 ms to
+save and 8 ms to restore from memory, 5 ms of it for the hash; their prefill takes 7 s.
 """
 
 import sys
@@ -113,7 +115,6 @@ class TierStore:
         if blob is None:
             return
         edge = self.tier.add_state(packed, blob, blake3(blob).digest(), now, place, whose)
-        self._write(edge)
         self._settle(self.tier.trim(now))
         if not edge.gone:
             self.reported.add(edge)
@@ -184,6 +185,7 @@ class TierStore:
         now = self._clock()
         self.tier.count(edge, now)
         self.tier.promote(edge, blob)
+        self._write(edge)
         self._settle(self.tier.trim(now))
         return True
 
@@ -276,7 +278,8 @@ class TierStore:
         self._closes_at_s = deadline_s
         for seq_id, path in leaves:
             self._save(llama, seq_id, path, 0, Reuse(self._clock()))
-        for edge in sorted(self._unwritten, key=lambda edge: -edge.reuse.last_used_s):
+        states = (edge for edge in self.tier if edge.is_state and edge.blob is not None)
+        for edge in sorted({*self._unwritten, *states}, key=lambda edge: -edge.reuse.last_used_s):
             if not self._wait_for_writer(deadline_s):
                 return
             self._write(edge)
