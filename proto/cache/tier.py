@@ -96,6 +96,8 @@ class Tier:
         self.keeps_states = keeps_states
         self._value = value or (self._value_with_states if keeps_states else Edge.value)
         self.habits = Habits()
+        self.kept: Edge | None = None
+        """A state that is about to be restored, and is not evicted."""
         self.ram_bytes, self.disk_bytes = ram_bytes, disk_bytes
         self.ram_used = self.writing_used = self.disk_used = 0
         """Bytes of the edges in memory, of those being written, and of files, including those to be written."""
@@ -287,7 +289,8 @@ class Tier:
     # --- internals ------------------------------------------------------------------------------------------------
 
     def _least(self, now: float, may_go: Callable[[Edge], bool]) -> Edge | None:
-        return min(filter(may_go, self._edges.values()), key=lambda edge: self._value(edge, now), default=None)
+        edges = (edge for edge in self._edges.values() if edge is not self.kept and may_go(edge))
+        return min(edges, key=lambda edge: self._value(edge, now), default=None)
 
     def _insert(
         self,

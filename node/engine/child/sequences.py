@@ -31,11 +31,15 @@ class Sequences:
         """Give the job's sequence exactly the cells of the prefix it reuses. False: the sequence is broken."""
         job, target, source = admission.job, admission.job.seq_id, admission.source
         assert target is not None
+        if self._tiers is not None and self._scheduler.limits.state_grid:
+            beginning, tier = pack_tokens(job.tokens[: job.state_tokens]), self._tiers.tier
+            tier.kept = tier.state(beginning, self._whose(job))
+            occupied = self._occupy_with_state(admission, target)
+            tier.kept = None
+            return occupied
         if self._tiers is not None and admission.evicted:
             self._tiers.protect(job.tokens, self._whose(job))
             self._keep(admission.evicted)
-        if self._scheduler.limits.state_grid:
-            return self._occupy_with_state(admission, target)
         # Copy before clearing, because the source may be evicted. The job may even have the id of the source or of
         # another evicted leaf, whose cells copy_prefix clears.
         if source is None:
@@ -51,6 +55,7 @@ class Sequences:
     def _occupy_with_state(self, admission: Admission, target: int) -> bool:
         """The same for a model that keeps states: first the cells, then the state after them."""
         job, source = admission.job, admission.source
+        self._keep(admission.evicted)
         if source is None:
             self._llama.clear(target)
         occupied = source is None or self._llama.copy_prefix(source, target, admission.length)
