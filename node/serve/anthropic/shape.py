@@ -46,6 +46,7 @@ class MessageShape(Shape):
     """For one choice. A stream has one open block at a time."""
 
     prefix = "msg"
+    id_headers = (b"x-request-id", b"request-id")
     _num_blocks = 0
     _open = ""
     """The type of the open block; empty: none is open."""

@@ -104,6 +104,7 @@ class Shape(ABC):
         self.created = int(time.time())
 
     prefix: str
+    id_headers: Sequence[bytes] = (b"x-request-id",)
 
     @abstractmethod
     def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct: ...
@@ -366,7 +367,8 @@ class OpenAiAnswer:
         if choice.route is not None:
             told["route"] = choice.route.reason
         told_bytes = [(b"x-mycelia-" + name.encode(), header_value(text)) for name, text in told.items()]
-        return [(b"x-request-id", self._wanted.asks[0].request_id.hex().encode()), *told_bytes]
+        request_id = self._wanted.asks[0].request_id.hex().encode()
+        return [*((name, request_id) for name in self._shape.id_headers), *told_bytes]
 
 
 class _Whole:

@@ -140,7 +140,7 @@ class CallItem(msgspec.Struct, tag_field="type", tag="function_call"):
     arguments: str
     status: str = "completed"
     namespace: str | UnsetType = UNSET
-    """That of the tool, if it has one."""
+    """The namespace of the tool, if it has one."""
 
 
 class CustomCallItem(msgspec.Struct, tag_field="type", tag="custom_tool_call"):

@@ -43,8 +43,10 @@ async def events(http: httpx.AsyncClient, body: dict[str, object]) -> list[dict[
 async def test_a_message_in_one_piece() -> None:
     async with served(answer("Hi", " there"), answer("Hi", reason="length")) as (node, http):
         body = message(system="Be brief.", temperature=0, top_k=3, stop_sequences=["x"], metadata={"user_id": "u"})
-        told = (await http.post("/v1/messages?beta=true", json=body)).json()
+        response = await http.post("/v1/messages?beta=true", json=body)
+        told = response.json()
         cut = (await http.post("/messages", json=body)).json()
+    assert response.headers["request-id"] == response.headers["x-request-id"]
     assert told["id"].startswith("msg-") and told["type"] == "message" and told["role"] == "assistant"
     assert told["content"] == [{"type": "text", "text": "Hi there"}] and told["stop_sequence"] is None
     assert told["usage"] == {
