@@ -73,7 +73,7 @@ class Gateway:
         self._access = access
         self._drain = drain
         self._usage = usage or UsageBooks()
-        self._limits = KeyLimits(access.keys, self._usage.tokens_today, trio.current_time, time.time)
+        self._limits = KeyLimits(access.keys, self._usage.tokens_today, time.monotonic, time.time)
         self._app = self._made([*health_routes(lambda: LOADING), *page_routes()], is_loading=True)
 
     def open(self, api: Api) -> None:

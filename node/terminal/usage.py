@@ -10,7 +10,7 @@ from mycelia.node.terminal.tables import printable
 from mycelia.node.views import UsageRow
 
 _COLUMNS = ("requests", "failed", "refused", "prompt_tokens", "cached_tokens", "completion_tokens")
-_HEADS = ("requests", "failed", "refused", "prompt\ntokens", "cached", "answer\ntokens")
+_HEADS = ("reqs", "failed", "refused", "prompt\ntokens", "\ncached", "answer\ntokens")
 
 
 def show_usage(console: Console, rows: Sequence[UsageRow]) -> None:
@@ -18,8 +18,9 @@ def show_usage(console: Console, rows: Sequence[UsageRow]) -> None:
         console.print("nothing was used in these days")
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("day", "key", "model"):
-        table.add_column(name, overflow="fold")
+    table.add_column("day", no_wrap=True)
+    for name in ("key", "model"):
+        table.add_column(name, overflow="fold", min_width=6)
     for head in _HEADS:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
