@@ -100,9 +100,9 @@ class Jobs:
 
     def preempt(self, job: Job) -> bool:
         """Stop a running job, which then waits. False: everything was abandoned."""
-        self.sequences.settle(job)
         if not self._share(job):
             return False
+        self.sequences.settle(job)
         self.sequences.clear(self._scheduler.preempt(job, time.monotonic()))
         self.reports.fresh(job)
         self.reports.are_due = True
@@ -137,9 +137,9 @@ class Jobs:
         if job.seq_id is None:
             self._scheduler.withdraw(job)
             return True
-        self.sequences.settle(job)
         if not self._share(job):
             return False
+        self.sequences.settle(job)
         self.sequences.clear(self._scheduler.finish(job, time.monotonic()))
         return True
 

@@ -83,17 +83,17 @@ class Sequences:
         self._tiers.keep_state(self._llama, job.seq_id, job.tokens[: job.num_computed], place, whose)
 
     def settle(self, job: Job) -> None:
-        """Make a running job's computed tokens ready for reuse, before it leaves."""
+        """Make a running job's computed tokens ready for reuse, before it leaves: save the state, and leave its
+        sequence the cells only. llama.cpp would have to move states that lie between those of running jobs."""
         limits = self._scheduler.limits
         if not (limits.state_grid and limits.reuse):
             return
+        assert job.seq_id is not None
         length = self._scheduler.prefixes.kept(job, job.num_computed)
-        if length < job.num_computed:
-            assert job.seq_id is not None
-            self._llama.truncate(job.seq_id, length)
-            job.num_computed = length
-        else:
+        if length == job.num_computed:
             self.save_state(job, ANSWER_END)
+        self._llama.truncate(job.seq_id, length)
+        job.num_computed = length
 
     def state(self, job: Job, length: int) -> int:
         """See ``Prefixes.state``. Needs a second tier."""
