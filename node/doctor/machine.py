@@ -172,7 +172,7 @@ def _hints(library: Library | None, model: Model | None) -> list[str]:
     if model and model.cells_note:
         hints.append(model.cells_note)
     if model and model.chat_problem:
-        hints.append(f"this model serves /v1/completions, but no conversations: {model.chat_problem}")
+        hints.append(f"this model serves /v1/completions, but no conversations: {one_line(model.chat_problem)}")
     return hints
 
 

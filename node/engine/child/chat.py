@@ -43,15 +43,21 @@ class Tokenizer(Protocol):
 class ChatTemplate:
     """A compiled template with its vocabulary. Immutable: any thread may use it."""
 
-    def __init__(self, text: str | None, tokenizer: Tokenizer, limit: PromptLimit = _NO_LIMIT) -> None:
-        """text: the Jinja source, None for ChatML."""
+    def __init__(
+        self, text: str | None, tokenizer: Tokenizer, limit: PromptLimit = _NO_LIMIT, tools_text: str | None = None
+    ) -> None:
+        """text: the Jinja source, None for ChatML. tools_text: that for conversations with tools, if it is another."""
         self._tokenizer = tokenizer
         self._limit = limit
         self._renderer: Renderer | None = None
+        self._tools_renderer: Renderer | None = None
         self.problem = ""
         """The reason why there are no conversations with this model; empty: there are."""
         try:
             self._renderer = Renderer(text or CHATML, tokenizer.controls, tokenizer.special_texts)
+            self._tools_renderer = self._renderer
+            if tools_text:
+                self._tools_renderer = Renderer(tools_text, tokenizer.controls, tokenizer.special_texts)
         except LocalError as exc:
             self.problem = str(exc)
 
@@ -81,21 +87,22 @@ class ChatTemplate:
         return tokens
 
     def _rendered(self, messages: Sequence[ChatMessage], tools: str, options: str, continues_final: bool) -> Rendered:
-        if self._renderer is None:
+        if self._renderer is None or self._tools_renderer is None:
             raise LocalError(f"this model cannot chat, only complete texts: {self.problem}")
         turns, functions = read_turns(messages), parsed("tools", tools, list)
+        renderer = self._tools_renderer if functions else self._renderer
         context = _switched(read_options(options))
         check_values([functions, context, *turns])
         if continues_final:
             turns, context = [*turns[:-1], _continued(turns[-1])], context | {"add_generation_prompt": False}
         refusal: RefusedError | None = None
         tried: list[object] = []
-        for form, given in forms(turns, functions, self._renderer.abilities):
+        for form, given in forms(turns, functions, renderer.abilities):
             if (form, given) in tried:
                 continue
             tried.append((form, given))
             try:
-                rendered = self._renderer.render({"messages": form, "tools": given or None} | context)
+                rendered = renderer.render({"messages": form, "tools": given or None} | context)
                 return _up_to_end(rendered) if continues_final else rendered
             except RefusedError as exc:
                 refusal = refusal or exc

@@ -105,7 +105,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
     llama = _open_llama(message, path, budget)
     limit = PromptLimit(llama.context_tokens, llama.longest_piece())
-    template = ChatTemplate(llama.chat_template, llama, limit)
+    template = ChatTemplate(llama.chat_template, llama, limit, llama.tools_template)
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
     digest = model_digest(path)
     tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))

@@ -122,6 +122,11 @@ def test_a_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert report.model is not None and report.model.context_tokens == 65_536
     for words in ("all 33 layers on CUDA0", "130.0 GiB of 139.0 GiB free", "65536 cells take 8.0 GiB", "GPU: yes"):
         assert words in text
+    no_chats = msgspec.structs.replace(model, chat_problem="the model's chat template does not compile: why")
+    pretend(monkeypatch, LIBRARY, no_chats)
+    report = examine("smollm2", tmp_path)
+    assert "no conversations: the model's chat template does not compile" in "\n".join(lines(report))
+    assert report.ok
     recurrent = msgspec.structs.replace(model, keeps_states=True, trained_tokens=0)
     pretend(monkeypatch, LIBRARY, recurrent)
     report = examine("smollm2", tmp_path)

@@ -37,9 +37,10 @@ STORY = "The river ran past the old mill, and every morning the miller counted h
 
 
 @asynccontextmanager
-async def engine(cells: int = 1024, slots: int = 8) -> AsyncIterator[ProcessEngine]:
+async def engine(cells: int = 1024, slots: int = 8, model: Path | None = None) -> AsyncIterator[ProcessEngine]:
     """A small engine, checked after every request, with a time limit for the whole test."""
-    settings = EngineSettings(resolve_model("smollm2"), "smollm2", cells=cells, slots=slots, check=True)
+    path = model or resolve_model("smollm2")
+    settings = EngineSettings(path, "smollm2", cells=cells, slots=slots, check=True)
     with trio.fail_after(LIMIT_S):
         async with open_engine(settings) as running:
             yield running

@@ -111,7 +111,15 @@ class ModelVocabulary:
     @property
     def chat_template(self) -> str | None:
         """The source of the model's own Jinja template."""
-        text = L.llama_model_chat_template(self.model, None)
+        return self._template(None)
+
+    @property
+    def tools_template(self) -> str | None:
+        """The source of a second template, which some models have for conversations with tools."""
+        return self._template(b"tool_use")
+
+    def _template(self, name: bytes | None) -> str | None:
+        text = L.llama_model_chat_template(self.model, name)
         return text.decode("utf-8", "replace") if text else None
 
     @property

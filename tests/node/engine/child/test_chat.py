@@ -399,3 +399,9 @@ def test_only_the_assistants_message_is_continued() -> None:
 def test_lengths_of_parts_have_to_fit(lengths: str) -> None:
     with pytest.raises(LocalError, match="content_parts"):
         chat(None).tokens([ChatMessage(role="user", content="ab", extras=f'{{"content_parts": {lengths}}}')])
+
+
+def test_a_model_may_have_a_template_for_tools() -> None:
+    template = chat("{{ messages[0].content }}", tools_text="{{ messages[0].content }}{{ tools | tojson }}")
+    assert text_of(template.tokens([message("user", "x")])) == "x"
+    assert text_of(template.tokens([message("user", "x")], '[{"function": {"name": "f"}}]')).startswith('x[{"function"')
