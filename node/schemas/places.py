@@ -1,8 +1,9 @@
 """Changes to a client's schema before it is sent: objects without further properties, and new places."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from mycelia.node.schemas.document import Schema
+from mycelia.node.schemas.document import LIST, MAP, ONE, Schema
 
 COMBINING = frozenset(
     {
@@ -11,6 +12,8 @@ COMBINING = frozenset(
     }
 )
 """Keywords with which an object's properties need not all stand in one schema."""
+_STRUCTURE = frozenset({"anyOf", "oneOf", "properties", "required"})
+_OPEN = frozenset({"additionalProperties", "anyOf", "minProperties", "oneOf", "patternProperties", "propertyNames"})
 
 
 def closed(schema: Schema) -> Schema:
@@ -20,58 +23,60 @@ def closed(schema: Schema) -> Schema:
     return schema if _combines(schema) else _closed(schema)
 
 
-def _combines(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_combines, value))
-    if not isinstance(value, dict):
+def _combines(schema: Any) -> bool:
+    if not isinstance(schema, dict):
         return False
-    if not COMBINING.isdisjoint(value) or ("$ref" in value and not {*value}.isdisjoint(_STRUCTURE)):
+    if not COMBINING.isdisjoint(schema) or ("$ref" in schema and not _STRUCTURE.isdisjoint(schema)):
         return True
-    return any(map(_combines, value.values()))
+    return any(map(_combines, _inner(schema)))
 
 
-_STRUCTURE = frozenset({"anyOf", "oneOf", "properties", "required"})
-
-
-def _closed(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_closed(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    kept = {name: one if name in _DATA else _closed(one) for name, one in value.items()}
-    properties, required = value.get("properties"), value.get("required", [])
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    kept = _changed(schema, _closed)
+    properties, required, kind = schema.get("properties"), schema.get("required", []), schema.get("type", "object")
     if (
         isinstance(properties, dict)
-        and _is_object(value.get("type"))
+        and (kind == "object" or (isinstance(kind, list) and "object" in kind))
         and isinstance(required, list)
         and all(isinstance(name, str) and name in properties for name in required)
-        and {*value}.isdisjoint(_OPEN)
+        and _OPEN.isdisjoint(schema)
     ):
         kept["additionalProperties"] = False
     return kept
 
 
-_OPEN = frozenset({"additionalProperties", "anyOf", "minProperties", "oneOf", "patternProperties", "propertyNames"})
-_DATA = frozenset({"const", "default", "enum", "example", "examples"})
-"""Keywords with values, not schemas."""
-
-
-def _is_object(kind: Any) -> bool:
-    return kind is None or kind == "object" or (isinstance(kind, list) and "object" in kind)
-
-
 def moved(schema: Schema, pointer: str) -> Schema:
     """``schema`` for a place in another one: its references to itself begin with ``pointer``. Raises RecursionError."""
-    return _moved(schema, pointer)  # type: ignore[no-any-return]
-
-
-def _moved(value: Any, pointer: str) -> Any:
-    if isinstance(value, list):
-        return [_moved(one, pointer) for one in value]
-    if not isinstance(value, dict) or isinstance(value.get("$id"), str):
-        return value
-    kept = {name: one if name in _DATA else _moved(one, pointer) for name, one in value.items()}
-    reference = value.get("$ref")
+    if not isinstance(schema, dict) or isinstance(schema.get("$id"), str):
+        return schema
+    kept = _changed(schema, lambda inner: moved(inner, pointer))
+    reference = schema.get("$ref")
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         kept["$ref"] = pointer + reference[1:]
     return kept
+
+
+def _changed(schema: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """``schema`` with every schema directly in it changed."""
+    kept = {**schema}
+    for keyword, value in schema.items():
+        if keyword in MAP and isinstance(value, dict):
+            kept[keyword] = {name: change(one) for name, one in value.items()}
+        elif (keyword in LIST or keyword == "items") and isinstance(value, list):
+            kept[keyword] = [change(one) for one in value]
+        elif keyword in ONE or keyword == "additionalItems":
+            kept[keyword] = change(value)
+    return kept
+
+
+def _inner(schema: dict[str, Any]) -> Iterator[Any]:
+    """The schemas directly in ``schema``."""
+    for keyword, value in schema.items():
+        if keyword in MAP and isinstance(value, dict):
+            yield from value.values()
+        elif (keyword in LIST or keyword == "items") and isinstance(value, list):
+            yield from value
+        elif keyword in ONE:
+            yield value

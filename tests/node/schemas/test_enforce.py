@@ -128,6 +128,8 @@ def test_objects_are_closed_where_that_takes_nothing_away() -> None:
     shut = closed(item)
     assert isinstance(shut, dict) and shut["additionalProperties"] is False
     assert shut["properties"]["a"]["additionalProperties"] is False
+    named = {"type": "object", "properties": {"properties": {"type": "string"}, "not": {}, "if": {}}}
+    assert closed(named) == named | {"additionalProperties": False}, "names are not keywords"
     left: list[dict[str, Any]] = [
         shut | {"additionalProperties": True},
         {"type": "object", "properties": {"a": {}}, "required": ["b"]},
