@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mycelia.proto.cache import tier as tier_module
-from mycelia.proto.cache.edges import RUN_TOKENS, Edge, common_tokens, runs
+from mycelia.proto.cache.checkpoints import BETWEEN, EVERY_TOKENS
+from mycelia.proto.cache.edges import RUN_TOKENS, Edge, Whose, common_tokens, runs
 from mycelia.proto.cache.radix import common_prefix
+from mycelia.proto.cache.sharing import PUBLIC
 from mycelia.proto.cache.tier import Tier, Trimmed
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens
+from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST
 
 BLOB = memoryview(bytes(10))
 
@@ -218,3 +221,16 @@ class TierMachine(RuleBasedStateMachine):
 
 TierMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 test_books_against_a_plain_search = TierMachine.TestCase
+
+
+@pytest.mark.parametrize("tag", [None, PUBLIC.tag, b"o" * 16])
+def test_states_and_cells_of_another_swarm_are_not_used(tag: bytes | None) -> None:
+    """Whosever they are, and by the same owner."""
+    tier, packed = Tier(10_000, 0), pack_tokens(range(2 * EVERY_TOKENS))
+    theirs = Whose(tag, 0 if tag else MAX_TOKENS_PER_REQUEST, b"s" * 16)
+    state = tier.add_state(packed, memoryview(b"state"), bytes(32), 0.0, BETWEEN, theirs)
+    tier.add(packed, 0, memoryview(b"cells"), bytes(32), Reuse(0.0), theirs)
+    for whose in (theirs, Whose(tag or b"x" * 16, MAX_TOKENS_PER_REQUEST, theirs.swarm)):
+        assert tier.state(packed, whose) is state and tier.reach(packed, 0, whose) == 2 * EVERY_TOKENS
+        assert tier.state(packed, whose._replace(swarm=b"")) is None
+        assert tier.reach(packed, 0, whose._replace(swarm=b"")) == 0
