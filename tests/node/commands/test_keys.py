@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import mycelia.node.commands.key as key_commands
 from mycelia.node.api_keys import MAX_KEYS, Limits, digest_of
 from mycelia.node.cli import cli
 from mycelia.node.commands.checks import read_api_keys
@@ -140,3 +141,7 @@ def test_usage_without_a_running_node_is_what_is_on_disk(tmp_path: Path) -> None
     (row,) = json.loads(run(file, "usage", "--days", "3", "--json", "--data-dir", str(tmp_path)).stdout)
     assert row["key"] == "local" and row["cached_tokens"] == 1_000
     assert "nothing was used" in run(file, "usage", "--data-dir", str(tmp_path / "nothing")).output
+
+
+def test_the_command_shows_as_many_days_as_are_kept() -> None:
+    assert key_commands.MAX_DAYS == MAX_DAYS
