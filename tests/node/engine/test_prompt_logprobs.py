@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import llama_cpp
 import numpy as np
 import pytest
+import trio
 
 from mycelia.node.engine.child.job import REPORT_ROWS
 from mycelia.node.engine.engine import EngineAccepted, EngineItem, EnginePromptLogprobs
@@ -113,3 +114,25 @@ async def test_biases() -> None:
         assert await chosen(running, {1_000: 100.0}) == 1_000
         assert await chosen(running, {1_000: 100.0}, temperature=2.0, top_k=0, repeat_penalty=1.3) == 1_000
         assert await chosen(running, {2**32 - 1: 100.0}) == first, "no token of this model"
+
+
+async def test_prompts_at_once_in_a_cache_too_small_for_all_of_them() -> None:
+    """Stops, evictions, shared prefixes and a cancel; the engine checks its invariants after every request."""
+    async with engine(cells=512) as running:
+        tokens = list(await running.tokenize_text(STORY))[:200]
+        prompts = [[*tokens[: 200 - 30 * number], 1_000 + number, 2_000, 3_000] for number in range(5)]
+        told: dict[int, list[int]] = {}
+
+        async def score(number: int) -> None:
+            start = 1 if number < 3 else len(prompts[number]) - 2
+            sampling = Sampling(max_tokens=20, prompt_logprobs=1, logprobs_from=start)
+            told[number] = [entry.chosen.token for entry in reported(await ask(running, prompts[number], sampling))]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(score, number)
+            nursery.start_soon(ask, running, tokens, Sampling(max_tokens=200))
+            with trio.move_on_after(1.0):
+                await ask(running, [5, *tokens], Sampling(max_tokens=50, prompt_logprobs=20))
+        for number, prompt in enumerate(prompts):
+            assert told[number] == prompt[1 if number < 3 else len(prompt) - 2 :]

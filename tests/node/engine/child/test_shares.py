@@ -189,7 +189,7 @@ def test_what_is_wrong_with_a_request_costs_its_client_too() -> None:
     engine = Engine()
     engine.add(STRANGER), engine.add(OTHER)
     before = engine.sched.waiting.counter(STRANGER)
-    for prompt, max_tokens in ((0, 1), (1, 0), (9_000, 1)):
+    for prompt, max_tokens in ((0, 1), (1, -1), (9_000, 1)):
         assert isinstance(engine.submit(STRANGER, prompt, max_tokens), Refusal)
     assert engine.sched.waiting.counter(STRANGER) == before + 3 * REFUSAL_SERVICE
     assert engine.sched.waiting.counter(OTHER) == before
