@@ -15,7 +15,7 @@ from mycelia.node.commands.checks import read_api_keys
 from mycelia.node.commands.config_file import Schema
 from mycelia.node.commands.key_texts import read_keys
 from mycelia.node.settings import UsageError
-from mycelia.node.telemetry.usage import UsageBooks, Use
+from mycelia.node.telemetry.usage import MAX_DAYS, UsageBooks, Use
 
 KEY = "0123456789abcdef0123456789abcdef"
 HASH = digest_of(KEY.encode()).hex()
