@@ -5,6 +5,13 @@ from typing import Any
 import msgspec
 
 from mycelia.node.serve.anthropic import types as anthropic
+from mycelia.node.serve.openai.tokenizer import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+    TokenizerInfo,
+)
 from mycelia.node.serve.openai.types import (
     ChatCompletion,
     ChatRequest,
@@ -42,6 +49,8 @@ _BODIES = (
     anthropic.MessagesRequest,
     anthropic.CountRequest,
     responses.ResponsesRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
 )
 _REPLIES = (
     ChatCompletion,
@@ -55,6 +64,9 @@ _REPLIES = (
     anthropic.Errors,
     responses.ResponseBody,
     responses.Deleted,
+    Tokenized,
+    Detokenized,
+    TokenizerInfo,
 )
 
 
@@ -100,6 +112,15 @@ def openapi() -> dict[str, Any]:
                     "count", "The tokens of a conversation.", anthropic.TokenCount, anthropic.CountRequest, False
                 )
             },
+            "/tokenize": {
+                "post": operation("tokenize", "The tokens of a text.", Tokenized, TokenizeRequest, is_streamed=False)
+            },
+            "/detokenize": {
+                "post": operation(
+                    "detokenize", "The text of tokens.", Detokenized, DetokenizeRequest, is_streamed=False
+                )
+            },
+            "/tokenizer_info": {"get": operation("tokenizer", "The model's begin and end.", TokenizerInfo)},
             "/health": {"get": _probe("health", "Whether prompts are answered; needs no key.") | {"security": [{}]}},
             "/v1/health": {"get": _probe("health_v1", "The same.") | {"security": [{}]}},
             "/props": {"get": _probe("props", "Context and sampling defaults, as llama-server tells them.")},

@@ -39,6 +39,25 @@ class DetokenizeRequest(msgspec.Struct):
     model: Annotated[str, Meta(max_length=128)] | None = None
 
 
+class Tokenized(msgspec.Struct):
+    tokens: list[int]
+    count: int
+
+
+class Detokenized(msgspec.Struct):
+    """The text under both servers' names."""
+
+    prompt: str
+    content: str
+
+
+class TokenizerInfo(msgspec.Struct):
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str | None
+    add_bos_token: bool
+
+
 def tokenizer_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list[Route]:
     """refusing: turns what a handler raises for a client's mistake into a response."""
 
@@ -56,7 +75,7 @@ def tokenizer_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list
         keeps_begin = asked if asked is not None else body.prompt is not None
         if not keeps_begin and begin is not None and tokens[:1] == [begin]:
             del tokens[0]
-        return json_response({"tokens": tokens, "count": len(tokens)})
+        return json_response(Tokenized(tokens, len(tokens)))
 
     async def detokenize(request: Request) -> Response:
         body = await read_json(request, DetokenizeRequest)
@@ -65,18 +84,12 @@ def tokenizer_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list
             text = await api.detokenize(body.tokens)
         except LocalError as exc:
             raise HttpError(400, str(exc), param="tokens") from exc
-        return json_response({"prompt": text, "content": text})
+        return json_response(Detokenized(text, text))
 
     async def info(_: Request) -> Response:
         texts = api.vocabulary_texts
-        return json_response(
-            {
-                "bos_token": texts.begin_text or None,
-                "eos_token": texts.end_text or None,
-                "chat_template": texts.chat_template or None,
-                "add_bos_token": texts.begin_token is not None,
-            }
-        )
+        told = texts.begin_text or None, texts.end_text or None, texts.chat_template or None
+        return json_response(TokenizerInfo(*told, add_bos_token=texts.begin_token is not None))
 
     return [
         Route("/tokenize", refusing(tokenize), methods=["POST"]),
