@@ -156,6 +156,7 @@ def ask(
     import secrets
 
     from mycelia.node.commands.entering import entering
+    from mycelia.node.schemas.places import closed_text
     from mycelia.node.storage.data_dir import default_data_dir
     from mycelia.node.views import MAX_TIMEOUT_S, PUBLIC_SUFFIX
     from mycelia.proto.wire.codec import check_sampling
@@ -164,6 +165,8 @@ def ask(
 
     rules = {"gbnf": grammar, "json_schema": json_schema, "lark": lark, "regex": regex}
     forms = {kind: _read_rules(rule) for kind, rule in rules.items() if rule is not None}
+    if "json_schema" in forms:
+        forms["json_schema"] = closed_text(forms["json_schema"])
     if len(forms) > 1:
         raise click.UsageError("give one of --grammar, --json-schema, --regex and --lark")
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (a FloatRange would accept NaN)

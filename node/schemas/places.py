@@ -1,5 +1,6 @@
 """Changes to a client's schema before it is sent: objects without further properties, and new places."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,14 @@ def closed(schema: Schema) -> Schema:
     schema, and a model does not invent properties. A schema that puts objects together from several schemas stays as
     it is. Raises RecursionError."""
     return schema if _combines(schema) else _closed(schema)
+
+
+def closed_text(text: str) -> str:
+    """The same for a schema in JSON; what is none stays for the engine to refuse."""
+    try:
+        return json.dumps(closed(json.loads(text)), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _combines(schema: Any) -> bool:

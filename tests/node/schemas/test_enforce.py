@@ -11,7 +11,7 @@ from mycelia.node.engine.child.grammar.guidance import GrammarError, matcher
 from mycelia.node.schemas.document import Schema, SchemaError
 from mycelia.node.schemas.enforce import enforceable
 from mycelia.node.schemas.negation import excluding_texts
-from mycelia.node.schemas.places import closed, moved
+from mycelia.node.schemas.places import closed, closed_text, moved
 from tests.node.schemas.suite import accepts
 
 ITEM = {"type": "object", "properties": {"sku": {"type": "string"}}, "required": ["sku"]}
@@ -130,6 +130,7 @@ def test_objects_are_closed_where_that_takes_nothing_away() -> None:
     assert shut["properties"]["a"]["additionalProperties"] is False
     named = {"type": "object", "properties": {"properties": {"type": "string"}, "not": {}, "if": {}}}
     assert closed(named) == named | {"additionalProperties": False}, "names are not keywords"
+    assert json.loads(closed_text(json.dumps(item))) == shut and closed_text("{") == "{"
     left: list[dict[str, Any]] = [
         shut | {"additionalProperties": True},
         {"type": "object", "properties": {"a": {}}, "required": ["b"]},
