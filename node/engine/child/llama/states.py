@@ -13,6 +13,9 @@ llama.cpp's rules for states, from its sources and tests on tiny models:
   short instead, as on a GPU.
 - A context has memory for the states of all its sequences from the start.
 
+- Without cells it computes the rows of several sequences together only if their ids follow each other. There the ids of
+  sequences with a state are mapped to the lowest ones.
+
 So ``copy_prefix`` copies the cells only, and ``restore_state`` must follow. Until then the sequence has no state, and
 ``end`` is 0.
 """
@@ -40,8 +43,12 @@ class StateLlama(Llama):
 
     keeps_states = True
 
+    _places: dict[int, int] | None = None
+    """Sequence -> llama.cpp's id, of sequences with a state; None in a model with cells, where both are the same."""
+
     def _plan_sequences(self, wanted: int, memory: CellBudget | None) -> int:
         self.has_cells = bool(L.llama_model_is_hybrid(self.model))
+        self._places = None if self.has_cells else {}
         self.state_bytes = self._measure_state()
         self._num_sequences = wanted
         if memory is None:
@@ -70,21 +77,61 @@ class StateLlama(Llama):
             return super()._choose_cells(replace(budget, host_bytes=host_bytes), offload)
         return CellChoice(state_cells(budget.slots, int(L.llama_model_n_ctx_train(self.model))))
 
+    def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
+        if self._places is None:
+            return super().decode(rows)
+        placed = [replace(row, seq_id=self._place(row.seq_id)) for row in rows]
+        order = sorted(range(len(rows)), key=lambda index: placed[index].seq_id)
+        result, sorted_outputs = super().decode([placed[index] for index in order])
+        outputs = dict(zip(order, sorted_outputs, strict=True))
+        return result, [outputs[index] for index in range(len(rows))]
+
+    def _place(self, seq_id: int) -> int:
+        """llama.cpp's id of a sequence that has a state or gets one. May mutate the map."""
+        places = self._places
+        if places is None:
+            return seq_id
+        if seq_id not in places:
+            taken = set(places.values())
+            places[seq_id] = next(place for place in range(len(taken) + 1) if place not in taken)
+        return places[seq_id]
+
     # --- positions ------------------------------------------------------------------------------------------------
 
     def end(self, seq_id: int) -> int:
-        return int(L.llama_memory_seq_pos_max(self._memory, seq_id)) + 1
+        if self._places is not None and seq_id not in self._places:
+            return 0
+        return int(L.llama_memory_seq_pos_max(self._memory, self._place(seq_id))) + 1
+
+    def clear(self, seq_id: int) -> None:
+        if self._places is None:
+            super().clear(seq_id)
+        elif seq_id in self._places:
+            super().clear(self._places.pop(seq_id))
+
+    def clear_all(self) -> None:
+        super().clear_all()
+        if self._places:
+            self._places.clear()
 
     def _is_empty(self, seq_id: int) -> bool:
+        if self._places is not None:
+            return seq_id not in self._places
         return bool(L.llama_memory_seq_pos_min(self._memory, seq_id) < 0)
 
     def truncate(self, seq_id: int, length: int) -> bool:
         """Drop the state and all cells from ``length`` on."""
+        if self._places is not None:
+            self.clear(seq_id)
+            return True
         return self._drop_state(seq_id) and self._remove(seq_id, length, -1)
 
     def copy_prefix(self, source: int, target: int, length: int) -> bool:
         """Clear ``target``, then let it share the first ``length`` cells of ``source``, but no state. Both may be the
         same sequence."""
+        if self._places is not None:
+            self.clear(target)
+            return True
         if source == target:
             self._copy(source, self.spare, 0, length)
             source = self.spare
@@ -107,13 +154,16 @@ class StateLlama(Llama):
     # --- states -----------------------------------------------------------------------------------------------------
 
     def save_state(self, seq_id: int) -> memoryview | None:
-        size = int(L.llama_state_seq_get_size_ext(self.context, seq_id, _STATE_ONLY))
+        if self._is_empty(seq_id):
+            return None
+        place = self._place(seq_id)
+        size = int(L.llama_state_seq_get_size_ext(self.context, place, _STATE_ONLY))
         data = np.empty(size, np.uint8)
-        saved = L.llama_state_seq_get_data_ext(self.context, address_of(data), size, seq_id, _STATE_ONLY)
+        saved = L.llama_state_seq_get_data_ext(self.context, address_of(data), size, place, _STATE_ONLY)
         return data.data if saved == size == self.state_bytes else None
 
     def restore_state(self, blob: memoryview, seq_id: int, length: int) -> bool:
-        return self._set_state(seq_id, blob) and self.end(seq_id) == length
+        return self._set_state(self._place(seq_id), blob) and self.end(seq_id) == length
 
     def _set_state(self, seq_id: int, blob: memoryview) -> bool:
         data = np.frombuffer(blob, np.uint8)
