@@ -11,7 +11,7 @@ from mycelia.node.engine.child.template import RefusedError
 from mycelia.proto.wire.errors import LocalError
 
 _USER, _SYSTEM, _ANSWER = "Prompt7", "System7", "Answer7"
-_THOUGHT, _FUNCTION, _KEY, _VALUE, _RESULT = "Thought7", "function7", "key7", "value7", "Result7"
+_THOUGHT, _FUNCTION, _KEY, _VALUE, _RESULT, _MORE = "Thought7", "function7", "key7", "value7", "Result7", "More7"
 _CALL_ID = "call00007"  # (Mistral's templates want nine letters and digits)
 _TOOL = {
     "type": "function",
@@ -47,7 +47,7 @@ class Abilities:
     needs_null: bool = False
     """It has to be null."""
     part_roles: frozenset[str] = frozenset()
-    """Roles whose contents may be lists of parts."""
+    """Roles whose contents may be lists of several parts."""
     only_parts: bool = False
     """Contents have to be lists of parts."""
     tools_are_list: bool = False
@@ -77,10 +77,10 @@ def find_abilities(render: Render) -> Abilities:
     call = readable[0] if readable else calls[0]
     reads_system = trials.show(_SYSTEM, [system, user])
     conversations = {
-        "user": (_USER, [_in_parts(user)]),
-        "system": (_SYSTEM, [_in_parts(system), user]),
-        "assistant": (_ANSWER, [user, _in_parts(answer), user]),
-        "tool": (_RESULT, [user, call, _in_parts(result)]),
+        "user": (_USER, [_in_parts(user, _MORE)]),
+        "system": (_SYSTEM, [_in_parts(system, _MORE), user]),
+        "assistant": (_ANSWER, [user, _in_parts(answer, _MORE), user]),
+        "tool": (_RESULT, [user, call, _in_parts(result, _MORE)]),
     }
     with_null = [user, {**call, "content": None}, result]
     return Abilities(
@@ -92,7 +92,7 @@ def find_abilities(render: Render) -> Abilities:
         takes_null=bool(readable) and trials.equal([user, call, result], with_null),
         needs_null=bool(readable) and call["content"] is None,
         part_roles=frozenset(
-            role for role, (text, turns) in conversations.items() if trials.show(text, turns, [_TOOL])
+            role for role, (text, turns) in conversations.items() if trials.show(f"{text} {_MORE}", turns, [_TOOL])
         ),
         only_parts=only_parts,
         thoughts=_thoughts(trials, user, call, result),
@@ -158,6 +158,7 @@ def _call(arguments: object) -> Turn:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def _in_parts(turn: Turn) -> Turn:
+def _in_parts(turn: Turn, *more: str) -> Turn:
     content = turn["content"]
-    return turn if isinstance(content, list) else {**turn, "content": [{"type": "text", "text": content}]}
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return {**turn, "content": [*parts, *({"type": "text", "text": text} for text in more)]}

@@ -142,7 +142,8 @@ def _for_template(turn: Turn, abilities: Abilities) -> Turn:
     if thoughts and not abilities.thoughts:
         turn["content"] = [one for one in thinking_parts(thoughts, text) if one.get("text") != ""]
     elif abilities.only_parts or (len(parts) > 1 and role in abilities.part_roles):
-        turn["content"] = [{"type": "text", "text": part} for part in parts]
+        texts = parts if role in abilities.part_roles else [text]
+        turn["content"] = [{"type": "text", "text": one} for one in texts]
     else:
         turn["content"] = text
     return turn

@@ -125,7 +125,8 @@ class ModelVocabulary:
     @property
     def bos_token(self) -> int | None:
         """The token with which every prompt of this model begins, if there is one."""
-        return int(L.llama_vocab_bos(self._vocab)) if L.llama_vocab_get_add_bos(self._vocab) else None
+        token = int(L.llama_vocab_bos(self._vocab)) if L.llama_vocab_get_add_bos(self._vocab) else -1
+        return token if token >= 0 else None
 
     @cached_property
     def special_texts(self) -> dict[str, str]:

@@ -405,3 +405,20 @@ def test_a_model_may_have_a_template_for_tools() -> None:
     template = chat("{{ messages[0].content }}", tools_text="{{ messages[0].content }}{{ tools | tojson }}")
     assert text_of(template.tokens([message("user", "x")])) == "x"
     assert text_of(template.tokens([message("user", "x")], '[{"function": {"name": "f"}}]')).startswith('x[{"function"')
+
+
+PARTS = '{"content_parts": [1, 2]}'
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ messages[0].content }}", "abc"),
+        ("{% for p in messages[0].content %}{{ p if p is string else p.text ~ ',' }}{% endfor %}", "a,bc,"),
+        ("{{ messages[0].content if messages[0].content is string else messages[0].content[0].text }}", "abc"),
+        ("{{ messages[0].content[0].text }}", "abc"),
+        ("{{ messages[0].content | tojson if messages[0].content is not string else messages[0].content }}", "abc"),
+    ],
+)
+def test_parts_of_a_content_reach_a_template_that_reads_them(source: str, text: str) -> None:
+    assert text_of(chat(source).tokens([ChatMessage(role="user", content="abc", extras=PARTS)])) == text

@@ -24,6 +24,18 @@ from tests.node.engine.child.vocabularies import (
 
 pytestmark = NEEDED
 SOURCES = template_sources()
+KNOWN_ROLES = {
+    "system",
+    "user",
+    "assistant",
+    "tool",
+    "developer",
+    "observation",
+    "model",
+    "function",
+    "latest_reminder",
+    "content",
+}
 ODD_CONTROLS = ("<|a b|>", "\N{ASTERISM}", "|><|", "<|im_end|>\n", "{'#'", '#"}', "\\u003c")
 """Control tokens with blanks, of one character, of quotes, and some that overlap others."""
 
@@ -119,6 +131,22 @@ def odd_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ModelVocabulary:
 def control_ids(vocabulary: ModelVocabulary) -> set[int]:
     spelled = [*spelled_controls(SOURCES.values()), *ODD_CONTROLS, "<|im_end|>", "<|im_start|>", "<|endoftext|>"]
     return {vocabulary.tokenize(one, True)[0] for one in spelled}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_role_becomes_a_control_token(name: str, odd_vocabulary: ModelVocabulary) -> None:
+    template, controls = ChatTemplate(SOURCES[name], odd_vocabulary), control_ids(odd_vocabulary)
+
+    def written(role: str) -> list[int] | None:
+        messages = [ChatMessage(role=one, content="Hello.") for one in ("user", role, "user")]
+        try:
+            return [token for token in template.tokens(messages) if token in controls]
+        except LocalError:
+            return None
+
+    spelled = [control for control in spelled_controls([SOURCES[name]]) if control not in ("<|system|>", "<|user|>")]
+    roles = {word for control in spelled for word in re.findall(r"[A-Za-z0-9_-]{1,32}", control)} - KNOWN_ROLES
+    assert all(written(role) == written("critic") for role in roles)
 
 
 @pytest.mark.parametrize("name", SOURCES)
