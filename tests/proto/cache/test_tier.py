@@ -219,6 +219,32 @@ class TierMachine(RuleBasedStateMachine):
         assert set(self.tier) == set(self.known)
 
 
+class StatesMachine(TierMachine):
+    """The same with states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tier = Tier(150, 200, True)
+
+    @rule(tokens=TOKENS, place=st.integers(0, 3))
+    def save_state(self, tokens: list[int], place: int) -> None:
+        self.now += 1
+        edge = self.tier.add_state(pack_tokens(tokens), BLOB, b"h" * 32, self.now, place)
+        self.known[edge] = Known(tokens, len(tokens))
+        self.settle(self.tier.trim(self.now))
+
+    @rule(tokens=TOKENS)
+    def find_state(self, tokens: list[int]) -> None:
+        found = self.tier.state(pack_tokens(tokens))
+        ends = [
+            known.start for edge, known in self.known.items() if edge.is_state and tokens[: known.start] == known.tokens
+        ]
+        assert (found.end if found is not None else 0) == max(ends, default=0)
+        if found is not None:
+            self.tier.count(found, self.now)
+            self.tier.habits.check_invariants()
+
+
 TierMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 test_books_against_a_plain_search = TierMachine.TestCase
 
@@ -234,3 +260,7 @@ def test_states_and_cells_of_another_swarm_are_not_used(tag: bytes | None) -> No
         assert tier.state(packed, whose) is state and tier.reach(packed, 0, whose) == 2 * EVERY_TOKENS
         assert tier.state(packed, whose._replace(swarm=b"")) is None
         assert tier.reach(packed, 0, whose._replace(swarm=b"")) == 0
+
+
+StatesMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+test_books_of_states = StatesMachine.TestCase

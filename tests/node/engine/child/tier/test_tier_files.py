@@ -63,6 +63,17 @@ def test_every_damage_costs_one_file(tmp_path: Path) -> None:
         assert readable(files) == {good.packed: BLOB, other.packed: BLOB}
 
 
+def test_a_state_has_a_file_beside_the_cells_of_the_same_tokens(tmp_path: Path) -> None:
+    cells, state = an_edge(1), an_edge(1)
+    state.start = state.end
+    assert state.is_state and not cells.is_state
+    with opened(tmp_path) as files:
+        assert write(files, cells) and write(files, state)
+        assert sorted(found.start for found in files.scan()[0]) == [1, 6]
+        blob = files.read(state)
+        assert blob is not None and bytes(blob) == BLOB
+
+
 def test_what_cannot_be_read_costs_one_file(tmp_path: Path) -> None:
     good, other = an_edge(1), an_edge(9)
     with opened(tmp_path) as files:
