@@ -1,4 +1,4 @@
-"""Start and end of the engine's process."""
+"""The engine's process: its start, what it has loaded, its last line, its end."""
 
 import os
 import subprocess
@@ -8,8 +8,10 @@ import structlog
 import trio
 
 from mycelia.node.engine import ipc
+from mycelia.node.engine.engine import ModelInfo
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.cache.tier import GIB
+from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.messages import Vitals
 
 log = structlog.get_logger()
@@ -70,6 +72,37 @@ def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
         main_gpu=settings.main_gpu,
         exact=settings.exact,
     )
+
+
+def model_info(settings: EngineSettings, message: ipc.Loaded) -> ModelInfo:
+    """The model that a child has loaded."""
+    return ModelInfo(
+        name=settings.model_name or settings.model_path.stem,
+        namespace=namespace_key(message.model_digest, message.kv_settings),
+        context_tokens=message.context_tokens,
+        num_vocab=message.num_vocab,
+        reuse=message.reuse,
+        num_cells=message.cells,
+        token_bytes=message.token_bytes,
+        begin_text=message.begin_text,
+        end_text=message.end_text,
+        begin_token=message.begin_token,
+        chat_template=message.chat_template,
+        format=message.format,
+        spellings=message.spellings,
+        model_digest=message.model_digest,
+        kv_settings=message.kv_settings,
+    )
+
+
+def log_loaded(message: ipc.Loaded, info: ModelInfo, pid: int | None, threads: int) -> None:
+    log.info("engine_ready", pid=pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
+    if message.offload:
+        log.info("on_gpu", layers=message.offload)
+    if message.cells_note:
+        log.warning("few_kv_cells", reason=message.cells_note)
+    if message.chat_problem:
+        log.warning("no_conversations", reason=message.chat_problem, still_served="/v1/completions")
 
 
 def idle_vitals(slots: int) -> Vitals:

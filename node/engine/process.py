@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 from mycelia.node.engine import ipc
 from mycelia.node.engine.calls import Calls, Question
 from mycelia.node.engine.changes import ChangeLog
-from mycelia.node.engine.child_process import LastWords, end_process, idle_vitals, load_message, start_process
+from mycelia.node.engine.child_process import (
+    LastWords,
+    end_process,
+    idle_vitals,
+    load_message,
+    log_loaded,
+    model_info,
+    start_process,
+)
 from mycelia.node.engine.engine import (
     CacheChange,
     EngineAccepted,
@@ -45,7 +53,7 @@ from mycelia.node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
 from mycelia.node.signals import Signal
 from mycelia.node.sockets import receive_some
 from mycelia.proto.answers.spelling import Vocabulary
-from mycelia.proto.wire.blocks import namespace_key, pack_tokens, token_array, unpack_tokens
+from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LimitExceeded, LocalError, RemoteError
 from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
@@ -76,8 +84,7 @@ class ProcessEngine:
         self._info: ModelInfo | None = None
         self.vocabulary: Vocabulary | None = None
         self.num_cells = settings.cells
-        """KV cells; None until the first child has chosen. Later children take the same number, because the node
-        announced it."""
+        """KV cells; None until the first child has chosen. Later children take as many: the node announced them."""
         self.cache_tokens = 0
         """Maximum number of tokens of idle prefixes in KV cells and host memory; 0 until a child has loaded."""
         self._keys = itertools.count()
@@ -308,36 +315,19 @@ class ProcessEngine:
                 return
 
     def _loaded(self, message: ipc.Loaded, outbox: Outbox) -> None:
-        settings = self._settings
-        info = ModelInfo(
-            name=settings.model_name or settings.model_path.stem,
-            namespace=namespace_key(message.model_digest, message.kv_settings),
-            context_tokens=message.context_tokens,
-            num_vocab=message.num_vocab,
-            reuse=message.reuse,
-            num_cells=message.cells,
-            token_bytes=message.token_bytes,
-            begin_text=message.begin_text,
-            end_text=message.end_text,
-            begin_token=message.begin_token,
-            chat_template=message.chat_template,
-            format=message.format,
-            spellings=message.spellings,
-            model_digest=message.model_digest,
-            kv_settings=message.kv_settings,
-        )
+        info = model_info(self._settings, message)
         if self._info is not None and self._info != info:
-            raise LocalError(f"{settings.model_path} is not the model it was; restart the node to serve it")
+            raise LocalError(f"{self._settings.model_path} is not the model it was; restart the node to serve it")
         self._info = info
         if self.vocabulary is None and message.piece_ends:
             self.vocabulary = Vocabulary(message.piece_ends, message.pieces)
         self.num_cells = self.num_cells or message.cells
         self.cache_tokens = message.cache_tokens
         self._outbox = outbox
-        self._set_vitals(idle_vitals(settings.slots))  # (the child reports only when it has work)
+        self._set_vitals(idle_vitals(self._settings.slots))  # (the child reports only when it has work)
         self._running.set()
         self._calls.start(outbox.put)
-        _log_loaded(message, info, self.pid, settings.num_threads)
+        log_loaded(message, info, self.pid, self._settings.num_threads)
 
     def _handle(self, message: ipc.FromChild) -> None:
         match message:
@@ -387,16 +377,6 @@ class ProcessEngine:
         self._streams.clear()
         if was_loaded:
             self._add_change(CacheChange(stored=(), evicted=(), reset=True))
-
-
-def _log_loaded(message: ipc.Loaded, info: ModelInfo, pid: int | None, threads: int) -> None:
-    log.info("engine_ready", pid=pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
-    if message.offload:
-        log.info("on_gpu", layers=message.offload)
-    if message.cells_note:
-        log.warning("few_kv_cells", reason=message.cells_note)
-    if message.chat_problem:
-        log.warning("no_conversations", reason=message.chat_problem, still_served="/v1/completions")
 
 
 def _submission(key: int, request: EngineRequest) -> ipc.Submit | EngineFailed:

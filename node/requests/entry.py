@@ -14,35 +14,29 @@ import structlog
 import trio
 
 from mycelia.node.engine.engine import DEADLINE, TOO_LATE, Engine
-from mycelia.node.engine.prompts import TooLongError, prompt_over_context
-from mycelia.node.errors import BusyError, first_error
+from mycelia.node.errors import first_error
 from mycelia.node.formats.families import format_named
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.answer_frames import MAX_WAITING_BYTES, AnswerFrames
-from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS, Owner, PromptReports
+from mycelia.node.requests.asked_prompts import AskedPrompts, RefusedError
+from mycelia.node.requests.prompt_logprobs import Owner, PromptReports
 from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import SendFrame, serve_request
 from mycelia.node.requests.spelled_text import SpelledText
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.admission.byte_shares import ByteShares
-from mycelia.proto.admission.overload import OVERLOADED
-from mycelia.proto.admission.shares import MAX_RETRY_S
-from mycelia.proto.admission.subnets import subnet_of
-from mycelia.proto.cache.radix import common_prefix
 from mycelia.proto.cache.sharing import owner_of
 from mycelia.proto.effects import Abandon, Begin, Deliver, DeliverPromptLogprobs, Dispatch, Fail, Finish, RequestEffect
 from mycelia.proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
 from mycelia.proto.routing.choose import Decision
-from mycelia.proto.wire.blocks import token_array, unpack_tokens
-from mycelia.proto.wire.codec import check_sampling
-from mycelia.proto.wire.errors import LocalError, MyceliaError, RemoteError
+from mycelia.proto.wire.blocks import unpack_tokens
+from mycelia.proto.wire.errors import MyceliaError, RemoteError
 from mycelia.proto.wire.messages import (
     KEEP_ALIVE,
     MAX_CANDIDATES,
     MAX_SMALL,
-    MAX_TEXT_BYTES_PER_TOKEN,
     Accepted,
     Answered,
     Ask,
@@ -52,12 +46,10 @@ from mycelia.proto.wire.messages import (
     EntryFrame,
     Failed,
     Final,
-    Logprob,
     PromptLogprobs,
     Route,
     Sampling,
     ServingFrame,
-    TokenLogprobs,
     Tokens,
 )
 
@@ -91,6 +83,7 @@ class Entry:
     ) -> None:
         """subnet: ``Overlay.subnet``."""
         self._engine = engine
+        self._prompts = AskedPrompts(engine, network)
         self._salts = salts
         self._subnet = subnet
         self._requests = requests
@@ -167,14 +160,15 @@ class Entry:
 
     async def _submit(self, request_id: bytes, ask: Ask, client: bytes) -> None:
         try:
-            prompt, sampling = await self._prepare(ask, client)
-            open_tokens = await self._open_tokens(ask, prompt, client)
+            prompt, sampling = await self._prompts.prepare(ask, client)
+            open_tokens = await self._prompts.open_tokens(ask, prompt, client)
             salt = self._salts.of(ask.cache_salt, client)
             if sampling.prompt_logprobs and request_id in self._running:
                 running, owner = self._running[request_id], Owner(salt, sampling.prompt_logprobs)
-                running.report = await self._reports.begin(owner, prompt, self._first(prompt), sampling.logprobs_from)
+                first = self._prompts.first_logprobs(prompt)
+                running.report = await self._reports.begin(owner, prompt, first, sampling.logprobs_from)
                 sampling = msgspec.structs.replace(sampling, logprobs_from=running.report.num_reported)
-        except _RefusedError as exc:
+        except RefusedError as exc:
             if request_id in self._running:
                 self._end(request_id, exc.failed)
         else:
@@ -201,89 +195,6 @@ class Entry:
             return sampling
         opening, closing = format_.thought_before_grammar(running.opened)
         return msgspec.structs.replace(sampling, thought_opening=opening, thought_closing=closing)
-
-    async def _prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
-        info = self._engine.info
-        if ask.model and ask.model != info.name:
-            raise _RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
-        if ask.namespace and ask.namespace != info.namespace:
-            raise _RefusedError("unknown_model", "this node's model is not the one that began the answer")
-        if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:
-            raise _RefusedError("bad_request", "a prompt is a conversation, a text or tokens, not several of them")
-        if not (ask.tokens or ask.text or ask.messages):
-            raise _RefusedError("bad_request", "the prompt is empty")
-        try:
-            check_sampling(ask.sampling)
-            prompt = await self._tokens_of(ask, client)
-            num_answered = len(self._known_tokens(ask.answered)) if ask.answered else 0
-        except BusyError as exc:
-            raise _RefusedError(OVERLOADED, str(exc), exc.retry_s) from exc
-        except TooLongError as exc:
-            raise _RefusedError("too_long", str(exc)) from exc
-        except LocalError as exc:
-            raise _RefusedError("bad_request", str(exc)) from exc
-        if not prompt:
-            raise _RefusedError("bad_request", "the prompt is empty")
-        room = info.context_tokens - len(prompt)
-        if room < 1:
-            raise _RefusedError("too_long", prompt_over_context(info.context_tokens, len(prompt)))
-        sampling = msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
-        if num_answered > sampling.max_tokens:
-            raise _RefusedError("bad_request", f"{num_answered} tokens of an answer are more than the request allows")
-        if not sampling.prompt_logprobs:
-            return prompt, sampling
-        if len(prompt) * (1 + sampling.prompt_logprobs) > MAX_PROMPT_RECORDS:
-            most = MAX_PROMPT_RECORDS // (1 + sampling.prompt_logprobs)
-            raise _RefusedError("bad_request", f"with so many alternatives a prompt may have {most} tokens")
-        # (a client that has tokens of the answer has all logprobs of the prompt)
-        start = len(prompt) if num_answered else min(sampling.logprobs_from, len(prompt))
-        return prompt, msgspec.structs.replace(sampling, logprobs_from=start)
-
-    def _first(self, prompt: Sequence[int]) -> TokenLogprobs:
-        """Stands for the first token of a prompt, which has no probability."""
-        text = b"" if self._engine.vocabulary is None else self._engine.vocabulary.piece(prompt[0])
-        return TokenLogprobs(chosen=Logprob(token=prompt[0], text=text[:MAX_TEXT_BYTES_PER_TOKEN], logprob=0.0), top=())
-
-    async def _open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:
-        """The number of leading prompt tokens that belong to the messages without secrets. Raises _RefusedError."""
-        if not ask.shared_messages or not ask.messages:
-            return 0
-        if ask.shared_messages >= len(ask.messages):
-            return len(prompt)
-        shared = msgspec.structs.replace(ask, messages=ask.messages[: ask.shared_messages], continues_final=False)
-        try:
-            return common_prefix(prompt, await self._tokens_of(shared, client))
-        except LocalError as exc:
-            raise _RefusedError("bad_request", f"the shared messages by themselves: {exc}") from exc
-
-    async def _tokens_of(self, ask: Ask, client: bytes) -> Sequence[int]:
-        """Raises LocalError, also as BusyError or TooLongError."""
-        if ask.tokens:
-            return self._known_tokens(ask.tokens)
-        if ask.text:
-            return await self._engine.tokenize_text(ask.text, client, self._network_of(client))
-        return await self._engine.tokenize_chat(
-            ask.messages,
-            ask.tools,
-            client,
-            self._network_of(client),
-            options=ask.template_options,
-            continues_final=ask.continues_final,
-        )
-
-    def _network_of(self, client: bytes) -> str:
-        """The network from which a client asks: all clients of one network have one share of the engine."""
-        return subnet_of(self._network.remote_address(client)) if client else ""
-
-    def _known_tokens(self, packed: bytes) -> Sequence[int]:
-        """Unpacks at least one token. Raises LocalError."""
-        try:
-            tokens = token_array(packed)
-        except RemoteError as exc:
-            raise LocalError(str(exc)) from exc
-        if max(tokens) >= self._engine.info.num_vocab:
-            raise LocalError(f"token ids of this model are below {self._engine.info.num_vocab}")
-        return tokens
 
     # --- the overlay's effects -------------------------------------------------------------------------------------
 
@@ -374,7 +285,7 @@ class Entry:
                         generate,
                         on_frame,
                         client,
-                        self._network_of(client),
+                        self._prompts.network_of(client),
                         owner,
                         self._requests,
                         running.left_s(),
@@ -431,14 +342,6 @@ async def serve_ask_stream(
 def refused_ask(error: RemoteError) -> Failed:
     """The answer to bytes that are no Ask."""
     return Failed(code="bad_request", message=str(error)[:512], retryable=False)
-
-
-class _RefusedError(Exception):
-    def __init__(self, code: str, message: str, retry_s: float | None = None) -> None:
-        """retry_s: seconds after which the request may come again; None: never."""
-        super().__init__(message)
-        retry_ms = math.ceil(1_000 * min(retry_s or 0.0, MAX_RETRY_S))
-        self.failed = Failed(code=code, message=message[:512], retryable=retry_s is not None, retry_after_ms=retry_ms)
 
 
 def _reason(exc: Exception) -> str | None:

@@ -70,7 +70,7 @@ class Owner(NamedTuple):
     subnet: str = ""
     """Empty: what it computes never opens."""
     swarm: bytes = b""
-    """Of SWARM_BYTES, see ``swarm_of``; empty: the open network."""
+    """SWARM_BYTES long, see ``swarm_of``; empty: the open network."""
 
     @property
     def is_public(self) -> bool:

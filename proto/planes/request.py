@@ -25,21 +25,20 @@ from functools import cached_property
 
 import msgspec
 
+from mycelia.proto.answers.frame_checks import check_logprobs, checked_tokens
 from mycelia.proto.answers.spelling import Spelling
 from mycelia.proto.cache.sharing import Salt
 from mycelia.proto.config import RequestConfig
 from mycelia.proto.planes.attempt import Attempt
 from mycelia.proto.planes.failure import Failure
-from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens, unpack_tokens
+from mycelia.proto.wire.blocks import STRIDE, block_hashes, pack_tokens
 from mycelia.proto.wire.errors import LocalError, RemoteError
 from mycelia.proto.wire.messages import (
-    MAX_TEXT_BYTES_PER_TOKEN,
     Accepted,
     Bounced,
     Generate,
     PromptLogprobs,
     Sampling,
-    TokenLogprobs,
     Tokens,
     Usage,
 )
@@ -102,6 +101,8 @@ TRANSITIONS: Mapping[State, Mapping[Step, State]] = {
 WAITING = frozenset({State.LOOKING, State.HELD, State.RESTING})
 RUNNING = frozenset({State.SENT, State.COMPUTING, State.STREAMING})
 """A node has the request: there is an attempt."""
+
+_NO_USAGE = Usage(prompt_tokens=0, cached_tokens=0, completion_tokens=0, queue_ms=0, prefill_ms=0, decode_ms=0)
 
 
 @dataclass
@@ -282,8 +283,7 @@ class Request:
         self._attempt = attempt
         if self.spelling is not None:
             self.spelling.begin_attempt()
-        done = len(self.generated)
-        sampling = msgspec.structs.replace(self.sampling, max_tokens=self.sampling.max_tokens - done)
+        sampling = msgspec.structs.replace(self.sampling, max_tokens=self.sampling.max_tokens - len(self.generated))
         if sampling.prompt_logprobs:
             sampling = msgspec.structs.replace(sampling, logprobs_from=self.num_known)
         return Generate(
@@ -292,7 +292,7 @@ class Request:
             prompt=pack_tokens(self.prompt) + pack_tokens(self.generated),
             sampling=sampling,
             promised_tokens=attempt.promised_tokens,
-            resumed_tokens=done,
+            resumed_tokens=len(self.generated),
             patience_ms=attempt.patience_ms,
             tag=self.salt.tag_at(attempt.peer),
             scope=self.salt.scope,
@@ -326,16 +326,10 @@ class Request:
         if frame.position != self.num_known:
             raise RemoteError(f"logprobs of the prompt from {frame.position} on, expected {self.num_known}")
         end = frame.position + len(frame.logprobs)
-        if [entry.chosen.token for entry in frame.logprobs] != list(self.prompt[frame.position : end]):
-            raise RemoteError("logprobs of other tokens than the prompt's")
-        self._check_alternatives(frame.logprobs, self.sampling.prompt_logprobs)
+        check_logprobs(frame.logprobs, self.prompt[frame.position : end], self.sampling.prompt_logprobs)
         if self.spelling is not None and not is_own:
             self.spelling.check_logprobs(frame.logprobs)
         self.num_known = end
-
-    def _check_alternatives(self, logprobs: Sequence[TokenLogprobs], most: int) -> None:
-        if any(len(entry.top) > most for entry in logprobs):
-            raise RemoteError("more alternatives than were asked for")
 
     def on_tokens(self, frame: Tokens, is_own: bool = False) -> tuple[tuple[int, ...], bytes]:
         """The new tokens of a frame and their text. Raises RemoteError, and changes nothing, if the frame is out of
@@ -344,16 +338,7 @@ class Request:
             raise RemoteError(f"tokens at {frame.position}, expected {self.attempt.position}")
         if self.lacks_logprobs:
             raise RemoteError("tokens before the logprobs of the prompt")
-        tokens = unpack_tokens(frame.tokens)
-        if not tokens:
-            raise RemoteError("text without tokens")  # (no max_tokens would bound it)
-        if len(self.generated) + len(tokens) > self.sampling.max_tokens:
-            raise RemoteError("more tokens than were asked for")
-        if len(frame.text) > len(tokens) * MAX_TEXT_BYTES_PER_TOKEN:
-            raise RemoteError("more text than the tokens can have")
-        if [entry.chosen.token for entry in frame.logprobs] != (tokens if self.sampling.logprobs else []):
-            raise RemoteError("not the logprobs that were asked for")
-        self._check_alternatives(frame.logprobs, self.sampling.logprobs)
+        tokens = checked_tokens(frame, self.sampling.max_tokens - len(self.generated), self.sampling)
         text = frame.text
         if self.spelling is not None:
             text = self.spelling.add(tokens, text, frame.logprobs, is_own)
@@ -402,13 +387,12 @@ class Request:
 
     def usage(self, last: Usage | None) -> Usage:
         """The usage of the whole request, from the serving node's account of its last attempt (None: it was lost)."""
-        return Usage(
+        last = last or _NO_USAGE
+        return msgspec.structs.replace(
+            last,
             prompt_tokens=len(self.prompt),
-            cached_tokens=min(last.cached_tokens, len(self.prompt)) if last else 0,
+            cached_tokens=min(last.cached_tokens, len(self.prompt)),
             completion_tokens=len(self.generated),
-            queue_ms=last.queue_ms if last else 0,
-            prefill_ms=last.prefill_ms if last else 0,
-            decode_ms=last.decode_ms if last else 0,
         )
 
     def check_invariants(self) -> None:

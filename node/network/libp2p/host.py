@@ -228,8 +228,8 @@ class Host:
 
     def is_near_member(self, peer: bytes, address: Multiaddr) -> bool:
         """Whether the peer is on the list of this node's private swarm, and the address in a private network of this
-        machine: it may be dialled whoever passed it on. Members behind one router meet in this way where multicast does
-        not get through. Other peers could make this node knock at machines of its network."""
+        machine: then it may be dialled, no matter which peer passed it on. Members behind one router meet in this way
+        where multicast does not get through. Other peers could make this node dial machines of its network."""
         access = self.settings.access
         return access is not None and access.is_member(peer) and any(is_in(address, one) for one in local_networks())
 

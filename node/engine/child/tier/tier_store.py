@@ -21,18 +21,14 @@ from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child.cells import Evicted
 from mycelia.node.engine.child.llama.llama import BROKEN, RESTORED, Llama
 from mycelia.node.engine.child.tier.reported import Reported
+from mycelia.node.engine.child.tier.restore_rates import RestoreRates
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.proto.cache.checkpoints import LEAST_TOKENS
 from mycelia.proto.cache.edges import OPEN, TOKEN_BYTES, Edge, Whose, open_in, runs
-from mycelia.proto.cache.meters import TokenRateMeter
 from mycelia.proto.cache.sharing import unpaint
-from mycelia.proto.cache.tier import Piece, Tier, Trimmed
+from mycelia.proto.cache.tier import Tier, Trimmed
 from mycelia.proto.cache.value import Reuse
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
-
-RATE_WINDOW_TOKENS = 8192
-TRY_AGAIN_EVERY = 16
-"""Number of restores judged too slow after which the rates are measured again: the disk may be fast again."""
 
 
 class TierStore:
@@ -51,9 +47,7 @@ class TierStore:
         self.reported = Reported(tier)
         self._unwritten: dict[Edge, None] = {}
         """Edges in memory that the writer had no room for."""
-        self.ram_rate, self.disk_rate = TokenRateMeter(RATE_WINDOW_TOKENS), TokenRateMeter(RATE_WINDOW_TOKENS)
-        """Tokens restored per second from memory and from disk, hashing included."""
-        self._num_slow = 0
+        self.rates = RestoreRates()
         self._closes_at_s: float | None = None
 
     @property
@@ -213,7 +207,7 @@ class TierStore:
         if not len(self.tier):
             return covered
         pieces = self.tier.plan(pack_tokens(tokens), covered, whose)
-        if not pieces or not self._pays(pieces, prefill_rate):
+        if not pieces or not self.rates.pays(pieces, prefill_rate):
             return covered
         for piece in pieces:
             began = self._clock()
@@ -229,24 +223,11 @@ class TierStore:
                 break  # The blob is valid, so the cache lacks room for all of it.
             covered = piece.end
             now = self._clock()
-            (self.disk_rate if from_disk else self.ram_rate).add(piece.end - piece.start, now - began)
+            self.rates.add(piece.end - piece.start, now - began, from_disk=from_disk)
             self.tier.count(piece.edge, now)
             self.tier.promote(piece.edge, blob)
         self._settle(self.tier.trim(self._clock()))
         return covered
-
-    def _pays(self, pieces: Sequence[Piece], prefill_rate: float) -> bool:
-        seconds = 0.0
-        for piece in pieces:
-            rate = (self.disk_rate if piece.edge.blob is None else self.ram_rate).rate
-            seconds += (piece.end - piece.start) / rate if rate else 0.0
-        if not prefill_rate or seconds < (pieces[-1].end - pieces[0].start) / prefill_rate:
-            return True
-        self._num_slow += 1
-        if self._num_slow % TRY_AGAIN_EVERY:
-            return False
-        self.ram_rate, self.disk_rate = TokenRateMeter(RATE_WINDOW_TOKENS), TokenRateMeter(RATE_WINDOW_TOKENS)
-        return True
 
     def _verified(self, edge: Edge) -> memoryview | None:
         """The edge's blob if it matches its hash; else None, and the edge is dropped."""

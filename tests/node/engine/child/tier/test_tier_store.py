@@ -14,8 +14,9 @@ from mycelia.node.engine import ipc
 from mycelia.node.engine.child.llama.llama import BROKEN, REFUSED
 from mycelia.node.engine.child.loop import Close
 from mycelia.node.engine.child.tier import tier_files
+from mycelia.node.engine.child.tier.restore_rates import TRY_AGAIN_EVERY
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
-from mycelia.node.engine.child.tier.tier_store import TRY_AGAIN_EVERY, TierStore
+from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import FIRST_EDGE_ID
 from mycelia.proto.cache import edges
 from mycelia.proto.cache.edges import Edge, Whose
@@ -180,7 +181,7 @@ def test_restoring_must_be_faster_than_computing() -> None:
     tiers = Tiers()
     tiers.ask(PROMPT)
     tiers.evict()
-    tiers.store.ram_rate.add(10_000, 10_000 / 0.001)
+    tiers.store.rates.add(10_000, 10_000 / 0.001, from_disk=False)
     restored = []
     for other in range(1, TRY_AGAIN_EVERY + 2):
         restored.append(tiers.ask(PROMPT) > 0)

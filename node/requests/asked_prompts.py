@@ -1,0 +1,120 @@
+"""From a client's Ask to the tokens of its prompt, or to the refusal of it."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from mycelia.node.engine.engine import Engine
+from mycelia.node.engine.prompts import TooLongError, prompt_over_context
+from mycelia.node.errors import BusyError
+from mycelia.node.network.network import Network
+from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS
+from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.admission.shares import MAX_RETRY_S
+from mycelia.proto.admission.subnets import subnet_of
+from mycelia.proto.cache.radix import common_prefix
+from mycelia.proto.wire.blocks import token_array
+from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.errors import LocalError, RemoteError
+from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, Ask, Failed, Logprob, Sampling, TokenLogprobs
+
+
+class RefusedError(Exception):
+    def __init__(self, code: str, message: str, retry_s: float | None = None) -> None:
+        """retry_s: seconds after which the request may come again; None: never."""
+        super().__init__(message)
+        retry_ms = math.ceil(1_000 * min(retry_s or 0.0, MAX_RETRY_S))
+        self.failed = Failed(code=code, message=message[:512], retryable=retry_s is not None, retry_after_ms=retry_ms)
+
+
+class AskedPrompts:
+    """The prompts that clients ask this node for, in tokens of its engine's model."""
+
+    def __init__(self, engine: Engine, network: Network) -> None:
+        self._engine = engine
+        self._network = network
+
+    async def prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
+        """The tokens of a prompt and its sampling within the model's context. Raises RefusedError."""
+        info = self._engine.info
+        if ask.model and ask.model != info.name:
+            raise RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
+        if ask.namespace and ask.namespace != info.namespace:
+            raise RefusedError("unknown_model", "this node's model is not the one that began the answer")
+        if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:
+            raise RefusedError("bad_request", "a prompt is a conversation, a text or tokens, not several of them")
+        if not (ask.tokens or ask.text or ask.messages):
+            raise RefusedError("bad_request", "the prompt is empty")
+        try:
+            check_sampling(ask.sampling)
+            prompt = await self._tokens_of(ask, client)
+            num_answered = len(self._known_tokens(ask.answered)) if ask.answered else 0
+        except BusyError as exc:
+            raise RefusedError(OVERLOADED, str(exc), exc.retry_s) from exc
+        except TooLongError as exc:
+            raise RefusedError("too_long", str(exc)) from exc
+        except LocalError as exc:
+            raise RefusedError("bad_request", str(exc)) from exc
+        if not prompt:
+            raise RefusedError("bad_request", "the prompt is empty")
+        room = info.context_tokens - len(prompt)
+        if room < 1:
+            raise RefusedError("too_long", prompt_over_context(info.context_tokens, len(prompt)))
+        sampling = msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
+        if num_answered > sampling.max_tokens:
+            raise RefusedError("bad_request", f"{num_answered} tokens of an answer are more than the request allows")
+        if not sampling.prompt_logprobs:
+            return prompt, sampling
+        if len(prompt) * (1 + sampling.prompt_logprobs) > MAX_PROMPT_RECORDS:
+            most = MAX_PROMPT_RECORDS // (1 + sampling.prompt_logprobs)
+            raise RefusedError("bad_request", f"with so many alternatives a prompt may have {most} tokens")
+        # (a client that has tokens of the answer has all logprobs of the prompt)
+        start = len(prompt) if num_answered else min(sampling.logprobs_from, len(prompt))
+        return prompt, msgspec.structs.replace(sampling, logprobs_from=start)
+
+    async def open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:
+        """The number of leading prompt tokens that belong to the messages without secrets. Raises RefusedError."""
+        if not ask.shared_messages or not ask.messages:
+            return 0
+        if ask.shared_messages >= len(ask.messages):
+            return len(prompt)
+        shared = msgspec.structs.replace(ask, messages=ask.messages[: ask.shared_messages], continues_final=False)
+        try:
+            return common_prefix(prompt, await self._tokens_of(shared, client))
+        except LocalError as exc:
+            raise RefusedError("bad_request", f"the shared messages by themselves: {exc}") from exc
+
+    def first_logprobs(self, prompt: Sequence[int]) -> TokenLogprobs:
+        """Stands for the first token of a prompt, which has no probability."""
+        text = b"" if self._engine.vocabulary is None else self._engine.vocabulary.piece(prompt[0])
+        return TokenLogprobs(chosen=Logprob(token=prompt[0], text=text[:MAX_TEXT_BYTES_PER_TOKEN], logprob=0.0), top=())
+
+    async def _tokens_of(self, ask: Ask, client: bytes) -> Sequence[int]:
+        """Raises LocalError, also as BusyError or TooLongError."""
+        if ask.tokens:
+            return self._known_tokens(ask.tokens)
+        if ask.text:
+            return await self._engine.tokenize_text(ask.text, client, self.network_of(client))
+        return await self._engine.tokenize_chat(
+            ask.messages,
+            ask.tools,
+            client,
+            self.network_of(client),
+            options=ask.template_options,
+            continues_final=ask.continues_final,
+        )
+
+    def network_of(self, client: bytes) -> str:
+        """The network from which a client asks: all clients of one network have one share of the engine."""
+        return subnet_of(self._network.remote_address(client)) if client else ""
+
+    def _known_tokens(self, packed: bytes) -> Sequence[int]:
+        """Unpacks at least one token. Raises LocalError."""
+        try:
+            tokens = token_array(packed)
+        except RemoteError as exc:
+            raise LocalError(str(exc)) from exc
+        if max(tokens) >= self._engine.info.num_vocab:
+            raise LocalError(f"token ids of this model are below {self._engine.info.num_vocab}")
+        return tokens
