@@ -16,14 +16,14 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 """Types of tokens."""
 NUM_VOCAB = 3 + 256
 CONTEXT = 4096
-HEADS, KERNEL, GROUPS = 4, 4, 2
-"""Heads, width of the convolution, and groups of heads in linear attention."""
+HEADS, KERNEL, GROUPS, LORA = 4, 4, 2, 8
+"""Heads, width of the convolution, groups of heads in linear attention, and the rank of small matrices."""
 
 Shape = Sequence[int]
 """As llama.cpp names them: the innermost dimension first."""
 Value = int | float | bool | str | list[int] | list[float] | list[str]
 
-KINDS = ("mamba", "mamba2", "falcon-h1", "granitehybrid", "lfm2", "qwen35")
+KINDS = ("mamba", "mamba2", "rwkv7", "falcon-h1", "granitehybrid", "lfm2", "qwen35")
 
 
 def write_model(path: Path, kind: str, num_layers: int = 4, seed: int = 0, scale: int = 1) -> Path:
@@ -43,7 +43,7 @@ class Sizes:
         self.width, self.inner, self.feed, self.head = 64 * scale, 128 * scale, 128 * scale, 16 * scale
         self.state = 32 if kind == "qwen35" else 16
         self.ssm_heads = 4 * scale
-        self.is_recurrent = kind.startswith("mamba")
+        self.is_recurrent = kind in ("mamba", "mamba2", "rwkv7")
 
     def attends(self, layer: int) -> bool:
         return self.kind == "falcon-h1" or (not self.is_recurrent and layer % 4 == 3)
@@ -68,6 +68,10 @@ class Sizes:
             sizes |= {"attention.key_length": self.head, "attention.value_length": self.head}
         if kind == "lfm2":
             sizes["shortconv.l_cache"] = 3
+        elif kind == "rwkv7":
+            sizes |= {"wkv.head_size": self.head * 4, "token_shift_count": 2, "attention.layer_norm_epsilon": 1e-5}
+            sizes |= {f"attention.{name}_lora_rank": LORA for name in ("decay", "iclr", "value_residual_mix", "gate")}
+            sizes["feed_forward_length"] = self.feed
         else:
             sizes |= {"ssm.conv_kernel": KERNEL, "ssm.state_size": self.state}
             sizes["ssm.inner_size"] = self.ssm_heads * self.state if kind == "qwen35" else self.inner
@@ -81,6 +85,9 @@ class Sizes:
             "output.weight": [self.width, NUM_VOCAB],
             "token_embd_norm.weight" if self.kind == "lfm2" else "output_norm.weight": [self.width],
         }
+        if self.kind == "rwkv7":
+            shapes |= {"token_embd_norm.weight": [self.width], "token_embd_norm.bias": [self.width]}
+            shapes["output_norm.bias"] = [self.width]
         for layer in range(num_layers):
             shapes |= {f"blk.{layer}.{name}": shape for name, shape in self._layer(layer).items()}
         return shapes
@@ -103,7 +110,27 @@ class Sizes:
             shapes |= self._recurrent()
         return shapes
 
+    def _rwkv(self) -> dict[str, Shape]:
+        width = self.width
+        shapes: dict[str, Shape] = {"attn_norm.bias": [width], "attn_norm_2.weight": [width]}
+        shapes["attn_norm_2.bias"] = [width]
+        for part in "wav":
+            shapes |= {f"time_mix_{part}0.weight": [width], f"time_mix_{part}1.weight": [width, LORA]}
+            shapes[f"time_mix_{part}2.weight"] = [LORA, width]
+        shapes |= {"time_mix_g1.weight": [width, LORA], "time_mix_g2.weight": [LORA, width]}
+        shapes["time_mix_lerp_fused.weight"] = [width, 1, 1, 6]
+        shapes |= {f"time_mix_{name}.weight": [width] for name in ("k_k", "k_a", "r_k")}
+        shapes |= {f"time_mix_{name}.weight": [width, width] for name in ("key", "value", "receptance", "output")}
+        shapes |= {
+            "time_mix_ln.weight": [width],
+            "time_mix_ln.bias": [width],
+            "channel_mix_lerp_k.weight": [width, 1, 1],
+        }
+        return shapes | {"channel_mix_key.weight": [width, self.feed], "channel_mix_value.weight": [self.feed, width]}
+
     def _recurrent(self) -> dict[str, Shape]:
+        if self.kind == "rwkv7":
+            return self._rwkv()
         width, inner, state, heads = self.width, self.inner, self.state, self.ssm_heads
         if self.kind == "lfm2":
             return {
@@ -149,8 +176,10 @@ class Sizes:
 
 def _weights(name: str, shape: Shape, rng: np.random.Generator) -> NDArray[np.float32]:
     places = tuple(reversed(shape))
-    if "norm" in name:
-        return np.ones(places, np.float32)
+    if "norm" in name or "_ln." in name:
+        return np.full(places, float(name.endswith((".weight", "ffn_norm"))), np.float32)
+    if "lerp" in name:
+        return rng.uniform(0.0, 1.0, places).astype(np.float32)
     if name.endswith("ssm_a"):
         return -rng.uniform(0.05, 1.0, places).astype(np.float32)
     size = 1.0 if "embd" in name else 1.5 / np.sqrt(shape[0])
