@@ -338,3 +338,17 @@ def test_stopped_answers_go_on(llama: RecordedStateLlama) -> None:
         starts = max([starts, *(job.num_starts for job in engine.loop.scheduler.running)])
     assert starts > 1
     engine.check(*prompts)
+
+
+def test_stopped_answers_go_on_bit_for_bit_in_exact_mode(exact: RecordedExactLlama) -> None:
+    """Their tokens are computed again one by one, as they were."""
+    rng, engine = random.Random(16), Engine(exact, num_cells=400)
+    prompts = [prompt_of(rng, 70) for _ in range(3)]
+    keys = [engine.ask(prompt, max_tokens=200) for prompt in prompts]
+    starts = 0
+    while not engine.cached.keys() >= set(keys):
+        engine.step()
+        starts = max([starts, *(job.num_starts for job in engine.loop.scheduler.running)])
+    assert starts > 1
+    for prompt in prompts:
+        assert exact.seen[prompt] == alone(exact, prompt, len(exact.seen[prompt]))
