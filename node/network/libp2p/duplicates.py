@@ -7,26 +7,19 @@ exchange is left on it. So the two never close different ones, and a peer that k
 A relayed connection beside a direct one is no duplicate: ``upgrading.py`` leaves it.
 """
 
-import structlog
+from functools import partial
+
 import trio
 from libp2p.abc import INetConn
 
-from mycelia.node.network.libp2p.closing import BROKEN, close_connection
 from mycelia.node.network.libp2p.gossip.gossip import Gossip
-from mycelia.node.network.libp2p.negotiation import OPEN_DEADLINE_S
+from mycelia.node.network.libp2p.moving import close_idle, move_to_best
 from mycelia.node.network.libp2p.peers import PeerTable, is_relayed
 from mycelia.node.network.libp2p.streams import Streams
-from mycelia.node.network.libp2p.yamux import YamuxConnection
-from mycelia.node.network.network import NetworkError
-from mycelia.node.peer_id import peer_text
-
-log = structlog.get_logger()
 
 SETTLE_S = 10.0
 """How long duplicates are left alone: dials and hole punching that are under way end before, and longer than
 ``peers.RESTART_S``, after which a further connection means that the peer came again."""
-LINGER_S = 2.0
-"""How long a duplicate must carry no stream before it is closed: the peer may still be about to use it."""
 
 
 class Duplicates:
@@ -49,7 +42,7 @@ class Duplicates:
             while self._worse(peer):
                 await trio.sleep(SETTLE_S)
                 news = self._table.news(peer)
-                await self._move(peer)
+                await move_to_best(peer, self._streams, self._gossip)
                 if self._me < peer:
                     await self._close_worse(peer)
                 elif self._worse(peer):
@@ -62,24 +55,9 @@ class Duplicates:
         connections = self._table.connections(peer)
         return [one for one in connections[1:] if is_relayed(one) == is_relayed(connections[0])]
 
-    async def _move(self, peer: bytes) -> None:
-        try:
-            with trio.fail_after(OPEN_DEADLINE_S):
-                if self._gossip is not None:
-                    await self._gossip.move(peer)
-                await self._streams.move(peer)
-        except (*BROKEN, NetworkError, trio.TooSlowError) as exc:
-            log.debug("not_moved", peer=peer_text(peer), reason=repr(exc))
-
     async def _close_worse(self, peer: bytes) -> None:
         for connection in self._worse(peer):
-            muxer = connection.muxed_conn
-            assert isinstance(muxer, YamuxConnection)
-            while connection in self._worse(peer) and not muxer.is_closed:
-                await muxer.wait_idle()
-                await trio.sleep(LINGER_S)
-                if not muxer.num_streams and connection in self._worse(peer):
-                    log.debug("duplicate_closed", peer=peer_text(peer))
-                    await close_connection(connection)
-            if muxer.is_closed:
-                await self._table.wait_closed(connection)
+            await close_idle(connection, self._table, partial(self._is_worse, peer, connection))
+
+    def _is_worse(self, peer: bytes, connection: INetConn) -> bool:
+        return connection in self._worse(peer)

@@ -19,15 +19,13 @@ from libp2p.abc import INetConn
 from multiaddr import Multiaddr
 
 from mycelia.node.network import addresses
-from mycelia.node.network.libp2p.closing import BROKEN, close_connection
 from mycelia.node.network.libp2p.gossip.gossip import Gossip
 from mycelia.node.network.libp2p.host import Host
-from mycelia.node.network.libp2p.negotiation import OPEN_DEADLINE_S
+from mycelia.node.network.libp2p.moving import close_idle, move_to_best
 from mycelia.node.network.libp2p.outbound import Origin
 from mycelia.node.network.libp2p.peers import PeerTable, is_relayed
 from mycelia.node.network.libp2p.punching import Punching
 from mycelia.node.network.libp2p.streams import Streams
-from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.network.network import NetworkError
 from mycelia.node.peer_id import peer_text
 
@@ -39,8 +37,6 @@ PAUSES_S = (5.0, 90.0, 300.0, 1_200.0, 3_600.0)
 """Pauses after the first and later failures. All but the first are longer than ``outbound.SILENT_S``."""
 STABLE_S = 60.0
 """A direct connection that ends sooner counts as a failure."""
-LINGER_S = 2.0
-"""How long a relayed connection must carry no stream before it is closed: the peer may still be about to use it."""
 MAX_PARALLEL = 8
 MAX_RECORDS = 1_024
 
@@ -157,23 +153,9 @@ class Upgrades:
     async def _leave_relay(self, peer: bytes) -> None:
         """Moves everything to the direct connection and closes the relayed ones, unless the direct one is lost."""
         log.info("direct", peer=peer_text(peer), address=self._table.remote_address(peer))
-        try:
-            with trio.fail_after(OPEN_DEADLINE_S):
-                if self._gossip is not None:
-                    await self._gossip.move(peer)
-                await self._streams.move(peer)
-        except (*BROKEN, NetworkError, trio.TooSlowError) as exc:
-            log.debug("not_moved", peer=peer_text(peer), reason=repr(exc))
+        await move_to_best(peer, self._streams, self._gossip)
         for connection in self._relayed(peer):
-            muxer = connection.muxed_conn
-            assert isinstance(muxer, YamuxConnection)
-            while self._table.is_direct(peer) and not muxer.is_closed:
-                await muxer.wait_idle()
-                await trio.sleep(LINGER_S)
-                if not muxer.num_streams and self._table.is_direct(peer):
-                    await close_connection(connection)
-            if muxer.is_closed:
-                await self._table.wait_closed(connection)
+            await close_idle(connection, self._table, lambda: self._table.is_direct(peer))
         if not self._table.is_direct(peer):
             self._count_failure(peer)
 

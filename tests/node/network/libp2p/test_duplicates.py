@@ -8,7 +8,7 @@ import trio
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
-from mycelia.node.network.libp2p import duplicates
+from mycelia.node.network.libp2p import duplicates, moving
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.network import Disconnected, Received
 from mycelia.proto.wire.messages import Ask, Sampling
@@ -26,7 +26,7 @@ from tests.node.network.libp2p.test_punching import ECHO, echo, gossips
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "SETTLE_S", 0.2)
-    monkeypatch.setattr(duplicates, "LINGER_S", 0.1)
+    monkeypatch.setattr(moving, "LINGER_S", 0.1)
 
 
 async def dial_again(dialler: Libp2pNetwork, peer: Libp2pNetwork) -> None:

@@ -13,7 +13,7 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 from multiaddr import Multiaddr
 
 from mycelia.node.network import addresses
-from mycelia.node.network.libp2p import upgrading
+from mycelia.node.network.libp2p import moving, upgrading
 from mycelia.node.network.libp2p.discovery import Discovery
 from mycelia.node.network.libp2p.host import Host
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
@@ -125,7 +125,7 @@ def is_alone(network: Libp2pNetwork, peer: bytes) -> bool:
 async def test_a_relayed_connection_becomes_a_punched_one_and_nothing_on_it_is_lost(
     monkeypatch: pytest.MonkeyPatch, loopback_is_public: None
 ) -> None:
-    monkeypatch.setattr(upgrading, "LINGER_S", 0.1)
+    monkeypatch.setattr(moving, "LINGER_S", 0.1)
     async with relayed_pair() as (relay, hidden, dialler), following(hidden) as heard, following(dialler) as told:
         with trio.fail_after(PATIENCE_S):
             assert dialler.path(hidden.peer_id) == Path("relayed", relay.peer_id)
@@ -159,7 +159,7 @@ async def test_a_relayed_connection_becomes_a_punched_one_and_nothing_on_it_is_l
 
 async def test_members_of_a_private_swarm_in_one_network_need_no_relay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their private addresses are not dialled on the word of a relay, but on their own."""
-    monkeypatch.setattr(upgrading, "LINGER_S", 0.1)
+    monkeypatch.setattr(moving, "LINGER_S", 0.1)
     members = set[bytes]()
     monkeypatch.setattr(Host, "is_near_member", lambda _, peer, address: peer in members)
     for is_member in (True, False):
