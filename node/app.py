@@ -16,7 +16,6 @@ import msgspec
 import structlog
 import trio
 
-from mycelia.node.drain import Drain
 from mycelia.node.driver import OverlayDriver
 from mycelia.node.engine.engine import FIRST_EDGE_ID, Engine
 from mycelia.node.network.identity import Identity, verify
@@ -26,6 +25,7 @@ from mycelia.node.peer_id import peer_text
 from mycelia.node.queries.inspection import INSPECT, Inspection
 from mycelia.node.queries.models import MODELS, SwarmModels
 from mycelia.node.queries.reach import keep_reachable
+from mycelia.node.requests.drain import Drain
 from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
 from mycelia.node.requests.relay import FindEntries, Relay
 from mycelia.node.requests.salts import Salts

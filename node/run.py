@@ -17,9 +17,7 @@ import structlog
 import trio
 from blake3 import blake3
 
-from mycelia.node.api_keys import ApiKey, local_key
 from mycelia.node.app import Node
-from mycelia.node.drain import Drain
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
 from mycelia.node.engine.process import open_engine
@@ -34,6 +32,8 @@ from mycelia.node.network.supervise import supervised
 from mycelia.node.plugins import OWN_POLICY, policies
 from mycelia.node.private_swarm.member import PrivateSwarm
 from mycelia.node.queries import reach
+from mycelia.node.requests.drain import Drain
+from mycelia.node.serve.api_keys import ApiKey, local_key
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.server import bind_api, bind_other_loopback, serve_http, url_of
 from mycelia.node.serve.http.tls import load_tls

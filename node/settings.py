@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mycelia.node.api_keys import ApiKey
 from mycelia.node.plugins import OWN_POLICY
+from mycelia.node.serve.api_keys import ApiKey
 from mycelia.proto.wire.errors import LocalError
 
 DEFAULT_PORT = 7117

@@ -28,12 +28,12 @@ from mycelia.node import log as node_log
 from mycelia.node.app import Node
 from mycelia.node.commands.checks import read_bootstrap
 from mycelia.node.commands.options import bootstrap_option, data_dir_option
-from mycelia.node.drain import Drain
 from mycelia.node.engine.engine import COALESCE_S, Engine
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.fake.worker import DECODE_RATE, PREFILL_RATE
 from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.node.peer_id import peer_from_text
+from mycelia.node.requests.drain import Drain
 from mycelia.node.run import host_node
 from mycelia.node.settings import NodeSettings
 from mycelia.node.storage.rundir import find_running

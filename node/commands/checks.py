@@ -13,7 +13,7 @@ from mycelia.node.settings import UsageError
 from mycelia.proto.wire.errors import LocalError
 
 if TYPE_CHECKING:
-    from mycelia.node.api_keys import ApiKey
+    from mycelia.node.serve.api_keys import ApiKey
 
 BOOTSTRAP_FILE = "bootstrap.txt"
 MAX_BOOTSTRAP_PEERS = 256
@@ -72,8 +72,8 @@ def read_api_keys(host: str, path: Path | None, key: str, texts: tuple[str, ...]
 
     Raises UsageError for a key that is easy to guess, and when other machines could use the API without a key.
     """
-    from mycelia.node.api_keys import MAX_KEYS, unnamed
     from mycelia.node.commands.key_texts import check_key, read_keys
+    from mycelia.node.serve.api_keys import MAX_KEYS, unnamed
     from mycelia.node.serve.http.server import is_loopback
 
     lines = [line.partition("#")[0].strip() for line in _lines(str(path), "--api-key-file")] if path else []

@@ -52,8 +52,8 @@ def add(
     """Make an API key with the name NAME and print it. It is shown only now: the file keeps its hash."""
     import secrets
 
-    from mycelia.node.api_keys import Limits, digest_of
     from mycelia.node.commands.key_texts import check_key_name, section_of
+    from mycelia.node.serve.api_keys import Limits, digest_of
 
     path, text, sections = _sections(context)
     check_key_name(name)

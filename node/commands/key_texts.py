@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from mycelia.node.api_keys import LOCAL, MAX_KEYS, MIN_KEY_CHARS, ApiKey, Limits, digest_of
+from mycelia.node.serve.api_keys import LOCAL, MAX_KEYS, MIN_KEY_CHARS, ApiKey, Limits, digest_of
 from mycelia.node.settings import UsageError
 
 SECTION = "keys"

@@ -20,10 +20,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mycelia.node.api_keys import ApiKey
-from mycelia.node.drain import Drain
+from mycelia.node.requests.drain import Drain
 from mycelia.node.serve.anthropic.api import ANTHROPIC_PREFIX, anthropic_refusal, anthropic_routes
 from mycelia.node.serve.api import Api
+from mycelia.node.serve.api_keys import ApiKey
 from mycelia.node.serve.http.bodies import json_response
 from mycelia.node.serve.http.drain import DrainMiddleware
 from mycelia.node.serve.http.errors import BUSY_RETRY_S

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 import trio
 
-from mycelia.node.api_keys import LOCAL, ApiKey
+from mycelia.node.serve.api_keys import LOCAL, ApiKey
 from mycelia.node.storage.sealed import SealedFile
 from mycelia.node.views import UsageRow
 from mycelia.proto.wire.errors import LocalError

@@ -3,7 +3,7 @@
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mycelia.node.drain import Drain
+from mycelia.node.requests.drain import Drain
 
 log = structlog.get_logger()
 

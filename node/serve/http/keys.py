@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mycelia.node.api_keys import ApiKey, digest_of
+from mycelia.node.serve.api_keys import ApiKey, digest_of
 from mycelia.node.serve.http.bodies import Refusal
 from mycelia.node.serve.http.limits import FREE_PATHS, KeyLimits
 from mycelia.node.serve.http.places import admit

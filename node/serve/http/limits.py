@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mycelia.node.api_keys import ApiKey
+from mycelia.node.serve.api_keys import ApiKey
 
 FREE_PATHS = frozenset({"/api/tokenize", "/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 """Paths of POST requests that compute no answer. All others count, so that a new path cannot go around the limits."""

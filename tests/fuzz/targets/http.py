@@ -18,8 +18,8 @@ import msgspec
 import trio
 from starlette.types import ASGIApp
 
-from mycelia.node.api_keys import unnamed
 from mycelia.node.serve.api import Embedded
+from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, make_app
 from mycelia.node.serve.http.http1 import MAX_HEAD_BYTES, HttpConnection
 from mycelia.node.serve.http.places import HttpPlaces

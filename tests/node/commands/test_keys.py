@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mycelia.node.commands.key as key_commands
-from mycelia.node.api_keys import MAX_KEYS, Limits, digest_of
 from mycelia.node.cli import cli
 from mycelia.node.commands.checks import read_api_keys
 from mycelia.node.commands.config_file import Schema
 from mycelia.node.commands.key_texts import read_keys
+from mycelia.node.serve.api_keys import MAX_KEYS, Limits, digest_of
 from mycelia.node.settings import UsageError
 from mycelia.node.telemetry.usage import MAX_DAYS, UsageBooks, Use
 

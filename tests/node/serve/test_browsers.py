@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from mycelia.node.api_keys import ApiKey, unnamed
+from mycelia.node.serve.api_keys import ApiKey, unnamed
 from mycelia.node.serve.gateway import Access
 from tests.node.serve.openai.test_api import KEY, OTHER_KEY, chat, served
 

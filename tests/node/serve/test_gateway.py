@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 
-from mycelia.node.api_keys import unnamed
+from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import MAX_CONNECTIONS, bind_api
 from mycelia.node.views import ModelRow, NodeState, TreeRowView

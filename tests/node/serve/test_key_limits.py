@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mycelia.node.api_keys import ApiKey, Limits, digest_of, unnamed
+from mycelia.node.serve.api_keys import ApiKey, Limits, digest_of, unnamed
 from mycelia.node.serve.gateway import Access
 from mycelia.node.telemetry.usage import UsageBooks, Use
 from mycelia.proto.wire.messages import EntryFrame

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import trio
 
-from mycelia.node.api_keys import unnamed
+from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.server import bind_api, serve_http
 from mycelia.node.swarms import Swarms

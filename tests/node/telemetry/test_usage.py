@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from mycelia.node.api_keys import ApiKey
+from mycelia.node.serve.api_keys import ApiKey
 from mycelia.node.telemetry import usage as usage_module
 from mycelia.node.telemetry.usage import FOLDER, MAX_DAYS, MAX_ROWS, OTHER, UsageBooks, Use, open_usage, read_usage
 from mycelia.node.views import UsageRow

@@ -7,7 +7,7 @@ import httpx
 import msgspec
 import pytest
 
-from mycelia.node.api_keys import unnamed
+from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access
 from mycelia.proto.wire.messages import EntryFrame, Text
 from tests.node.serve.openai.test_api import BEGUN, BUSY, KEY, ROUTE, ScriptedNode, answer, served

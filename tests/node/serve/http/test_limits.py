@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycelia.node.api_keys import ApiKey, Limits
+from mycelia.node.serve.api_keys import ApiKey, Limits
 from mycelia.node.serve.http.limits import DAY_S, KeyLimits
 
 

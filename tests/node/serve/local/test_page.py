@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import trio
 
-from mycelia.node.api_keys import unnamed
+from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.swarms import Swarms

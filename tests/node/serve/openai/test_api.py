@@ -14,10 +14,10 @@ import trio
 import trio.testing
 from starlette.types import Message
 
-from mycelia.node.api_keys import unnamed
 from mycelia.node.errors import BusyError
 from mycelia.node.peer_id import peer_text
 from mycelia.node.serve.api import Embedded
+from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.serve.openai import answers as openai_answers

@@ -9,7 +9,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from mycelia.node.api_keys import unnamed
+from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access
 from mycelia.node.serve.responses import store as stores
 from mycelia.node.serve.responses.store import ResponseStore
