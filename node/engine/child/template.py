@@ -74,6 +74,8 @@ class Template:
 
     def _run(self, template: jinja2.Template, context: dict[str, Any], now: datetime) -> str:
         self._environment.begin(now)
+        # (a template may change lists, and the next rendering must not see that)
+        context = {name: list(value) if isinstance(value, list) else value for name, value in context.items()}
         try:
             text = _joined(template.root_render_func(template.new_context(context)))
         except LocalError:

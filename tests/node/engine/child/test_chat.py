@@ -422,3 +422,12 @@ PARTS = '{"content_parts": [1, 2]}'
 )
 def test_parts_of_a_content_reach_a_template_that_reads_them(source: str, text: str) -> None:
     assert text_of(chat(source).tokens([ChatMessage(role="user", content="abc", extras=PARTS)])) == text
+
+
+def test_a_template_may_change_a_list_without_an_effect_on_the_next_rendering() -> None:
+    source = (
+        "{% set _ = messages.append({'content': 'y'}) %}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    template = chat(source)
+    for _ in range(2):
+        assert text_of(template.tokens([message("user", "x<|im_end|>")])) == "x<|im_end|>¶y¶"
