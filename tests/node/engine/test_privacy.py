@@ -120,7 +120,7 @@ def test_of_another_swarm_nothing_shows_whatever_its_members_declare(
     actions: list[tuple[bool, int, list[int]]], in_steps: bool, member: Owner
 ) -> None:
     """Not even prompts that hold no secrets, and not for the same peer, if it is in both swarms."""
-    victim = member._replace(swarm=b"s" * 16)
+    victim = Owner(member.tag, member.subnet, b"s" * 16)
     assert transcript(actions, victim, in_steps) == transcript(actions, None, in_steps)
 
 
@@ -200,7 +200,7 @@ def test_what_is_open_is_so_in_the_second_tier_and_after_a_restart(tmp_path: Pat
 
 def test_the_second_tier_keeps_swarms_apart_also_after_a_restart(tmp_path: Path) -> None:
     prefix, swarm = a_prefix(), b"s" * 16
-    members, others = [one._replace(swarm=swarm) for one in strangers(4)], strangers(4)
+    members, others = [Owner(one.tag, one.subnet, swarm) for one in strangers(4)], strangers(4)
     with opened(tmp_path, cells=500) as tiers:
         for key, member in enumerate(members[:2]):
             tiers.ask([*prefix, key + 10], 1, member)

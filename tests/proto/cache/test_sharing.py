@@ -109,7 +109,7 @@ def test_a_path_names_its_swarm() -> None:
 def test_what_opens_in_one_swarm_is_not_open_in_another() -> None:
     sharing, swarm = Sharing(b"secret"), b"s" * 16
     for number, owner in enumerate((ONE, TWO)):
-        sharing.note(owner._replace(swarm=swarm), [*PREFIX, number])
+        sharing.note(Owner(owner.tag, owner.subnet, swarm), [*PREFIX, number])
     assert num_open(sharing, PREFIX) == 0
     assert sharing.num_open(sharing.chain(PREFIX, swarm)) == 3 * STRIDE
     sharing.note(ONE, [*PREFIX, 1])
@@ -121,7 +121,9 @@ def test_what_opens_in_one_swarm_is_not_open_in_another() -> None:
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 SWARMS = (b"", b"s" * 16)
 OWNERS = st.builds(
-    lambda one, swarm: one._replace(swarm=swarm), st.sampled_from([ONE, TWO, SALTED, PUBLIC]), st.sampled_from(SWARMS)
+    lambda one, swarm: Owner(one.tag, one.subnet, swarm),
+    st.sampled_from([ONE, TWO, SALTED, PUBLIC]),
+    st.sampled_from(SWARMS),
 )
 
 
