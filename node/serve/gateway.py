@@ -34,7 +34,8 @@ from mycelia.node.serve.http.server import serve_http
 from mycelia.node.serve.local.local import LOCAL_PREFIX, local_routes, refusal
 from mycelia.node.serve.local.observe import observe_routes
 from mycelia.node.serve.local.page import PAGE, page_routes
-from mycelia.node.serve.openai.api import openai_refusal, openai_routes, refusing
+from mycelia.node.serve.openai.api import openai_routes
+from mycelia.node.serve.openai.errors import openai_refusal
 from mycelia.node.serve.probes import LOADING, OPEN_PROBES, health_routes, probe_routes
 from mycelia.node.serve.responses.api import responses_routes
 from mycelia.node.telemetry.usage import UsageBooks
@@ -79,7 +80,7 @@ class Gateway:
     def open(self, api: Api) -> None:
         """Serve ``api`` from now on. Mutates."""
         # (routes are tried in order)
-        of_apis = [*openai_routes(api), *responses_routes(api, refusing), *anthropic_routes(api), *probe_routes(api)]
+        of_apis = [*openai_routes(api), *responses_routes(api), *anthropic_routes(api), *probe_routes(api)]
         self._app = self._made([*of_apis, *local_routes(api), *observe_routes(api), *page_routes()])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,6 @@
 The key is in ``x-api-key`` or ``Authorization``; ``anthropic-version`` and ``anthropic-beta`` are ignored.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import cast
 
 from starlette.requests import Request
@@ -17,16 +16,13 @@ from mycelia.node.serve.anthropic.requests import to_chat
 from mycelia.node.serve.anthropic.shape import MessageShape, errors
 from mycelia.node.serve.anthropic.types import CountRequest, MessagesRequest, TokenCount
 from mycelia.node.serve.api import Api
-from mycelia.node.serve.http.bodies import json_response, read_json
+from mycelia.node.serve.http.bodies import json_response, read_json, refusing
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.serve.openai.answers import OpenAiAnswer
 from mycelia.node.serve.openai.requests import wanted_chat
-from mycelia.proto.wire.errors import LocalError
 
 ANTHROPIC_PREFIX = "/v1/messages"
-
-_Handler = Callable[[Request], Awaitable[Response]]
 
 
 def anthropic_routes(api: Api) -> list[Route]:
@@ -40,31 +36,15 @@ def anthropic_routes(api: Api) -> list[Route]:
         if body.model and api.aliases.get(body.model, body.model) != api.model:
             raise HttpError(404, f"tokens are counted for the node's own model only, {api.model!r}", "model_not_found")
         (ask,) = wanted_chat(to_chat(body)).asks
-        try:
-            return json_response(TokenCount(len(await api.tokenize(ask.messages, ask.tools))))
-        except LocalError as exc:
-            raise HttpError(400, str(exc)) from exc
+        return json_response(TokenCount(len(await api.tokenize(ask.messages, ask.tools))))
 
+    refused = refusing(lambda exc: anthropic_refusal(exc.status, exc.message))
     return [
-        Route(ANTHROPIC_PREFIX, _refusing(messages), methods=["POST"]),
-        Route(f"{ANTHROPIC_PREFIX}/count_tokens", _refusing(count), methods=["POST"]),
+        Route(ANTHROPIC_PREFIX, refused(messages), methods=["POST"]),
+        Route(f"{ANTHROPIC_PREFIX}/count_tokens", refused(count), methods=["POST"]),
     ]
 
 
 def anthropic_refusal(status: int, message: str) -> Response:
     """A refusal in the shape of this API's errors."""
     return json_response(errors(status, message), status)
-
-
-def _refusing(handler: _Handler) -> _Handler:
-    """Turns what ``handler`` raises for a client's mistake into a response."""
-
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except HttpError as exc:
-            response = anthropic_refusal(exc.status, exc.message)
-            response.headers.update(exc.headers)
-            return response
-
-    return handle

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -11,9 +11,11 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.errors import BusyError
+from mycelia.node.serve.http.errors import BUSY_RETRY_S, HttpError
 from mycelia.node.serve.http.inflate import inflated
 from mycelia.node.serve.http.places import hold, take_turn
+from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, Failed
 
 MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
@@ -28,6 +30,7 @@ STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 Refusal = Callable[[str, int, str], Response]
 """(path, status, message) -> the response."""
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 async def read_json(request: Request, kind: type[_Body]) -> _Body:
@@ -121,3 +124,27 @@ def retry_after(failed: Failed) -> tuple[bytes, bytes]:
 
 def json_response(value: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def refusing(refuse: Callable[[HttpError], Response]) -> Callable[[Handler], Handler]:
+    """A decorator that turns what a handler raises for a client's mistake into a response. refuse: makes its body, in
+    the shape of an API."""
+
+    def decorated(handler: Handler) -> Handler:
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except HttpError as exc:
+                refused = exc
+            except BusyError as exc:
+                seconds = max(math.ceil(exc.retry_s), BUSY_RETRY_S)
+                refused = HttpError(429, str(exc), more_headers={"retry-after": str(seconds)})
+            except LocalError as exc:
+                refused = HttpError(400, str(exc))
+            response = refuse(refused)
+            response.headers.update(refused.headers)
+            return response
+
+        return handle
+
+    return decorated

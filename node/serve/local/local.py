@@ -11,7 +11,7 @@ A body must be declared as JSON, which browsers do not send to another origin wi
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, cast
 
 import msgspec
@@ -22,9 +22,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.serve.api import Api
-from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response, read_json, retry_after
+from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response, read_json, refusing, retry_after
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
-from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.views import MAX_TIMEOUT_S, FailedView, frame_view
 from mycelia.proto.admission.overload import OVERLOADED
@@ -51,8 +50,6 @@ prompt went, and the client knows that a node has accepted it. A later refusal, 
 the last line of the stream."""
 DEFAULT_MAX_TOKENS = 256
 _DEFAULTS = Sampling(max_tokens=DEFAULT_MAX_TOKENS)
-
-_Handler = Callable[[Request], Awaitable[Response]]
 
 
 class _Turn(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,9 +114,10 @@ def local_routes(api: Api) -> list[Route]:
         except LocalError as exc:
             return json_response(FailedView("overloaded", str(exc), True), 503)
 
+    refused = refusing(lambda exc: refusal(exc.status, exc.message))
     return [
-        Route("/api/ask", _refusing(ask), methods=["POST"]),
-        Route("/api/tokenize", _refusing(tokenize), methods=["POST"]),
+        Route("/api/ask", refused(ask), methods=["POST"]),
+        Route("/api/tokenize", refused(tokenize), methods=["POST"]),
         Route("/api/state", state),
         Route("/api/models", models),
         Route("/api/tree", tree),
@@ -130,22 +128,6 @@ def refusal(status: int, message: str) -> Response:
     """A refusal in the shape of this API's failures."""
     failed = FailedView(OVERLOADED if status == 429 else "bad_request", message, status in (429, 503))
     return json_response(failed, status)
-
-
-def _refusing(handler: _Handler) -> _Handler:
-    """Turns what ``handler`` raises for a client's mistake into a response."""
-
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except HttpError as exc:
-            response = refusal(exc.status, exc.message)
-            response.headers.update(exc.headers)
-            return response
-        except LocalError as exc:
-            return refusal(400, str(exc))
-
-    return handle
 
 
 class _Answer:

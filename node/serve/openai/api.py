@@ -11,7 +11,6 @@ A prompt for a model that this node does not serve enters at one that does. Embe
 """
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import cast
 
 from msgspec import UNSET
@@ -26,14 +25,12 @@ from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.serve.openai.answers import ChatShape, OpenAiAnswer, TextShape
 from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_embeddings
-from mycelia.node.serve.openai.errors import errors
+from mycelia.node.serve.openai.errors import refusing_openai
 from mycelia.node.serve.openai.openapi import openapi
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
 from mycelia.node.serve.openai.tokenizer import tokenizer_routes
 from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, Model, Models
 from mycelia.node.views import ModelRow
-
-_Handler = Callable[[Request], Awaitable[Response]]
 
 
 def openai_routes(api: Api) -> list[Route]:
@@ -79,30 +76,11 @@ def openai_routes(api: Api) -> list[Route]:
         return json_response(openapi())
 
     return [
-        Route("/v1/chat/completions", refusing(chat), methods=["POST"]),
-        Route("/v1/completions", refusing(complete), methods=["POST"]),
-        Route("/v1/models", refusing(models)),
-        Route("/v1/models/{name:path}", refusing(model)),
-        Route("/v1/embeddings", refusing(embed), methods=["POST"]),
+        Route("/v1/chat/completions", refusing_openai(chat), methods=["POST"]),
+        Route("/v1/completions", refusing_openai(complete), methods=["POST"]),
+        Route("/v1/models", refusing_openai(models)),
+        Route("/v1/models/{name:path}", refusing_openai(model)),
+        Route("/v1/embeddings", refusing_openai(embed), methods=["POST"]),
         Route("/openapi.json", document),
-        *tokenizer_routes(api, refusing),
+        *tokenizer_routes(api),
     ]
-
-
-def openai_refusal(status: int, message: str, code: str | None = None, param: str | None = None) -> Response:
-    """A refusal in the shape of this API's errors."""
-    return json_response(errors(status, message, code, param), status)
-
-
-def refusing(handler: _Handler) -> _Handler:
-    """Turns what ``handler`` raises for a client's mistake into a response."""
-
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except HttpError as exc:
-            response = openai_refusal(exc.status, exc.message, exc.code, exc.param)
-            response.headers.update(exc.headers)
-            return response
-
-    return handle

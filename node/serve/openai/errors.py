@@ -1,6 +1,8 @@
 """Failures in OpenAI's shape, with the status codes that its clients act on: they retry 408, 409, 429 and 5xx."""
 
-from mycelia.node.serve.http.bodies import retry_after
+from starlette.responses import Response
+
+from mycelia.node.serve.http.bodies import json_response, refusing, retry_after
 from mycelia.node.serve.openai.types import Error, Errors
 from mycelia.proto.wire.messages import Failed
 
@@ -41,3 +43,11 @@ def error_body(failed: Failed) -> Errors:
 def errors(status: int, message: str, code: str | None = None, param: str | None = None) -> Errors:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return Errors(Error(message, kind, code or _STATUS_CODES.get(status), param))
+
+
+def openai_refusal(status: int, message: str, code: str | None = None, param: str | None = None) -> Response:
+    """A refusal in the shape of this API's errors."""
+    return json_response(errors(status, message, code, param), status)
+
+
+refusing_openai = refusing(lambda exc: openai_refusal(exc.status, exc.message, exc.code, exc.param))

@@ -3,7 +3,6 @@
 lm-evaluation-harness uses them instead of a copy of the tokenizer. They answer for this node's own model only.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import msgspec
@@ -17,10 +16,10 @@ from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import json_response, read_json
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
+from mycelia.node.serve.openai.errors import refusing_openai
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, MAX_TOKENS_PER_REQUEST
 
-_Handler = Callable[[Request], Awaitable[Response]]
 _Text = Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
 
 
@@ -58,8 +57,7 @@ class TokenizerInfo(msgspec.Struct):
     add_bos_token: bool
 
 
-def tokenizer_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list[Route]:
-    """refusing: turns what a handler raises for a client's mistake into a response."""
+def tokenizer_routes(api: Api) -> list[Route]:
 
     async def tokenize(request: Request) -> Response:
         body = await read_json(request, TokenizeRequest)
@@ -92,9 +90,9 @@ def tokenizer_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list
         return json_response(TokenizerInfo(*told, add_bos_token=texts.begin_token is not None))
 
     return [
-        Route("/tokenize", refusing(tokenize), methods=["POST"]),
-        Route("/detokenize", refusing(detokenize), methods=["POST"]),
-        Route("/tokenizer_info", refusing(info)),
+        Route("/tokenize", refusing_openai(tokenize), methods=["POST"]),
+        Route("/detokenize", refusing_openai(detokenize), methods=["POST"]),
+        Route("/tokenizer_info", refusing_openai(info)),
     ]
 
 

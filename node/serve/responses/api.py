@@ -5,7 +5,6 @@ GET    /v1/responses/ID    a response that is still kept, see ``store.py``
 DELETE /v1/responses/ID
 """
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import cast
 
@@ -19,17 +18,15 @@ from mycelia.node.serve.http.bodies import json_response, read_json
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.serve.openai.answers import OpenAiAnswer
+from mycelia.node.serve.openai.errors import refusing_openai
 from mycelia.node.serve.openai.requests import wanted_chat
 from mycelia.node.serve.responses.requests import items_of, to_chat
 from mycelia.node.serve.responses.shape import ResponseShape
 from mycelia.node.serve.responses.store import ResponseStore
 from mycelia.node.serve.responses.types import Deleted, Item, ResponseBody, ResponsesRequest
 
-_Handler = Callable[[Request], Awaitable[Response]]
 
-
-def responses_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list[Route]:
-    """refusing: turns what a handler raises for a client's mistake into a response."""
+def responses_routes(api: Api) -> list[Route]:
     store = ResponseStore()
 
     async def respond(request: Request) -> Response:
@@ -59,8 +56,8 @@ def responses_routes(api: Api, refusing: Callable[[_Handler], _Handler]) -> list
         return json_response(body)
 
     return [
-        Route("/v1/responses", refusing(respond), methods=["POST"]),
-        Route("/v1/responses/{name}", refusing(one), methods=["GET", "DELETE"]),
+        Route("/v1/responses", refusing_openai(respond), methods=["POST"]),
+        Route("/v1/responses/{name}", refusing_openai(one), methods=["GET", "DELETE"]),
     ]
 
 

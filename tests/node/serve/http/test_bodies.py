@@ -10,11 +10,14 @@ import pytest
 import trio
 import zstandard
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message
 
-from mycelia.node.serve.http.bodies import MAX_BODY_BYTES, read_json
+from mycelia.node.errors import BusyError
+from mycelia.node.serve.http.bodies import MAX_BODY_BYTES, read_json, refusing
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.inflate import inflated
+from mycelia.proto.wire.errors import LocalError
 
 TEXT = json.dumps({"text": "hello " * 100}).encode()
 
@@ -166,3 +169,24 @@ def test_odd_texts_are_read(body: bytes, text: str) -> None:
 def test_what_is_no_json_is_refused_with_the_reason(body: bytes, says: str) -> None:
     error = refusal(body, JSON)
     assert error.status == 400 and says in error.message
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "seconds"),
+    [
+        (HttpError(404, "no such thing"), 404, None),
+        (HttpError(503, "full"), 503, "1"),
+        (LocalError("too long"), 400, None),
+        (BusyError("the queue is full", 2.5), 429, "3"),
+        (BusyError("the queue is full"), 429, "1"),
+    ],
+)
+def test_what_a_handler_raises_for_a_clients_mistake_is_a_response(
+    raised: Exception, status: int, seconds: str | None
+) -> None:
+    @refusing(lambda exc: Response(exc.message, exc.status))
+    async def handle(request: Request) -> Response:
+        raise raised
+
+    response = trio.run(handle, Request({"type": "http"}))
+    assert response.status_code == status and response.headers.get("retry-after") == seconds
