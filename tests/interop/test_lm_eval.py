@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import trio
 
+from mycelia.node.engine.child.job import REPORT_ROWS
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.local_swarm.processes import open_local_swarm
 from mycelia.proto.cache.radix import common_prefix
@@ -26,7 +27,7 @@ PYTHON = os.environ.get("MYCELIA_LM_EVAL", "")
 PROGRAM = Path(__file__).parent / "lm_eval_run.py"
 NUM_UNCACHED = 10
 """Items that are also scored without any reuse: the time of an item is compared."""
-CLOSE = 0.4
+CLOSE = 0.5
 """Largest difference of a choice's logprob from llama.cpp alone: its sums depend on the places of the cells."""
 
 
@@ -68,7 +69,9 @@ def alone(asked: list[list[list[str]]]) -> list[list[float]]:
 def _logprob(model: llama_cpp.Llama, context: str, choice: str) -> float:
     start = len(model.tokenize(context.encode(), special=True))
     tokens = model.tokenize((context + choice).encode(), special=True)
-    model.n_tokens = min(common_prefix(tokens, model.input_ids[: model.n_tokens].tolist()), start - 1)
+    model.n_tokens = min(
+        common_prefix(tokens, model.input_ids[: model.n_tokens].tolist()), start - 1, max(len(tokens) - REPORT_ROWS, 0)
+    )
     model.eval(tokens[model.n_tokens :])
     rows = model.scores[start - 1 : len(tokens) - 1].astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
