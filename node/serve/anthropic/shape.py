@@ -24,9 +24,9 @@ from mycelia.node.serve.anthropic.types import (
     ToolUseBlock,
 )
 from mycelia.node.serve.anthropic.types import Usage as MessageUsage
-from mycelia.node.serve.openai.answers import Choice, Shape, event
 from mycelia.node.serve.openai.errors import status_of
 from mycelia.node.serve.openai.reading import Said
+from mycelia.node.serve.openai.shapes import Choice, Shape, event
 from mycelia.node.serve.openai.types import Usage
 from mycelia.proto.wire.messages import Failed
 

@@ -1,46 +1,23 @@
 """Turns the frames of answers into OpenAI's responses, whole or as a stream of server-sent events."""
 
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import msgspec
 import trio
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.peer_id import peer_text
+from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import STREAM_HEADERS
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
-from mycelia.node.serve.openai.errors import error_body, status_of
-from mycelia.node.serve.openai.logprobs import (
-    chat_logprobs,
-    mean_logprob,
-    prompt_logprobs,
-    prompt_text,
-    text_logprobs,
-)
-from mycelia.node.serve.openai.reading import Call, Reading, Said
+from mycelia.node.serve.openai.errors import status_of
+from mycelia.node.serve.openai.logprobs import mean_logprob, prompt_text
+from mycelia.node.serve.openai.reading import Reading, Said
 from mycelia.node.serve.openai.requests import Wanted
-from mycelia.node.serve.openai.types import (
-    CallDelta,
-    CalledFunction,
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    ChatLogprobs,
-    ChunkChoice,
-    Completion,
-    Delta,
-    FunctionDelta,
-    Message,
-    PromptDetails,
-    TextChoice,
-    TextLogprobs,
-    ToolCall,
-    Usage,
-)
+from mycelia.node.serve.openai.shapes import Choice, Shape
+from mycelia.node.serve.openai.types import PromptDetails, Usage
 from mycelia.node.views import is_keep_alive
 from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.messages import (
@@ -52,7 +29,6 @@ from mycelia.proto.wire.messages import (
     PromptLogprobs,
     Route,
     Text,
-    TokenLogprobs,
 )
 
 HOLD_S = 5.0
@@ -61,170 +37,11 @@ by then, and a refusal can only be a status before it. While the request is held
 refusal, the status line waits longer, up to ``MAX_HELD_S``."""
 KEEP_ALIVE_S = 10.0
 """Interval of comments in a stream before its first text: proxies and clients take silence for a lost connection."""
-MAX_PROMPT_RECORDS = 262_144
-"""Logprobs of prompts in one response, alternatives included: 30 MB."""
 TOO_MANY_LOGPROBS = Failed(
     code="bad_request", message="the logprobs of these prompts are too many for one response", retryable=False
 )
 _MAX_HEADER_CHARS = 256
 _COMMENT = b": waiting for the next token\n\n"
-
-
-@dataclass
-class Choice:
-    """One answer, as far as it has come."""
-
-    index: int
-    reading: Reading
-    prompt: list[TokenLogprobs] = field(default_factory=list)
-    """The logprobs of the prompt's tokens, if they are asked for."""
-    echo: str = ""
-    """The prompt, if the choice begins with it."""
-    has_echo: bool = False
-    num_chars: int = 0
-    route: Route | None = None
-    begun: Begun | None = None
-    first_s: float | None = None
-    end: Answered | None = None
-
-    @property
-    def finish_reason(self) -> str:
-        assert self.end is not None
-        is_cut = self.end.reason == "length" and (self.reading.is_broken or not self.reading.calls)
-        return "length" if is_cut else "tool_calls" if self.reading.calls else "stop"
-
-
-class Shape(ABC):
-    """The form of one kind of response, whole or as events."""
-
-    def __init__(self, wanted: Wanted, model: str) -> None:
-        self._wanted = wanted
-        self.id = f"{self.prefix}-{wanted.asks[0].request_id.hex()}"
-        self.model = wanted.model or model
-        self.created = int(time.time())
-
-    prefix: str
-    id_headers: Sequence[bytes] = (b"x-request-id",)
-
-    @abstractmethod
-    def whole(self, choices: Sequence[Choice], usage: Usage) -> msgspec.Struct: ...
-
-    def opening(self, choice: Choice) -> bytes:
-        """The events before the first piece of a choice."""
-        return b""
-
-    @abstractmethod
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
-        """The events of a piece. is_prompt: the echo of the prompt, which comes first."""
-
-    @abstractmethod
-    def ending(self, choice: Choice) -> bytes:
-        """The events after the last piece of a choice."""
-
-    @abstractmethod
-    def closing(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        """The events at the end of the stream."""
-
-    def failure(self, failed: Failed) -> msgspec.Struct:
-        """The body of a failure, or what a stream ends with."""
-        return error_body(failed)
-
-    def failing(self, failed: Failed) -> bytes:
-        """The events at the end of a stream that fails."""
-        return event(self.failure(failed))
-
-
-class OpenAiShape(Shape):
-    """A shape whose streams end with the usage, if that is wanted, and with [DONE]."""
-
-    @abstractmethod
-    def usage(self, usage: Usage) -> msgspec.Struct: ...
-
-    def closing(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        return (event(self.usage(usage)) if self._wanted.includes_usage else b"") + b"data: [DONE]\n\n"
-
-
-class ChatShape(OpenAiShape):
-    prefix = "chatcmpl"
-
-    def whole(self, choices: Sequence[Choice], usage: Usage) -> ChatCompletion:
-        whole = ChatCompletion(self.id, self.created, self.model, [self._whole(choice) for choice in choices], usage)
-        if self._wanted.num_prompt_top is not None:
-            whole.prompt_logprobs = prompt_logprobs(choices[0].prompt, self._wanted.num_prompt_top)
-        return whole
-
-    def _whole(self, choice: Choice) -> ChatChoice:
-        reading = choice.reading
-        message = Message(content=reading.content if reading.content or not reading.calls else None)
-        if reading.thought:
-            message.reasoning_content = reading.thought
-        if reading.calls:
-            message.tool_calls = [
-                ToolCall(id=call.id, function=CalledFunction(call.name, call.arguments)) for call in reading.calls
-            ]
-        logprobs = self._logprobs(reading.logprobs) if self._wanted.with_logprobs else None
-        return ChatChoice(choice.index, message, logprobs, choice.finish_reason)
-
-    def opening(self, choice: Choice) -> bytes:
-        return event(self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))]))
-
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
-        has_logprobs = self._wanted.with_logprobs and not said.thought and said.call is None
-        logprobs = self._logprobs(said.logprobs) if has_logprobs else None
-        return event(self._chunk([ChunkChoice(choice.index, _delta(said), logprobs)]))
-
-    def ending(self, choice: Choice) -> bytes:
-        return event(self._chunk([ChunkChoice(choice.index, Delta(), None, choice.finish_reason)]))
-
-    def usage(self, usage: Usage) -> ChatChunk:
-        chunk = self._chunk([])
-        chunk.usage = usage
-        return chunk
-
-    def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
-        chunk = ChatChunk(self.id, self.created, self.model, choices)
-        if self._wanted.includes_usage:
-            chunk.usage = None
-        return chunk
-
-    def _logprobs(self, entries: Sequence[TokenLogprobs]) -> ChatLogprobs:
-        return chat_logprobs(entries, self._wanted.num_top)
-
-
-class TextShape(OpenAiShape):
-    prefix = "cmpl"
-
-    def whole(self, choices: Sequence[Choice], usage: Usage) -> Completion:
-        return Completion(self.id, self.created, self.model, [self._whole(choice) for choice in choices], usage)
-
-    def _whole(self, choice: Choice) -> TextChoice:
-        entries = [*(choice.prompt if choice.has_echo else ()), *choice.reading.logprobs]
-        logprobs = self._logprobs(entries, 0, self._wanted.echoes)
-        told = TextChoice(choice.index, choice.echo + choice.reading.content, logprobs, choice.finish_reason)
-        if self._wanted.num_prompt_top is not None:
-            told.prompt_logprobs = prompt_logprobs(choice.prompt, self._wanted.num_prompt_top)
-        return told
-
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
-        logprobs = self._logprobs(said.logprobs, choice.num_chars, is_prompt)
-        return event(self._chunk([TextChoice(choice.index, said.content, logprobs)]))
-
-    def ending(self, choice: Choice) -> bytes:
-        return event(self._chunk([TextChoice(choice.index, "", None, choice.finish_reason)]))
-
-    def usage(self, usage: Usage) -> Completion:
-        return Completion(self.id, self.created, self.model, [], usage)
-
-    def _chunk(self, choices: list[TextChoice]) -> Completion:
-        chunk = Completion(self.id, self.created, self.model, choices)
-        if self._wanted.includes_usage:
-            chunk.usage = None
-        return chunk
-
-    def _logprobs(self, entries: Sequence[TokenLogprobs], offset: int, begins_prompt: bool) -> TextLogprobs | None:
-        if not self._wanted.with_logprobs:
-            return None
-        return text_logprobs(entries, self._wanted.num_top, offset, begins_prompt)
 
 
 class OpenAiAnswer:
@@ -465,12 +282,6 @@ class _Stream:
             self._sending.release()
 
 
-def event(value: msgspec.Struct, name: str = "") -> bytes:
-    """A server-sent event."""
-    named = b"event: " + name.encode() + b"\n" if name else b""
-    return named + b"data: " + msgspec.json.encode(value) + b"\n\n"
-
-
 async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
     all_headers = [(b"content-type", content_type), *headers]
     await send({"type": "http.response.start", "status": status, "headers": all_headers})
@@ -479,16 +290,3 @@ async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence
 def header_value(text: str) -> bytes:
     """``text``, which may come from a peer, as a header's value: printable ASCII, and not too long."""
     return "".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_HEADER_CHARS]).strip().encode()
-
-
-def _delta(said: Said) -> Delta:
-    if said.call is not None:
-        return Delta(tool_calls=[_call_delta(said.call)])
-    return Delta(reasoning_content=said.thought) if said.thought else Delta(content=said.content)
-
-
-def _call_delta(call: Call) -> CallDelta:
-    delta = CallDelta(call.index, FunctionDelta(call.arguments))
-    if call.id:
-        delta.id, delta.type, delta.function.name = call.id, "function", call.name
-    return delta

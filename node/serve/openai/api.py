@@ -23,11 +23,12 @@ from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import json_response, read_json
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
-from mycelia.node.serve.openai.answers import ChatShape, OpenAiAnswer, TextShape
+from mycelia.node.serve.openai.answers import OpenAiAnswer
 from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_embeddings
 from mycelia.node.serve.openai.errors import refusing_openai
 from mycelia.node.serve.openai.openapi import openapi
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
+from mycelia.node.serve.openai.shapes import ChatShape, TextShape
 from mycelia.node.serve.openai.tokenizer import tokenizer_routes
 from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, Model, Models
 from mycelia.node.views import ModelRow

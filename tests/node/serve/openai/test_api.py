@@ -21,8 +21,9 @@ from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.serve.openai import answers as openai_answers
-from mycelia.node.serve.openai.answers import ChatShape, OpenAiAnswer
+from mycelia.node.serve.openai.answers import OpenAiAnswer
 from mycelia.node.serve.openai.requests import wanted_chat
+from mycelia.node.serve.openai.shapes import ChatShape
 from mycelia.node.serve.openai.types import ChatRequest
 from mycelia.node.telemetry.usage import UsageBooks
 from mycelia.node.views import ModelRow, NodeState, TreeRowView
