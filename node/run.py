@@ -46,7 +46,7 @@ from mycelia.node.storage.saving import load_kept
 from mycelia.node.swarms import Swarms
 from mycelia.node.telemetry.journal import open_request_log
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.node.telemetry.usage import UsageBooks, open_usage
+from mycelia.node.telemetry.usage import UsageMeter, open_usage
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
 
@@ -232,7 +232,7 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
 
 @asynccontextmanager
 async def _gateway(
-    settings: NodeSettings, keys: tuple[ApiKey, ...], usage: UsageBooks, drain: Drain
+    settings: NodeSettings, keys: tuple[ApiKey, ...], usage: UsageMeter, drain: Drain
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """The node's HTTP, which answers that the model is loading until it is opened, and its URL."""
     context = load_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from mycelia.node.app import Node
 from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.node.telemetry.metrics import exposition
-from mycelia.node.telemetry.usage import UsageBooks, Use
+from mycelia.node.telemetry.usage import UsageMeter, Use
 from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
@@ -30,7 +30,7 @@ class Swarms:
         public: Node | None = None,
         *,
         aliases: Mapping[str, str] = MappingProxyType({}),
-        usage: UsageBooks | None = None,
+        usage: UsageMeter | None = None,
     ) -> None:
         """home: the part that prompts enter at, unless they ask for the other one. public: the part in the open network
         of a node that is in a private one, too. aliases: see ``Api.aliases``. usage: what the API keys use."""
@@ -40,7 +40,7 @@ class Swarms:
         self._parts = [home, public] if public else [home]
         # The part of ``Api`` that does not depend on the swarm; both parts have the same log of requests.
         self.tokenize = home.tokenize
-        self._usage = usage or UsageBooks()
+        self._usage = usage or UsageMeter()
         self.usage = self._usage.since
         self.tokenize_text, self.detokenize = home.tokenize_text, home.detokenize
         self.health = home.health

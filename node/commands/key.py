@@ -152,12 +152,12 @@ def usage(days: int, data_dir: Path | None, as_json: bool) -> None:
         from mycelia.node.client.local import fetch_usage
         from mycelia.node.storage.data_dir import default_data_dir
         from mycelia.node.storage.rundir import find_running
-        from mycelia.node.telemetry.usage import UsageBooks
+        from mycelia.node.telemetry.usage import UsageMeter
         from mycelia.node.terminal.usage import show_usage
 
         where = data_dir or default_data_dir()
         info = find_running(where)
-        rows = await (fetch_usage(info, days) if info else UsageBooks(where).since(days))
+        rows = await (fetch_usage(info, days) if info else UsageMeter(where).since(days))
         print_view(rows, as_json, show_usage)
 
     run(show)

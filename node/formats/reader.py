@@ -124,11 +124,6 @@ class AnswerReader:
             raise AssertionError("a reader wants more text than there is")
         return self._taken()
 
-    @property
-    def num_calls(self) -> int:
-        """Whole calls so far."""
-        return self._calls.num_ended
-
     def _taken(self) -> list[Piece]:
         taken = self._out[:]
         self._out.clear()

@@ -38,7 +38,7 @@ from mycelia.node.serve.openai.api import openai_routes
 from mycelia.node.serve.openai.errors import openai_refusal
 from mycelia.node.serve.probes import LOADING, OPEN_PROBES, health_routes, probe_routes
 from mycelia.node.serve.responses.api import responses_routes
-from mycelia.node.telemetry.usage import UsageBooks
+from mycelia.node.telemetry.usage import UsageMeter
 from mycelia.node.views import FailedView
 
 log = structlog.get_logger()
@@ -69,11 +69,11 @@ class Access:
 class Gateway:
     """The ASGI application of a node. Until ``open`` is called, it answers that the model is loading."""
 
-    def __init__(self, access: Access = Access(), drain: Drain | None = None, usage: UsageBooks | None = None) -> None:
+    def __init__(self, access: Access = Access(), drain: Drain | None = None, usage: UsageMeter | None = None) -> None:
         """drain: counts the requests in progress. usage: what the keys have used, for their limits."""
         self._access = access
         self._drain = drain
-        self._usage = usage or UsageBooks()
+        self._usage = usage or UsageMeter()
         self._limits = KeyLimits(access.keys, self._usage.tokens_today, time.monotonic, time.time)
         self._app = self._made([*health_routes(lambda: LOADING), *page_routes()], is_loading=True)
 
@@ -106,7 +106,7 @@ class Gateway:
 
 
 def make_app(
-    api: Api, access: Access = Access(), drain: Drain | None = None, usage: UsageBooks | None = None
+    api: Api, access: Access = Access(), drain: Drain | None = None, usage: UsageMeter | None = None
 ) -> Gateway:
     """The ASGI application in front of ``api``. drain, usage: see ``Gateway``."""
     gateway = Gateway(access, drain, usage)
@@ -160,7 +160,7 @@ async def serve_gateway(
     listener: socket.socket,
     access: Access = Access(),
     drain: Drain | None = None,
-    usage: UsageBooks | None = None,
+    usage: UsageMeter | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled, on a socket from ``bind_api``. Closes it. drain, usage: see ``Gateway``."""

@@ -1,9 +1,9 @@
-"""The books of usage: what each API key used of each model, a table for each day (UTC).
+"""The metering of API keys: what each used of each model, a table for each day (UTC).
 
 Today's table is in memory, and a file in ``usage/`` of the data directory for each day has the others. Today's file is
 written at most SAVE_EVERY_S after a change, so a killed node loses no more. Bounds: a table has a row for each of
 MAX_ROWS pairs of key and model, and one more for each key, which gathers its further models; files are kept for
-MAX_DAYS. The books have no prompts, no answers and no single requests.
+MAX_DAYS. They have no prompts, no answers and no single requests.
 """
 
 import datetime as dt
@@ -88,7 +88,7 @@ Table = dict[tuple[str, str], Counts]
 """(Key's name, model) -> sums."""
 
 
-class UsageBooks:
+class UsageMeter:
     """One caller at a time: no method but ``run`` and ``since`` waits."""
 
     def __init__(
@@ -208,16 +208,16 @@ class UsageBooks:
 
 
 @asynccontextmanager
-async def open_usage(data_dir: Path, keys: Iterable[ApiKey]) -> AsyncIterator[UsageBooks]:
-    """The books of a node, which are written from time to time and at the end."""
-    books = UsageBooks(data_dir, keys)
+async def open_usage(data_dir: Path, keys: Iterable[ApiKey]) -> AsyncIterator[UsageMeter]:
+    """The meter of a node, which is written from time to time and at the end."""
+    meter = UsageMeter(data_dir, keys)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(books.run)
-            yield books
+            nursery.start_soon(meter.run)
+            yield meter
             nursery.cancel_scope.cancel()
     finally:
-        books.save()  # (not earlier: requests may still end while they are cancelled)
+        meter.save()  # (not earlier: requests may still end while they are cancelled)
 
 
 def read_usage(folder: Path, first_day: str) -> list[UsageRow]:

@@ -15,7 +15,7 @@ from mycelia.node.commands.config_file import Schema
 from mycelia.node.commands.key_texts import read_keys
 from mycelia.node.serve.api_keys import MAX_KEYS, Limits, digest_of
 from mycelia.node.settings import UsageError
-from mycelia.node.telemetry.usage import MAX_DAYS, UsageBooks, Use
+from mycelia.node.telemetry.usage import MAX_DAYS, UsageMeter, Use
 
 KEY = "0123456789abcdef0123456789abcdef"
 HASH = digest_of(KEY.encode()).hex()
@@ -131,9 +131,9 @@ def test_keys_of_all_sources_are_one_list(tmp_path: Path) -> None:
 
 
 def test_usage_without_a_running_node_is_what_is_on_disk(tmp_path: Path) -> None:
-    books = UsageBooks(tmp_path)
-    books.add(b"", Use("fake", prompt_tokens=1_234, cached_tokens=1_000, completion_tokens=5))
-    books.save()
+    meter = UsageMeter(tmp_path)
+    meter.add(b"", Use("fake", prompt_tokens=1_234, cached_tokens=1_000, completion_tokens=5))
+    meter.save()
     file = tmp_path / "mycelia.toml"
     file.touch()
     shown = run(file, "usage", "--data-dir", str(tmp_path))

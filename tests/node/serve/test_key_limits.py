@@ -9,7 +9,7 @@ import pytest
 
 from mycelia.node.serve.api_keys import ApiKey, Limits, digest_of, unnamed
 from mycelia.node.serve.gateway import Access
-from mycelia.node.telemetry.usage import UsageBooks, Use
+from mycelia.node.telemetry.usage import UsageMeter, Use
 from mycelia.proto.wire.messages import EntryFrame
 from tests.node.serve.openai.test_api import KEY, OTHER_KEY, ScriptedNode, answer, chat, served
 
@@ -23,7 +23,7 @@ def limited(**limits: int) -> ApiKey:
 
 @asynccontextmanager
 async def with_key(
-    key: ApiKey, usage: UsageBooks | None = None, *scripts: Sequence[EntryFrame]
+    key: ApiKey, usage: UsageMeter | None = None, *scripts: Sequence[EntryFrame]
 ) -> AsyncIterator[tuple[ScriptedNode, httpx.AsyncClient]]:
     async with served(*scripts, access=Access(keys=(key, unnamed(OTHER_KEY))), usage=usage) as (node, http):
         http.headers["authorization"] = f"Bearer {KEY}"
@@ -41,7 +41,7 @@ async def with_key(
     ],
 )
 async def test_too_many_requests_get_429_in_the_shape_of_their_api(path: str, body: dict[str, Any]) -> None:
-    usage = UsageBooks()
+    usage = UsageMeter()
     async with with_key(limited(requests_per_minute=1), usage) as (node, http):
         assert (await http.post(path, json=body)).status_code == 200
         refused = await http.post(path, json=body)
@@ -78,7 +78,7 @@ async def test_what_computes_no_answer_is_not_limited() -> None:
 
 async def test_a_key_without_tokens_left_is_told_when_there_are_new_ones() -> None:
     key = limited(tokens_per_day=100)
-    usage = UsageBooks(keys=[key])
+    usage = UsageMeter(keys=[key])
     async with with_key(key, usage) as (node, http):
         usage.add(key.client, Use("fake", prompt_tokens=60, completion_tokens=39))
         assert (await http.post("/v1/chat/completions", json=chat())).status_code == 200
@@ -105,7 +105,7 @@ async def test_a_place_is_free_again_after_an_answer_a_mistake_and_a_client_that
 
 
 async def test_wrong_keys_are_refused_before_any_limit() -> None:
-    usage = UsageBooks()
+    usage = UsageMeter()
     async with with_key(limited(requests_per_minute=1), usage) as (_, http):
         for number in range(20):
             wrong = {"authorization": f"Bearer {number}{KEY}"}

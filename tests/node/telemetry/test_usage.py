@@ -1,4 +1,4 @@
-"""The books of usage: what is counted, what survives, and what stays bounded."""
+"""The metering of usage: what is counted, what survives, and what stays bounded."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ import trio.testing
 
 from mycelia.node.serve.api_keys import ApiKey
 from mycelia.node.telemetry import usage as usage_module
-from mycelia.node.telemetry.usage import FOLDER, MAX_DAYS, MAX_ROWS, OTHER, UsageBooks, Use, open_usage, read_usage
+from mycelia.node.telemetry.usage import FOLDER, MAX_DAYS, MAX_ROWS, OTHER, UsageMeter, Use, open_usage, read_usage
 from mycelia.node.views import UsageRow
 from mycelia.proto.wire.messages import Answered, Begun, EntryFrame, Failed, Route, Text, Usage
 
@@ -47,31 +47,31 @@ async def frames_of(*frames: EntryFrame) -> AsyncIterator[AsyncIterator[EntryFra
         yield receive
 
 
-async def counted(books: UsageBooks, *frames: EntryFrame, given_up_after: int | None = None) -> UsageRow:
-    async with books.counting(frames_of(*frames), ALICE.client, "fake") as answer:
+async def counted(meter: UsageMeter, *frames: EntryFrame, given_up_after: int | None = None) -> UsageRow:
+    async with meter.counting(frames_of(*frames), ALICE.client, "fake") as answer:
         num = 0
         async for _ in answer:
             num += 1
             if num == given_up_after:
                 break
-    (row,) = await books.since(1)
+    (row,) = await meter.since(1)
     return row
 
 
 async def test_rows_are_sums_of_a_key_and_a_model() -> None:
-    books = UsageBooks(keys=[ALICE, BOB], wall=Clock())
-    books.add(ALICE.client, used())
-    books.add(ALICE.client, used(completion=7, is_failed=True))
-    books.add(BOB.client, used("other"))
-    books.add(b"", used())
-    books.refused("alice")
-    assert [facts(row) for row in await books.since(1)] == [
+    meter = UsageMeter(keys=[ALICE, BOB], wall=Clock())
+    meter.add(ALICE.client, used())
+    meter.add(ALICE.client, used(completion=7, is_failed=True))
+    meter.add(BOB.client, used("other"))
+    meter.add(b"", used())
+    meter.refused("alice")
+    assert [facts(row) for row in await meter.since(1)] == [
         ("alice", "", 0, 0, 1, 0, 0, 0),
         ("alice", "fake", 2, 1, 0, 20, 8, 12),
         ("bob", "other", 1, 0, 0, 10, 4, 5),
         ("local", "fake", 1, 0, 0, 10, 4, 5),
     ]
-    assert books.tokens_today("alice") == 32 and books.tokens_today("nobody") == 0
+    assert meter.tokens_today("alice") == 32 and meter.tokens_today("nobody") == 0
 
 
 async def test_an_answer_counts_as_its_usage_says_and_a_broken_off_one_as_far_as_it_came() -> None:
@@ -80,27 +80,27 @@ async def test_an_answer_counts_as_its_usage_says_and_a_broken_off_one_as_far_as
     text = Text(text="abc", tokens=bytes(4 * 3))
     end = Answered(served_by=PEER, reason="stop", usage=usage, ttft_ms=1, resumed=0)
     failed = Failed(code="no_peer", message="", retryable=True)
-    whole = await counted(UsageBooks(keys=[ALICE]), ROUTE, begun, text, text, end)
+    whole = await counted(UsageMeter(keys=[ALICE]), ROUTE, begun, text, text, end)
     assert facts(whole) == ("alice", "fake", 1, 0, 0, 50, 32, 9)
-    given_up = await counted(UsageBooks(keys=[ALICE]), ROUTE, begun, text, text, end, given_up_after=3)
+    given_up = await counted(UsageMeter(keys=[ALICE]), ROUTE, begun, text, text, end, given_up_after=3)
     assert facts(given_up) == ("alice", "fake", 1, 0, 0, 50, 30, 3)
-    assert facts(await counted(UsageBooks(keys=[ALICE]), ROUTE, failed)) == ("alice", "fake", 1, 1, 0, 0, 0, 0)
-    unknown = await counted(UsageBooks(keys=[ALICE]), failed)
+    assert facts(await counted(UsageMeter(keys=[ALICE]), ROUTE, failed)) == ("alice", "fake", 1, 1, 0, 0, 0, 0)
+    unknown = await counted(UsageMeter(keys=[ALICE]), failed)
     assert facts(unknown) == ("alice", "", 1, 1, 0, 0, 0, 0), "names of models that do not exist make no rows"
 
 
 async def test_what_was_used_survives_a_restart_and_a_kill(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_usage(tmp_path, [ALICE]) as books:
-        books.add(ALICE.client, used())
+    async with open_usage(tmp_path, [ALICE]) as meter:
+        meter.add(ALICE.client, used())
     async with trio.open_nursery() as nursery:
-        killed = UsageBooks(tmp_path, [ALICE])
+        killed = UsageMeter(tmp_path, [ALICE])
         nursery.start_soon(killed.run)
         killed.add(ALICE.client, used())
         await trio.sleep(60)
         nursery.cancel_scope.cancel()  # (without ``save``: as if the process had been killed)
-    again = UsageBooks(tmp_path, [ALICE])
+    again = UsageMeter(tmp_path, [ALICE])
     assert again.tokens_today("alice") == 30
     assert [facts(row) for row in await again.since(1)] == [("alice", "fake", 2, 0, 0, 20, 8, 10)]
     assert again.totals == {}, "metrics begin at 0"
@@ -110,66 +110,66 @@ async def test_what_was_used_survives_a_restart_and_a_kill(
 
 async def test_days_are_apart_and_old_ones_go(tmp_path: Path) -> None:
     clock = Clock()
-    books = UsageBooks(tmp_path, [ALICE], clock)
+    meter = UsageMeter(tmp_path, [ALICE], clock)
     for _ in range(MAX_DAYS + 5):
-        books.add(ALICE.client, used())
-        books.save()
+        meter.add(ALICE.client, used())
+        meter.save()
         clock.now += DAY_S
-    assert books.tokens_today("alice") == 0
-    rows = await books.since(MAX_DAYS)
+    assert meter.tokens_today("alice") == 0
+    rows = await meter.since(MAX_DAYS)
     assert [row.day for row in rows] == sorted({row.day for row in rows})
     assert len(rows) == MAX_DAYS - 1, "today has none"
     assert len(list((tmp_path / FOLDER).iterdir())) == MAX_DAYS
-    assert len(await books.since(3)) == 2
+    assert len(await meter.since(3)) == 2
     clock.now -= DAY_S  # (a clock that is set back finds the day's own table)
-    assert books.tokens_today("alice") == 15
+    assert meter.tokens_today("alice") == 15
 
 
 async def test_a_table_has_a_limit_and_every_key_still_its_sum(tmp_path: Path) -> None:
     keys = [ApiKey(f"k{number}", number.to_bytes(32, "big")[::-1]) for number in range(1, 4)]
-    books = UsageBooks(tmp_path, keys, Clock())
+    meter = UsageMeter(tmp_path, keys, Clock())
     for number in range(MAX_ROWS + 50):
-        books.add(keys[0].client, used(f"m{number}"))
+        meter.add(keys[0].client, used(f"m{number}"))
     for key in keys[1:]:
-        books.add(key.client, used())
-    assert len(await books.since(1)) == MAX_ROWS + len(keys)
-    assert books.tokens_today("k1") == 15 * (MAX_ROWS + 50)
-    books.save()
-    again = UsageBooks(tmp_path, keys, Clock())
+        meter.add(key.client, used())
+    assert len(await meter.since(1)) == MAX_ROWS + len(keys)
+    assert meter.tokens_today("k1") == 15 * (MAX_ROWS + 50)
+    meter.save()
+    again = UsageMeter(tmp_path, keys, Clock())
     assert [again.tokens_today(key.name) for key in keys] == [15 * (MAX_ROWS + 50), 15, 15]
     assert {row.model for row in await again.since(1) if row.key == "k2"} == {OTHER}
 
 
 async def test_a_damaged_day_costs_only_itself(tmp_path: Path) -> None:
     clock = Clock()
-    books = UsageBooks(tmp_path, [ALICE], clock)
+    meter = UsageMeter(tmp_path, [ALICE], clock)
     for _ in range(3):
-        books.add(ALICE.client, used())
-        books.save()
+        meter.add(ALICE.client, used())
+        meter.save()
         clock.now += DAY_S
     first, second, third = sorted((tmp_path / FOLDER).iterdir())
     second.write_bytes(second.read_bytes()[:-1])
     third.write_bytes(b"")
     assert [row.day for row in read_usage(tmp_path / FOLDER, "")] == [first.stem]
     clock.now -= DAY_S
-    again = UsageBooks(tmp_path, [ALICE], clock)
+    again = UsageMeter(tmp_path, [ALICE], clock)
     assert again.tokens_today("alice") == 0
     again.add(ALICE.client, used())
     again.save()
-    assert UsageBooks(tmp_path, [ALICE], clock).tokens_today("alice") == 15
+    assert UsageMeter(tmp_path, [ALICE], clock).tokens_today("alice") == 15
 
 
 async def test_a_disk_that_cannot_be_written_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock()
-    books = UsageBooks(tmp_path, [ALICE], clock)
+    meter = UsageMeter(tmp_path, [ALICE], clock)
     (tmp_path / FOLDER).write_text("a file is in the way")
     monkeypatch.setattr(usage_module, "run_in_thread", _at_once)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(books.run)
+        nursery.start_soon(meter.run)
         for _ in range(10):
-            books.add(ALICE.client, used())
+            meter.add(ALICE.client, used())
             clock.now += DAY_S
             await trio.sleep(60)
         (tmp_path / FOLDER).unlink()

@@ -25,7 +25,7 @@ from mycelia.node.serve.openai.answers import OpenAiAnswer
 from mycelia.node.serve.openai.requests import wanted_chat
 from mycelia.node.serve.openai.shapes import ChatShape
 from mycelia.node.serve.openai.types import ChatRequest
-from mycelia.node.telemetry.usage import UsageBooks
+from mycelia.node.telemetry.usage import UsageMeter
 from mycelia.node.views import ModelRow, NodeState, TreeRowView
 from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.errors import LocalError
@@ -138,7 +138,7 @@ class ScriptedNode(Unobserved):
 async def served(
     *scripts: Sequence[EntryFrame],
     access: Access = Access(),
-    usage: UsageBooks | None = None,
+    usage: UsageMeter | None = None,
 ) -> AsyncIterator[tuple[ScriptedNode, httpx.AsyncClient]]:
     node = ScriptedNode(*(scripts or (answer("Hi", " there"),)))
     listener = bind_api("127.0.0.1", 0)
