@@ -3,7 +3,7 @@
 Today's table is in memory, and a file in ``usage/`` of the data directory for each day has the others. Today's file is
 written at most SAVE_EVERY_S after a change, so a killed node loses no more. Bounds: a table has a row for each of
 MAX_ROWS pairs of key and model, and one more for each key, which gathers its further models; files are kept for
-MAX_DAYS. They have no prompts, no answers and no single requests.
+MAX_DAYS. The tables have no prompts, no answers and no single requests.
 """
 
 import datetime as dt

@@ -1,8 +1,8 @@
 """The limits of API keys: requests a minute, tokens a day, requests at once.
 
-Requests a minute are a token bucket that holds one minute's requests, and is full at the start. Tokens a day are those
-by the metering of usage (``telemetry/usage.py``): a request that begins below the limit is answered to its end, so a key
-exceeds it by what its running requests take. Memory: one record for each key with a limit.
+Requests a minute are a token bucket that holds one minute's requests, and is full at the start. Tokens a day are
+metered in ``telemetry/usage.py``. A request that begins below the limit is answered to its end, so a key exceeds it by
+what its running requests take. Memory: one record for each key with a limit.
 """
 
 import math
