@@ -130,7 +130,7 @@ class UsageMeter:
         use = Use(model)
         try:
             async with opened as frames:
-                yield _Noted(frames, use)
+                yield _MeteredFrames(frames, use)
         finally:
             if use.routed_tokens is None:
                 use.model = ""  # (clients may name anything)
@@ -226,14 +226,14 @@ def read_usage(folder: Path, first_day: str) -> list[UsageRow]:
     return [row for day in days for row in _file(day).peek(folder) or []]
 
 
-class _Noted:
+class _MeteredFrames:
     """The frames of an answer, each of which ``use`` gets to know."""
 
     def __init__(self, frames: AsyncIterator[EntryFrame], use: Use) -> None:
         self._frames = frames
         self._use = use
 
-    def __aiter__(self) -> "_Noted":
+    def __aiter__(self) -> "_MeteredFrames":
         return self
 
     async def __anext__(self) -> EntryFrame:

@@ -26,8 +26,8 @@ No state is saved less than ``LEAST_TOKENS`` after another one.
 
 Which states are used again differs more by their place than by anything else, and from workload to workload: with
 few-shot prompts nine of ten at branches and almost none at ends of answers, with conversations the ends of two of three
-answers, but each only once. So ``Habits`` counts, for each place and number of uses so far, how often such a state was
-used again. The state of least value is evicted first:
+answers, but each only once. So ``ReuseCounts`` counts, for each place and number of uses so far, how often such a
+state was used again. The state of least value is evicted first:
 
     chance of another use / (1 s + time since the last use) * sqrt(tokens that it saves) / bytes
 
@@ -49,7 +49,7 @@ NEAR_END_TOKENS = 32
 """A state before a control token is as good for the same prompt as one before the last token, if not more tokens have
 to be computed again: these take about one step."""
 MAX_USES, MAX_COUNT = 2, 256
-"""Numbers of uses that ``Habits`` tells apart, and the states of a kind that it remembers."""
+"""Numbers of uses that ``ReuseCounts`` tells apart, and the states of a kind that it remembers."""
 
 
 def lengths(begin: int, num_prompt: int, known: int, turn: int = 0, grid: int = 1) -> dict[int, int]:
@@ -67,7 +67,7 @@ def lengths(begin: int, num_prompt: int, known: int, turn: int = 0, grid: int = 
     return dict(sorted(chosen.items()))
 
 
-class Habits:
+class ReuseCounts:
     """How often states of each place and number of uses are used again. Half a state counts in advance."""
 
     def __init__(self) -> None:

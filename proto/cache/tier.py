@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from mycelia.proto.cache.checkpoints import Habits
+from mycelia.proto.cache.checkpoints import ReuseCounts
 from mycelia.proto.cache.edges import (
     DIGEST_BYTES,
     OPEN,
@@ -95,7 +95,7 @@ class Tier:
         smallest is evicted first. None: by the rules of the model's kind."""
         self.keeps_states = keeps_states
         self._value = value or (self._value_with_states if keeps_states else Edge.value)
-        self.habits = Habits()
+        self.reuse_counts = ReuseCounts()
         self.kept: Edge | None = None
         """A state that is about to be restored, and is not evicted."""
         self.ram_bytes, self.disk_bytes = ram_bytes, disk_bytes
@@ -185,7 +185,7 @@ class Tier:
         """Add the state after ``packed``, in memory. Call ``trim`` afterwards."""
         edge = self._insert(packed, len(packed) // TOKEN_BYTES, len(blob), content_hash, Reuse(now), whose)
         edge.blob, edge.place = blob, place
-        self.habits.saved(place)
+        self.reuse_counts.saved(place)
         self.ram_used += edge.num_bytes
         return edge
 
@@ -214,7 +214,7 @@ class Tier:
         """A prompt begins with the edge's cells, or at the state."""
         edge.reuse.count(now)
         if edge.is_state:
-            self.habits.used(edge.place, edge.uses)
+            self.reuse_counts.used(edge.place, edge.uses)
             edge.uses += 1
 
     def promote(self, edge: Edge, blob: memoryview) -> None:
@@ -323,7 +323,7 @@ class Tier:
         age_s = max(0.0, now - edge.reuse.last_used_s)
         if not edge.is_state:
             return math.inf if edge.needed else -age_s
-        chance = self.habits.chance(edge.place, edge.uses)
+        chance = self.reuse_counts.chance(edge.place, edge.uses)
         return chance / (1.0 + age_s) * math.sqrt(edge.saves) / edge.num_bytes
 
     def _forget(self, edge: Edge) -> None:

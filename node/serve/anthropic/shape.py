@@ -25,7 +25,7 @@ from mycelia.node.serve.anthropic.types import (
 )
 from mycelia.node.serve.anthropic.types import Usage as MessageUsage
 from mycelia.node.serve.openai.errors import status_of
-from mycelia.node.serve.openai.reading import Said
+from mycelia.node.serve.openai.reading import AnswerPart
 from mycelia.node.serve.openai.shapes import Choice, Shape, event
 from mycelia.node.serve.openai.types import Usage
 from mycelia.proto.wire.messages import Failed
@@ -68,7 +68,7 @@ class MessageShape(Shape):
         usage = MessageUsage(max(prompt - cached, 0), 0, cached)
         return _event(MessageStart(Message(self.id, self.model, [], usage)))
 
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
+    def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> bytes:
         if (call := said.call) is not None:
             begin = b""
             if call.name:

@@ -14,7 +14,7 @@ from mycelia.node.serve.http.bodies import STREAM_HEADERS
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.openai.errors import status_of
 from mycelia.node.serve.openai.logprobs import mean_logprob, prompt_text
-from mycelia.node.serve.openai.reading import Reading, Said
+from mycelia.node.serve.openai.reading import AnswerPart, ReadAnswer
 from mycelia.node.serve.openai.requests import Wanted
 from mycelia.node.serve.openai.shapes import Choice, Shape
 from mycelia.node.serve.openai.types import PromptDetails, Usage
@@ -54,7 +54,7 @@ class OpenAiAnswer:
         self._client = client
         has_logprobs = any(ask.sampling.logprobs for ask in wanted.asks)
         self._choices = [
-            Choice(index, Reading(wanted.functions, has_logprobs, ask.reads_format, wanted.max_calls))
+            Choice(index, ReadAnswer(wanted.functions, has_logprobs, ask.reads_format, wanted.max_calls))
             for index, ask in enumerate(wanted.asks)
         ]
         self._began_s = trio.current_time()
@@ -132,7 +132,7 @@ class OpenAiAnswer:
         if self._wanted.echoes and not choice.has_echo:
             choice.has_echo = True
             choice.echo = ask.text or prompt_text(choice.prompt)
-            await out.piece(choice, Said(choice.echo, logprobs=choice.prompt), is_prompt=True)
+            await out.piece(choice, AnswerPart(choice.echo, logprobs=choice.prompt), is_prompt=True)
 
     @property
     def shape(self) -> Shape:
@@ -201,7 +201,7 @@ class _Whole:
     async def still_there(self) -> None:
         """Nothing can be sent before the status."""
 
-    async def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> None:
+    async def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> None:
         """The choice keeps it."""
 
     async def ending(self, choice: Choice) -> None:
@@ -245,7 +245,7 @@ class _Stream:
         if self._has_text.is_set():
             await self._write(_COMMENT)
 
-    async def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> None:
+    async def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> None:
         await self._write(self._opening(choice) + self._answer.shape.piece(choice, said, is_prompt))
         choice.num_chars += len(said.content)
 

@@ -44,7 +44,7 @@ class Call:
 
 
 @dataclass
-class Said:
+class AnswerPart:
     """The next part of an answer: only one of the first three is there."""
 
     content: str = ""
@@ -53,7 +53,7 @@ class Said:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
-class Reading:
+class ReadAnswer:
     """Follows one answer, and keeps it whole."""
 
     def __init__(
@@ -90,17 +90,17 @@ class Reading:
         the model is the same."""
         self._reader = self._reader or self._new_reader(route.format, route.opened)
 
-    def feed(self, text: str, logprobs: Sequence[TokenLogprobs]) -> list[Said]:
+    def feed(self, text: str, logprobs: Sequence[TokenLogprobs]) -> list[AnswerPart]:
         """What is certain with the next part of the answer's text."""
         if self._spans is not None:
             self._spans.add(text, logprobs)
         return self._parts(self._text_reader.feed(text))
 
-    def end(self) -> list[Said]:
+    def end(self) -> list[AnswerPart]:
         parts = self._parts(self._text_reader.end())
         if self._spans is not None and (left := self._spans.end()):
             self.logprobs += left
-            parts.append(Said(logprobs=left))
+            parts.append(AnswerPart(logprobs=left))
         return parts
 
     @property
@@ -114,31 +114,31 @@ class Reading:
             return AnswerReader(format_named(""))
         return AnswerReader(format_named(format_), self._tools, opened)
 
-    def _parts(self, pieces: Iterable[Piece]) -> list[Said]:
-        parts: list[Said] = []
+    def _parts(self, pieces: Iterable[Piece]) -> list[AnswerPart]:
+        parts: list[AnswerPart] = []
         for piece in pieces:
             if self._is_left_out(piece):
                 continue
             match piece:
                 case Content():
                     self._content.append(piece.text)
-                    parts.append(Said(content=piece.text, logprobs=self._logprobs(piece)))
+                    parts.append(AnswerPart(content=piece.text, logprobs=self._logprobs(piece)))
                 case Thought():
                     self._thought.append(piece.text)
-                    parts.append(Said(thought=piece.text))
+                    parts.append(AnswerPart(thought=piece.text))
                 case WasThought():
                     self._thought += self._content
                     self._content.clear()
-                    parts.append(Said(content=piece.text, logprobs=self._logprobs(piece)))
+                    parts.append(AnswerPart(content=piece.text, logprobs=self._logprobs(piece)))
                     self.logprobs.clear()
                 case CallBegun():
                     call = Call(self._num_begun, _call_id(piece.id), piece.name)
                     self._num_begun += 1
                     self.calls.append(call)
-                    parts.append(Said(call=Call(call.index, call.id, call.name)))
+                    parts.append(AnswerPart(call=Call(call.index, call.id, call.name)))
                 case CallArguments():
                     self.calls[-1].arguments += piece.json
-                    parts.append(Said(call=Call(self.calls[-1].index, arguments=piece.json)))
+                    parts.append(AnswerPart(call=Call(self.calls[-1].index, arguments=piece.json)))
                 case CallEnded():
                     pass
                 case CallBroken():
@@ -165,9 +165,9 @@ class Reading:
         return logprobs
 
 
-def _joined(parts: list[Said]) -> list[Said]:
+def _joined(parts: list[AnswerPart]) -> list[AnswerPart]:
     """Fewer parts that say the same."""
-    joined: list[Said] = []
+    joined: list[AnswerPart] = []
     for part in parts:
         last = joined[-1] if joined else None
         if last is None:

@@ -9,7 +9,7 @@ import msgspec
 
 from mycelia.node.serve.openai.errors import error_body
 from mycelia.node.serve.openai.logprobs import chat_logprobs, prompt_logprobs, text_logprobs
-from mycelia.node.serve.openai.reading import Call, Reading, Said
+from mycelia.node.serve.openai.reading import AnswerPart, Call, ReadAnswer
 from mycelia.node.serve.openai.requests import Wanted
 from mycelia.node.serve.openai.types import (
     CallDelta,
@@ -36,7 +36,7 @@ class Choice:
     """One answer, as far as it has come."""
 
     index: int
-    reading: Reading
+    reading: ReadAnswer
     prompt: list[TokenLogprobs] = field(default_factory=list)
     """The logprobs of the prompt's tokens, if they are asked for."""
     echo: str = ""
@@ -75,7 +75,7 @@ class Shape(ABC):
         return b""
 
     @abstractmethod
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
+    def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> bytes:
         """The events of a piece. is_prompt: the echo of the prompt, which comes first."""
 
     @abstractmethod
@@ -129,7 +129,7 @@ class ChatShape(OpenAiShape):
     def opening(self, choice: Choice) -> bytes:
         return event(self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))]))
 
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
+    def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> bytes:
         has_logprobs = self._wanted.with_logprobs and not said.thought and said.call is None
         logprobs = self._logprobs(said.logprobs) if has_logprobs else None
         return event(self._chunk([ChunkChoice(choice.index, _delta(said), logprobs)]))
@@ -166,7 +166,7 @@ class TextShape(OpenAiShape):
             told.prompt_logprobs = prompt_logprobs(choice.prompt, self._wanted.num_prompt_top)
         return told
 
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
+    def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> bytes:
         logprobs = self._logprobs(said.logprobs, choice.num_chars, is_prompt)
         return event(self._chunk([TextChoice(choice.index, said.content, logprobs)]))
 
@@ -194,7 +194,7 @@ def event(value: msgspec.Struct, name: str = "") -> bytes:
     return named + b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-def _delta(said: Said) -> Delta:
+def _delta(said: AnswerPart) -> Delta:
     if said.call is not None:
         return Delta(tool_calls=[_call_delta(said.call)])
     return Delta(reasoning_content=said.thought) if said.thought else Delta(content=said.content)

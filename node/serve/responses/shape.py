@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from mycelia.node.serve.openai.errors import error_body
-from mycelia.node.serve.openai.reading import Call, Said
+from mycelia.node.serve.openai.reading import AnswerPart, Call
 from mycelia.node.serve.openai.requests import Wanted
 from mycelia.node.serve.openai.shapes import Choice, Shape, event
 from mycelia.node.serve.openai.types import Usage
@@ -64,7 +64,7 @@ class ResponseShape(Shape):
         body = self._body("in_progress", [])
         return self._event("response.created", response=body) + self._event("response.in_progress", response=body)
 
-    def piece(self, choice: Choice, said: Said, is_prompt: bool = False) -> bytes:
+    def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> bytes:
         if said.call is not None:
             return self._call_piece(said.call)
         if said.thought:

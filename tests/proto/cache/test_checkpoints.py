@@ -12,7 +12,7 @@ from mycelia.proto.cache.checkpoints import (
     LEAST_TOKENS,
     MAX_COUNT,
     PROMPT_END,
-    Habits,
+    ReuseCounts,
     lengths,
 )
 from mycelia.proto.cache.edges import OPEN, TOKEN_BYTES, Edge, Whose
@@ -53,18 +53,18 @@ def test_states_are_apart_and_on_the_way(begin: int, num_prompt: int, known: int
     assert longest <= EVERY_TOKENS + 2 * max(LEAST_TOKENS, grid)
 
 
-def test_habits_follow_a_changed_workload() -> None:
-    habits = Habits()
+def test_counts_follow_a_changed_workload() -> None:
+    reuse_counts = ReuseCounts()
     for _ in range(50):
-        habits.saved(BRANCH)
-        habits.used(BRANCH, 0)
-        habits.saved(ANSWER_END)
-    assert habits.chance(BRANCH, 0) > 0.9 and habits.chance(ANSWER_END, 0) < 0.1
+        reuse_counts.saved(BRANCH)
+        reuse_counts.used(BRANCH, 0)
+        reuse_counts.saved(ANSWER_END)
+    assert reuse_counts.chance(BRANCH, 0) > 0.9 and reuse_counts.chance(ANSWER_END, 0) < 0.1
     for _ in range(4 * MAX_COUNT):
-        habits.saved(ANSWER_END)
-        habits.used(ANSWER_END, 0)
-    assert habits.chance(ANSWER_END, 0) > 0.9 and habits.chance(ANSWER_END, 1) < 0.1
-    habits.check_invariants()
+        reuse_counts.saved(ANSWER_END)
+        reuse_counts.used(ANSWER_END, 0)
+    assert reuse_counts.chance(ANSWER_END, 0) > 0.9 and reuse_counts.chance(ANSWER_END, 1) < 0.1
+    reuse_counts.check_invariants()
 
 
 STATE, CELL = 1000, 10

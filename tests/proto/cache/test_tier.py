@@ -242,7 +242,7 @@ class StatesMachine(TierMachine):
         assert (found.end if found is not None else 0) == max(ends, default=0)
         if found is not None:
             self.tier.count(found, self.now)
-            self.tier.habits.check_invariants()
+            self.tier.reuse_counts.check_invariants()
 
 
 TierMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mycelia.node.serve.openai.reading import Reading
+from mycelia.node.serve.openai.reading import ReadAnswer
 from mycelia.proto.wire.messages import Answered, EntryFrame, Logprob, Route, Text, TokenLogprobs, Usage
 from tests.node.serve.openai.test_api import TOOL, chat, events, served
 
@@ -143,7 +143,7 @@ def test_logprobs_are_those_of_the_content(size: int) -> None:
         "So",
         ".",
     ]
-    reading = Reading({"weather": None}, with_logprobs=True)
+    reading = ReadAnswer({"weather": None}, with_logprobs=True)
     reading.begin(Route(chosen=PEER, reason="r", prompt_tokens=9, candidates=(), format="hermes+think"))
     said = []
     for at in range(0, len(tokens), size):
@@ -156,7 +156,7 @@ def test_logprobs_are_those_of_the_content(size: int) -> None:
 
 
 def test_logprobs_wait_for_whole_characters_and_end_with_the_content() -> None:
-    reading = Reading({}, with_logprobs=True)
+    reading = ReadAnswer({}, with_logprobs=True)
     euro = "€".encode()
     assert reading.feed("a", [logprob("a")])[0].logprobs and reading.feed("", [logprob(euro[:1])]) == []
     (said,) = reading.feed("€b", [logprob(euro[1:]), logprob("b")])
@@ -166,7 +166,7 @@ def test_logprobs_wait_for_whole_characters_and_end_with_the_content() -> None:
 
 
 def test_json_strings_of_arguments_are_whole() -> None:
-    reading = Reading({"weather": None}, with_logprobs=False)
+    reading = ReadAnswer({"weather": None}, with_logprobs=False)
     for char in '{"name": "weather", "arguments": {"place": "\\ud83d\\ude00 é"}}':
         reading.feed(char, ())
     reading.end()
