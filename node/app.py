@@ -186,9 +186,19 @@ class Node:
         ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
 
-    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
-        """See ``Engine.tokenize_chat``."""
-        return list(await self._engine.tokenize_chat(messages, tools))
+    async def tokenize(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        *,
+        options: str = "",
+        continues_final: bool = False,
+    ) -> list[int]:
+        """See ``Api.tokenize``."""
+        return list(
+            await self._engine.tokenize_chat(messages, tools, client, options=options, continues_final=continues_final)
+        )
 
     async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
         """See ``Api.tokenize_text``."""

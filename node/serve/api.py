@@ -65,8 +65,17 @@ class Api(Protocol):
         text only of its own edges and of those that are open to all."""
         ...
 
-    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
-        """tools: see ``Ask.tools``. Raises LocalError for a conversation that the model's template refuses."""
+    async def tokenize(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        *,
+        options: str = "",
+        continues_final: bool = False,
+    ) -> list[int]:
+        """The prompt of a conversation. client: see ``ask``; tools, options, continues_final: see ``Ask``. Raises
+        LocalError, also as BusyError, and for a conversation that the model's template refuses."""
         ...
 
     async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:

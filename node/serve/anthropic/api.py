@@ -36,7 +36,14 @@ def anthropic_routes(api: Api) -> list[Route]:
         if body.model and api.aliases.get(body.model, body.model) != api.model:
             raise HttpError(404, f"tokens are counted for the node's own model only, {api.model!r}", "model_not_found")
         (ask,) = wanted_chat(to_chat(body)).asks
-        return json_response(TokenCount(len(await api.tokenize(ask.messages, ask.tools))))
+        tokens = await api.tokenize(
+            ask.messages,
+            ask.tools,
+            client_of(request.scope),
+            options=ask.template_options,
+            continues_final=ask.continues_final,
+        )
+        return json_response(TokenCount(len(tokens)))
 
     refused = refusing(lambda exc: anthropic_refusal(exc.status, exc.message))
     return [

@@ -100,7 +100,8 @@ def local_routes(api: Api) -> list[Route]:
         return cast(Response, _Answer(api, _to_ask(body), body.timeout_s, client_of(request.scope)))
 
     async def tokenize(request: Request) -> Response:
-        return json_response(await api.tokenize(_turns(await read_json(request, _Conversation))))
+        turns = _turns(await read_json(request, _Conversation))
+        return json_response(await api.tokenize(turns, client=client_of(request.scope)))
 
     async def state(_: Request) -> Response:
         return json_response(api.state())

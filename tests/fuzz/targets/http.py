@@ -66,7 +66,9 @@ class _Node(Unobserved):
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         return []
 
-    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
+    async def tokenize(
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", **_: object
+    ) -> list[int]:
         return [1, 2]
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:

@@ -66,7 +66,9 @@ class FakeNode(Unobserved):
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         raise LocalError("the engine died while it looked at the text")
 
-    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
+    async def tokenize(
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", **_: object
+    ) -> list[int]:
         return [1] * 10_000_000
 
 

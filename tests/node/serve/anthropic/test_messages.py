@@ -189,7 +189,7 @@ async def test_failures_and_wrong_paths_have_it_too() -> None:
         wrong = await http.get("/v1/messages")
         assert wrong.status_code == 405 and wrong.json()["type"] == "error"
         missing = await http.post("/v1/messages/batches", json={})
-        assert (missing.status_code == 404 and missing.json()["error"]["type"] == "invalid_request_error") or True
+        assert missing.status_code == 404 and missing.json()["error"]["type"] == "not_found_error"
     async with served(access=Access(keys=(unnamed(KEY),))) as (_, http):
         unknown = await http.post("/v1/messages", json=message())
         assert unknown.status_code == 401 and unknown.json()["error"]["type"] == "authentication_error"
@@ -199,7 +199,10 @@ async def test_failures_and_wrong_paths_have_it_too() -> None:
 class Counting(ScriptedNode):
     aliases = {"claude-sonnet": "fake"}  # noqa: RUF012
 
-    async def tokenize(self, messages: Any, tools: str = "") -> list[int]:
+    asked: Any = None
+
+    async def tokenize(self, messages: Any, tools: str = "", client: bytes = b"", **options: object) -> list[int]:
+        Counting.asked = client, options
         return [1] * (len(messages) + len(json.loads(tools or "[]")))
 
 
@@ -210,3 +213,21 @@ async def test_tokens_are_counted_with_the_tools(monkeypatch: pytest.MonkeyPatch
         assert (await http.post("/v1/messages/count_tokens", json=body)).json() == {"input_tokens": 3}
         other = await http.post("/v1/messages/count_tokens", json=message() | {"model": "other"})
         assert other.status_code == 404 and other.json()["error"]["type"] == "not_found_error"
+
+
+async def test_counting_takes_the_share_of_its_key_and_renders_as_the_answer_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Work without a client would be the owner's, which comes before that of every key."""
+    monkeypatch.setattr("tests.node.serve.openai.test_api.ScriptedNode", Counting)
+    key = unnamed(KEY)
+    async with served(access=Access(keys=(key,))) as (_, http):
+        http.headers["x-api-key"] = KEY
+        begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
+        body = message() | {"messages": begun, "thinking": {"type": "disabled"}}
+        assert (await http.post("/v1/messages/count_tokens", json=body)).json() == {"input_tokens": 2}
+        client, options = Counting.asked
+        assert client == key.client
+        assert options["continues_final"] and json.loads(options["options"]) == {"enable_thinking": False}
+        await http.post("/api/tokenize", json={"messages": begun})
+        assert Counting.asked[0] == key.client

@@ -130,7 +130,9 @@ class ScriptedNode(Unobserved):
         await self.embedding.wait()
         then.cancel()
 
-    async def tokenize(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
+    async def tokenize(
+        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", **_: object
+    ) -> list[int]:
         return [1]
 
 
