@@ -126,7 +126,7 @@ def may_share(cells: Edge, whose: Whose) -> bool:
 
 
 def may_use(state: Edge, whose: Whose) -> bool:
-    """Whether a state of somebody may be used for ``whose``: its owner's, or of open tokens and at a length that says
+    """Whether a state of any owner may be used for ``whose``: its owner's, or of open tokens and at a length that says
     nothing about the private tokens of its owner's prompts."""
     tag = state.whose.tag
     if state.whose.swarm != whose.swarm:

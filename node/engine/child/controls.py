@@ -142,7 +142,7 @@ class Controls:
     # --- breaks ----------------------------------------------------------------------------------------------------
 
     def break_in(self, text: str, noncharacter: str) -> str:
-        """``text``, which people wrote, with breaks."""
+        """``text``, which a client wrote, with breaks."""
         # (a control token of one character cannot be broken; the break stands before it)
         places = sorted({min(start + 1, end - 1) for start, end in self.find(text)})
         edges = zip([0, *places], [*places, len(text)], strict=True)

@@ -158,7 +158,7 @@ class MulticastDns:
 
 
 async def listen(swarm_key: bytes, on_found: FoundPeer, note: Callable[[str, str], None]) -> None:
-    """Asks which nodes this machine's private networks have, and tells nothing of itself. on_found, note: see
+    """Asks which nodes this machine's private networks have, and announces nothing. on_found, note: see
     ``MulticastDns``. Never returns."""
     rng = random.SystemRandom()
     await MulticastDns(Records(swarm_key, rng), lambda network: [], on_found, note, rng).run()

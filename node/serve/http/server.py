@@ -20,7 +20,7 @@ log = structlog.get_logger()
 MAX_CONNECTIONS = 256
 """Far below the usual limit of 1,024 open files, which peers' connections need too."""
 MAX_REFUSING = 32
-"""Further connections at once that are told to try again."""
+"""Further connections at once that get an answer with a retry time."""
 REFUSE_S = 2.0
 """Time for a refused request to come and for its refusal to be read."""
 

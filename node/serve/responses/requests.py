@@ -47,7 +47,7 @@ def items_of(body: ResponsesRequest) -> list[Item]:
 
 
 def tools_of(body: ResponsesRequest) -> Iterator[tuple[Tool, str]]:
-    """The tools that the model is told of, and their namespaces (empty: none). Others are those that OpenAI runs, such
+    """The tools that the model gets, and their namespaces (empty: none). Others are those that OpenAI runs, such
     as web_search: clients offer them unasked, and a model that does not know them does not use them."""
     for tool in body.tools or ():
         namespace = tool.name if tool.type == "namespace" else ""
@@ -110,7 +110,7 @@ def _text(content: str | Parts | None) -> str:
 
 
 def _choice(wanted: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    """In the words of chat completions. Of several allowed tools the model may call any that it is told of."""
+    """In the words of chat completions. Of several allowed tools the model may call any that it got."""
     if isinstance(wanted, dict):
         if wanted.get("type") == "custom":
             return {"name": wanted.get("name")}
