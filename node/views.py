@@ -132,20 +132,8 @@ def frame_view(frame: EntryFrame) -> FrameView:
                 reason=frame.reason,
                 prompt_tokens=frame.prompt_tokens,
                 candidates=[
-                    CandidateView(
-                        peer=peer_text(c.peer),
-                        matched_tokens=c.matched_tokens,
-                        queued_requests=c.queued_requests,
-                        cost=c.cost,
-                        round_trip_ms=c.round_trip_ms,
-                        queue_ms=c.queue_ms,
-                        prefill_ms=c.prefill_ms,
-                        load_factor=c.load_factor,
-                        precision=c.precision,
-                        lateness_ms=c.lateness_ms,
-                        recompute_ms=c.recompute_ms,
-                    )
-                    for c in frame.candidates
+                    CandidateView(**msgspec.structs.asdict(one) | {"peer": peer_text(one.peer)})
+                    for one in frame.candidates
                 ],
             )
         case Begun():

@@ -17,7 +17,7 @@ from typing import Any
 
 from mycelia.node.formats.bodies import read_call
 from mycelia.node.formats.calls import MAX_HELD_CHARS, Calls
-from mycelia.node.formats.families import Format, Thoughts
+from mycelia.node.formats.format import Format, Thoughts
 from mycelia.node.formats.forms import Form
 from mycelia.node.formats.patterns import PARTIAL, Match, Partial, Pattern
 from mycelia.node.formats.pieces import CallBroken, CallEnded, Content, Piece, Thought, WasThought
