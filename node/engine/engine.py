@@ -175,6 +175,8 @@ EngineItem = EngineAccepted | EnginePromptLogprobs | EngineTokens | EngineDone |
 FIRST_EDGE_ID = 1024
 """Smallest id of a leaf in the second tier (memory or disk, see ``tier.py``). Smaller ids are llama.cpp's sequences, in
 the KV cache."""
+USUAL_ANSWER_TOKENS = 1_024
+"""Assumed length of an answer that may fill the context."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Without keys, a node serves only its own machine and refuses what a web page could forge: the Host must be local, and no
 page of another origin may send a request, even if it could not read the answer. With keys, every request must carry
-one, and its origin does not matter. Only the page itself, which asks its reader for the key, is open to all.
+one, and its origin does not matter. Only the page, which asks its reader for the key, and /health are open to all.
 """
 
 import socket

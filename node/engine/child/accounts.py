@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 
 from mycelia.node.engine.child.job import Job
+from mycelia.node.engine.engine import USUAL_ANSWER_TOKENS
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT, FairQueue
 
 CELLS_SHARE = 0.25
@@ -28,8 +29,6 @@ UNKNOWN_RATE = 300.0
 """Assumed prefill rate in tokens/s before the first measurement."""
 UNKNOWN_START_S = 1.0
 """Assumed seconds between starts before the first measurement."""
-USUAL_ANSWER_TOKENS = 1_024
-"""Assumed length of an answer that may fill the context."""
 LOOK_S = 0.05
 
 

@@ -19,6 +19,7 @@ from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.engine import (
     DEADLINE,
     TOO_LATE,
+    USUAL_ANSWER_TOKENS,
     CacheChange,
     EngineAccepted,
     EngineDone,
@@ -52,8 +53,6 @@ from mycelia.proto.wire.messages import (
 )
 
 NUM_VOCAB = 258
-USUAL_ANSWER_TOKENS = 1_024
-"""Assumed length of an answer that may fill the context."""
 TURN_TOKEN, END_TOKEN = 256, 257
 """The tokens that frame a turn. Tokens below 256 are bytes."""
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz     "

@@ -17,7 +17,7 @@ from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import AnyRequest, ChatRequest, ResponseFormat, StructuredOutputs, Tool
 
 ANY_OBJECT: Schema = {"type": "object"}
-MAX_CALLS = 16
+MAX_FORCED_CALLS = 16
 """Calls in an answer that must be a call, where the client allows several."""
 
 
@@ -125,7 +125,7 @@ def call_form(tools: Sequence[Tool], name: str | None, allows_several: bool) -> 
         calls.append({"type": "object", "properties": properties, "required": [*properties], **_ALONE})
     references = [{"$ref": f"#/$defs/call{place}"} for place in range(len(calls))]
     one: Schema = references[0] if len(references) == 1 else {"anyOf": references}
-    several = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_CALLS}]}
+    several = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_FORCED_CALLS}]}
     root: dict[str, Any] = several if allows_several else one  # type: ignore[assignment]
     return schema_form({**root, "$defs": {f"call{place}": call for place, call in enumerate(calls)}}, "tools")
 
