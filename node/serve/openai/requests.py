@@ -71,16 +71,18 @@ def wanted_chat(body: ChatRequest) -> Wanted:
         raise HttpError(400, "functions are not served: send the same as tools", param="functions")
     form = wanted_form(body)
     told = tools
-    if form is not None:
-        functions = {}  # (an answer made to fit a schema is no call, whatever it looks like)
     match _tool_choice(body.tool_choice):
         case "none":
             told, functions = [], {}
         case "required" | ToolChoice() as choice:
-            if form is not None:
-                raise HttpError(400, "a required call and a response_format exclude each other", param="tool_choice")
+            if form is not None and body.response_format is None:
+                told_error = "a required call and another form of the answer exclude each other"
+                raise HttpError(400, told_error, param="tool_choice")
+            # (a response_format is the form of an answer in text, which a required call is not; instructor sends both)
             name = None if choice == "required" else choice.function.name
             form = call_form(tools, name, allows_several=bool(body.parallel_tool_calls) and name is None)
+        case _ if form is not None:
+            functions = {}  # (an answer made to fit a schema is no call, whatever it looks like)
         case _:
             pass
     max_calls = 1 if body.parallel_tool_calls is False else MAX_CALLS

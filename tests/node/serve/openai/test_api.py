@@ -405,6 +405,18 @@ async def test_structured_output(wanted: object, schema: object) -> None:
     assert (json.loads(grammar) if grammar else None) == schema
 
 
+async def test_a_required_call_comes_before_a_response_format() -> None:
+    """The form of an answer in text says nothing of a call; instructor sends both."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}}}
+    grammars: list[str] = []
+    for body in (chat(tools=[TOOL], tool_choice="required"),) * 2:
+        async with served() as (node, http):
+            body = body | ({"response_format": wanted} if grammars else {})
+            assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+        grammars.append(node.asked[0].sampling.grammar)
+    assert grammars[0] and grammars[0] == grammars[1]
+
+
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -432,7 +444,6 @@ async def test_structured_output(wanted: object, schema: object) -> None:
         (chat(stream_options={"include_usage": True}), "stream_options"),
         (chat(tool_choice="required"), "needs tools"),
         (chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "no"}}), "names 'no'"),
-        (chat(tools=[TOOL], tool_choice="required", response_format={"type": "json_object"}), "exclude"),
         (chat(response_format={"type": "json_schema"}), "needs a json_schema"),
         (chat(tools=[{"type": "function", "function": {"name": "a b"}}]), "tools"),
         ({"messages": [{"role": "user"}]}, "needs a content"),
