@@ -19,6 +19,8 @@ models := .venv/llama.cpp/models
 dist := --dist loadfile --no-loadscope-reorder
 js := tests/interop/js/node_modules/.package-lock.json
 clients := tests/interop/clients/node_modules/.package-lock.json
+agents := tests/interop/agents/node_modules/.package-lock.json
+pythons := .venv/clients/.ready
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -67,6 +69,17 @@ $(clients): tests/interop/clients/package-lock.json
 	@npm ci --prefix tests/interop/clients --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
+# (one of the two puts its program in place by a script)
+$(agents): tests/interop/agents/package-lock.json
+	@echo "Installing coding agents for the tests (220 MB to download) ..."
+	@npm ci --prefix tests/interop/agents --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(pythons): tests/interop/python/install tests/interop/python/clients.txt | $(ready)
+	@echo "Installing clients in Python for the tests (150 MB to download) ..."
+	@tests/interop/python/install
+	@touch $@
+
 # Chat templates and vocabularies of many models, from llama.cpp's sources.
 $(models): scripts/test_models.py | $(ready)
 	@.venv/bin/python scripts/test_models.py
@@ -105,7 +118,7 @@ nightly: $(ready) $(programs) $(schemas)  ## real nodes under faults, and the pr
 	@.venv/bin/python -m pytest tests/node/engine/child/llama/test_exact.py --exact-pairs 60 $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/node/schemas/test_suite.py $(PYTEST_ARGS)
 
-interop: $(ready) $(js) $(clients)  ## run the tests with js-libp2p and clients in JavaScript, installed from npm (needs Node.js)
+interop: $(ready) $(js) $(clients) $(agents) $(pythons)  ## run the tests with js-libp2p, many clients and coding agents, from npm and PyPI (needs Node.js)
 	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
 
 lab: $(ready) $(programs)  ## run the tests behind routers made of network namespaces, JOBS=3 at once (needs root)
@@ -139,5 +152,5 @@ evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours)
 	@.venv/bin/python -m mycelia.bench.evaluation.make $(ARGS)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info tests/interop/js/node_modules tests/interop/clients/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
+	rm -rf .venv build dist *.egg-info tests/interop/js/node_modules tests/interop/clients/node_modules tests/interop/agents/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

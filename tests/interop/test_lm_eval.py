@@ -1,8 +1,7 @@
 """lm-evaluation-harness, whose multiple choice reads the logprobs of prompts: the same scores as llama.cpp alone, and
 what prompts share is computed once.
 
-It runs in a Python that has lm_eval, named by MYCELIA_LM_EVAL: ``python -m venv lm_eval && lm_eval/bin/pip install
-'lm_eval[api]'``, then ``MYCELIA_LM_EVAL=lm_eval/bin/python``. It has too many dependencies for the project's own.
+It runs in a Python that has lm_eval: that of `make interop`, or another one named by MYCELIA_LM_EVAL.
 """
 
 import json
@@ -23,7 +22,8 @@ from mycelia.proto.cache.radix import common_prefix
 
 pytestmark = pytest.mark.interop
 
-PYTHON = os.environ.get("MYCELIA_LM_EVAL", "")
+INSTALLED = Path(__file__).parents[2] / ".venv" / "clients" / "lm_eval_client" / "bin" / "python"
+PYTHON = os.environ.get("MYCELIA_LM_EVAL") or (str(INSTALLED) if INSTALLED.exists() else "")
 PROGRAM = Path(__file__).parent / "lm_eval_run.py"
 NUM_UNCACHED = 10
 """Items that are also scored without any reuse: the time of an item is compared."""
