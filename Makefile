@@ -9,6 +9,8 @@ JOBS ?= 3
 export PYTHON CUDA CMAKE_ARGS
 # Tests, demos and benchmarks start hundreds of processes; without bytecode each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
+# Several engines share the cores: a thread of one that waits busily takes time from the others (half of all).
+test coverage nightly: export OMP_WAIT_POLICY = passive
 
 ready := .venv/.ready
 gemma := .venv/.gemma

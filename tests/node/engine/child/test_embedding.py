@@ -84,7 +84,12 @@ def test_texts_are_embedded_in_steps_and_in_order() -> None:
 
 def test_what_is_refused() -> None:
     queue = Queue(CountingEmbedder(), 4)
-    for texts, error in (([], "no text"), ([[]], "no text"), ([[1], [1] * 9], "text 1 has 9"), ([[VOCAB]], "below 50")):
+    for texts, error in (
+        ([], "no text"),
+        ([[]], "no text"),
+        ([[1], [1] * 9], "requested 9 tokens (in text 1"),
+        ([[VOCAB]], "below 50"),
+    ):
         refusal = queue.take(embed(1, *texts))
         assert refusal is not None and error in refusal.error and not refusal.is_busy
     taken = [queue.take(embed(key, [1], client=STRANGER)) is None for key in range(3)]
