@@ -17,6 +17,9 @@ FOLDER = Path(__file__).parent / "agents"
 CODEX = """\
 model = "fake"
 model_provider = "mycelia"
+check_for_update_on_startup = false
+[analytics]
+enabled = false
 [model_providers.mycelia]
 name = "mycelia"
 base_url = "{url}/v1"
@@ -38,7 +41,7 @@ def agent(name: str) -> str:
     return str(path)
 
 
-async def run(*command: str, folder: Path, **environment: str) -> str:
+async def run(*command: str, folder: Path, fails: bool = False, **environment: str) -> str:
     done = await trio.run_process(
         command,
         capture_stdout=True,
@@ -47,7 +50,7 @@ async def run(*command: str, folder: Path, **environment: str) -> str:
         cwd=folder,
         env=os.environ | environment,
     )
-    assert done.returncode == 0, done.stdout.decode()[-2_000:]
+    assert (done.returncode != 0) == fails, done.stdout.decode()[-2_000:]
     return done.stdout.decode()
 
 
@@ -59,7 +62,10 @@ async def test_codex_works_over_responses(swarm: LocalSwarm, tmp_path: Path) -> 
         (tmp_path / "config.toml").write_text(CODEX.format(url=url))
         place = {"CODEX_HOME": str(tmp_path)}
         told = await run(codex, "exec", "--skip-git-repo-check", "Say hello.", folder=tmp_path, **place)
-    assert "tokens used" in told and "ERROR" not in told
+        assert "tokens used" in told and "ERROR" not in told
+        command = (codex, "exec", "--skip-git-repo-check", "--model", "gpt-9", "Say hello.")
+        refused = await run(*command, folder=tmp_path, fails=True, **place)
+    assert "The model `gpt-9` does not exist" in refused
 
 
 async def test_claude_code_works_over_messages(swarm: LocalSwarm, tmp_path: Path) -> None:
@@ -73,4 +79,8 @@ async def test_claude_code_works_over_messages(swarm: LocalSwarm, tmp_path: Path
         place |= dict.fromkeys(names, "fake") | {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
         place |= {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "60"}
         told = await run(claude, "-p", "Say hello.", folder=tmp_path, **place)
-    assert told.strip() and "API Error" not in told
+        assert told.strip() and "API Error" not in told
+        other = await run(
+            claude, "-p", "Say hello.", folder=tmp_path, fails=True, **place | {"ANTHROPIC_MODEL": "gpt-9"}
+        )
+    assert "There's an issue with the selected model (gpt-9)" in other
