@@ -41,7 +41,7 @@ def agent(name: str) -> str:
     return str(path)
 
 
-async def run(*command: str, folder: Path, fails: bool = False, **environment: str) -> str:
+async def run(*command: str, folder: Path, environment: dict[str, str], fails: bool = False) -> str:
     done = await trio.run_process(
         command,
         capture_stdout=True,
@@ -61,10 +61,10 @@ async def test_codex_works_over_responses(swarm: LocalSwarm, tmp_path: Path) -> 
         url = (await node.wait_ready()).api_url
         (tmp_path / "config.toml").write_text(CODEX.format(url=url))
         place = {"CODEX_HOME": str(tmp_path)}
-        told = await run(codex, "exec", "--skip-git-repo-check", "Say hello.", folder=tmp_path, **place)
+        told = await run(codex, "exec", "--skip-git-repo-check", "Say hello.", folder=tmp_path, environment=place)
         assert "tokens used" in told and "ERROR" not in told
         command = (codex, "exec", "--skip-git-repo-check", "--model", "gpt-9", "Say hello.")
-        refused = await run(*command, folder=tmp_path, fails=True, **place)
+        refused = await run(*command, folder=tmp_path, fails=True, environment=place)
     assert "The model `gpt-9` does not exist" in refused
 
 
@@ -78,9 +78,8 @@ async def test_claude_code_works_over_messages(swarm: LocalSwarm, tmp_path: Path
         place = {"HOME": str(tmp_path), "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "none"}
         place |= dict.fromkeys(names, "fake") | {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
         place |= {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "60"}
-        told = await run(claude, "-p", "Say hello.", folder=tmp_path, **place)
+        told = await run(claude, "-p", "Say hello.", folder=tmp_path, environment=place)
         assert told.strip() and "API Error" not in told
-        other = await run(
-            claude, "-p", "Say hello.", folder=tmp_path, fails=True, **place | {"ANTHROPIC_MODEL": "gpt-9"}
-        )
+        other_model = place | {"ANTHROPIC_MODEL": "gpt-9"}
+        other = await run(claude, "-p", "Say hello.", folder=tmp_path, fails=True, environment=other_model)
     assert "There's an issue with the selected model (gpt-9)" in other
