@@ -32,10 +32,13 @@ def address_of_tokenize() -> int:
 class Log:
     """Keeps llama.cpp's last error lines and prints nothing."""
 
+    _set_last: Any = None
+    """The callback of the newest log. It outlives the log: llama.cpp holds a bare pointer to it."""
+
     def __init__(self) -> None:
         self.errors: deque[str] = deque(maxlen=4)
-        self._callback = L.llama_log_callback(self._write)  # Kept: llama.cpp holds a bare pointer.
-        L.llama_log_set(self._callback, None)
+        Log._set_last = L.llama_log_callback(self._write)
+        L.llama_log_set(Log._set_last, None)
 
     def _write(self, level: int, text: bytes, _data: object) -> None:
         line = text.decode("utf-8", "replace").strip()
