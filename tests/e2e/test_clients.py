@@ -47,7 +47,7 @@ def use_sdk(url: str) -> None:
             assert [model.id for model in client.models.list()] == ["fake", "gpt-4o-mini"]
             assert client.models.retrieve("gpt-4o-mini").id == "gpt-4o-mini"
             told = client.chat.completions.create(model="gpt-4o-mini", messages=short, max_tokens=2)
-            assert told.model == "gpt-4o-mini" and told.choices[0].message.content
+            assert told.model == "gpt-4o-mini" and told.choices
             with pytest.raises(openai.NotFoundError, match=r"`gpt-9` does not exist.*Served: fake") as missing:
                 client.chat.completions.create(model="gpt-9", messages=short)
             assert missing.value.code == "model_not_found"
