@@ -46,8 +46,8 @@ def use_sdk(url: str) -> None:
         with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
             assert [model.id for model in client.models.list()] == ["fake", "gpt-4o-mini"]
             assert client.models.retrieve("gpt-4o-mini").id == "gpt-4o-mini"
-            told = client.chat.completions.create(model="gpt-4o-mini", messages=short, max_tokens=2)
-            assert told.model == "gpt-4o-mini" and told.choices
+            told = client.chat.completions.create(model="gpt-4o-mini", messages=short, max_tokens=2, temperature=0)
+            assert told.model == "gpt-4o-mini" and told.choices[0].message.content
             with pytest.raises(openai.NotFoundError, match=r"`gpt-9` does not exist.*Served: fake") as missing:
                 client.chat.completions.create(model="gpt-9", messages=short)
             assert missing.value.code == "model_not_found"
@@ -61,16 +61,16 @@ def use_sdk(url: str) -> None:
 def use_azures_sdk(url: str) -> None:
     """It has the model in the path, and sends the key as ``api-key``."""
     with openai.AzureOpenAI(azure_endpoint=url, api_key="none", api_version="2024-10-21") as client:
-        told = client.chat.completions.create(model="fake", messages=CHAT["messages"], max_tokens=2)
+        told = client.chat.completions.create(model="fake", messages=CHAT["messages"], max_tokens=2, temperature=0)
         assert told.choices[0].message.content
 
 
 def use_responses(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        first = client.responses.create(model="fake", input="I am Ada.", max_output_tokens=5)
+        first = client.responses.create(model="fake", input="I am Ada.", max_output_tokens=5, temperature=0)
         assert first.output_text and first.usage is not None and first.usage.output_tokens == 5
         with client.responses.stream(
-            model="fake", input="Who am I?", previous_response_id=first.id, max_output_tokens=5
+            model="fake", input="Who am I?", previous_response_id=first.id, max_output_tokens=5, temperature=0
         ) as stream:
             events: list[Any] = list(stream)
         text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
@@ -85,7 +85,7 @@ def use_responses(url: str) -> None:
         with pytest.raises(openai.NotFoundError, match="gpt-9"):
             client.responses.create(model="gpt-9", input="x")
         chat = ChatOpenAI(model="fake", base_url=f"{url}/v1", api_key=SecretStr("none"), use_responses_api=True)
-        assert chat.invoke("hello", max_tokens=4).text
+        assert chat.invoke("hello", max_tokens=4, temperature=0).text
 
 
 def use_anthropics_sdk(url: str) -> None:

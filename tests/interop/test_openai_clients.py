@@ -110,7 +110,8 @@ def use_sdk(url: str) -> None:
         ) as events:
             deltas = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
             streamed = events.get_final_completion().choices[0].message.tool_calls
-        assert deltas and streamed and json.loads(streamed[0].function.arguments).keys() == {"place"}
+        assert streamed and json.loads(streamed[0].function.arguments).keys() == {"place"}
+        assert "".join(delta.arguments_delta for delta in deltas) == streamed[0].function.arguments
         turns += [
             called.choices[0].message.model_dump(exclude_none=True),
             {"role": "tool", "tool_call_id": called.choices[0].message.tool_calls[0].id, "content": "rain"},
