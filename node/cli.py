@@ -16,6 +16,7 @@ from mycelia.node.commands.configure import completion, config
 from mycelia.node.commands.doctor import doctor
 from mycelia.node.commands.key import key, usage
 from mycelia.node.commands.leave import leave
+from mycelia.node.commands.model import model
 from mycelia.node.commands.node import node
 from mycelia.node.commands.observe import identity, models, peers, stats, status, trace, tree, up
 from mycelia.node.commands.private_swarm import invite, join
@@ -38,6 +39,8 @@ Examples:
   mycelia ask --explain - < prompt.txt            ask, and see why a node was chosen
   mycelia chat                                    talk with the swarm
   mycelia peers                                   list the connected nodes
+  mycelia models                                  list what the swarm serves
+  mycelia model pull qwen3-4b                     fetch a model; 'mycelia node --model qwen3-4b' serves it
   mycelia swarm 4                                 run a swarm of 4 nodes on this machine
   mycelia swarm create home                       make a private swarm
   mycelia invite                                  print an invitation to it
@@ -68,7 +71,7 @@ def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
     context.default_map = schema.default_map(settings)
 
 
-for command in (node, ask, chat, swarm, invite, join, peers, models, tree, identity):
+for command in (node, ask, chat, swarm, invite, join, peers, models, model, tree, identity):
     cli.add_command(command)
 for command in (doctor, status, stats, usage, key, trace, up, leave, config, completion):
     cli.add_command(command)

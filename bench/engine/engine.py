@@ -20,9 +20,9 @@ from mycelia.bench.engine.target import FIRST_PLAIN_TOKEN, Settings, Target, Tim
 from mycelia.bench.plans import EngineBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineRequest, EngineTokens
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.node.models.find import find_model
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
 
@@ -140,7 +140,7 @@ WORKLOADS = (
 
 async def bench_engine(bench: EngineBench) -> Report:
     """Run the benchmark. Raises LocalError when a measurement fails."""
-    model, settings = resolve_model(bench.model), Settings(bench.threads, bench.cells, bench.slots)
+    model, settings = find_model(bench.model), Settings(bench.threads, bench.cells, bench.slots)
     runs, against, seed = bench.runs, bench.against, bench.seed
     if against:
         check_installed()

@@ -16,9 +16,9 @@ import trio
 
 from mycelia.bench.engine.engine import OWN_TOKENS, SHARED_TOKENS, OurEngine, at_once
 from mycelia.bench.engine.target import FIRST_PLAIN_TOKEN
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.node.models.find import find_model
 
 PROMPTS, ANSWER_TOKENS = 4, 24
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    trio.run(measure, resolve_model(options.model), options.runs, options.threads)
+    trio.run(measure, find_model(options.model), options.runs, options.threads)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from mycelia.node.commands.options import bootstrap_option, data_dir_option, swa
     epilog="""\b
 Examples:
   mycelia node
+  mycelia node --model qwen3-4b                             a model of the catalogue, fetched if it is not here
+  mycelia node --model hf:Qwen/Qwen3-8B-GGUF:Q4_K_M         any GGUF model of Hugging Face
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
   mycelia node --bootstrap /dnsaddr/bootstrap.example.org   join through the nodes that a name lists
   mycelia node --announce /ip4/203.0.113.7/tcp/7117         behind a router that forwards this port
@@ -50,7 +52,8 @@ Examples:
     default="smollm2",
     show_default=True,
     metavar="NAME|PATH",
-    help="Model to serve: a registered name or a GGUF file; 'fake' needs no model and answers with letters, for tests.",
+    help="Model to serve: a GGUF file, smollm2, or a model that is fetched if it is not here: a name of 'mycelia model"
+    " catalogue', hf:OWNER/REPO:QUANT or a URL; 'fake' needs no model and answers with letters, for tests.",
 )
 @click.option(
     "--api-port", type=click.IntRange(0, 65_535), help="Port of the HTTP API; 0 takes any free one.  [default: 7118]"
@@ -258,6 +261,7 @@ def node(
         read_swarm_key,
         read_tensor_split,
     )
+    from mycelia.node.commands.fetching import model_here, other_name
     from mycelia.node.network.addresses import default_listen
     from mycelia.node.settings import DEFAULT_API_HOST, DEFAULT_API_PORT, DEFAULT_PORT, NodeSettings
     from mycelia.node.storage.data_dir import default_data_dir
@@ -267,7 +271,9 @@ def node(
     if swarm and swarm_key is not None:
         raise click.UsageError("give --swarm (a swarm with members) or --swarm-key (a key without), not both")
     where = data_dir or default_data_dir()
+    log.configure(logging.DEBUG if debug else logging.INFO)
     is_default = context.get_parameter_source("model") is ParameterSource.DEFAULT
+    asked, model = model, model_here(model)
     model = model_in_swarm(where, swarm, "" if is_default else model) or model
     host = api_host or DEFAULT_API_HOST
     key = "" if context.find_root().params["isolated"] else os.environ.get("MYCELIA_API_KEY", "")
@@ -287,7 +293,7 @@ def node(
         allowed_hosts=check_hosts(allow_host),
         tls_cert=check_tls(tls_cert, tls_key),
         tls_key=tls_key,
-        aliases=read_aliases(alias),
+        aliases=(*read_aliases(alias), *other_name(asked, model)),
         threads=threads,
         slots=slots,
         cells=cells,
@@ -307,7 +313,6 @@ def node(
         exit_with_parent=exit_with_parent,
         debug=debug,
     )
-    log.configure(logging.DEBUG if debug else logging.INFO)
     from mycelia.node.run import run_node
 
     trio.run(run_node, settings)

@@ -121,7 +121,7 @@ Examples:
 @data_dir_option
 @json_option
 def models(data_dir: Path | None, as_json: bool) -> None:
-    """List the models of the swarm, as far as the local node and its peers know them.
+    """List what the swarm serves, as far as the local node and its peers know (model files: 'mycelia model').
 
     The column 'nodes' is the least number of nodes that serve the model; 'connected' is how many of them the local node
     is connected to. Any model in the list can be asked for.

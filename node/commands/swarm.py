@@ -61,7 +61,7 @@ Examples:
     default="smollm2",
     show_default=True,
     metavar="NAME|PATH",
-    help="Model of every node: a registered name or a GGUF file; 'fake' needs no model.",
+    help="Model of every node, as for 'mycelia node'; 'fake' needs no model.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of each engine.")
 @click.option(
@@ -76,7 +76,8 @@ def local(count: int, delay_ms: float, model: str, threads: int, root: Path | No
 
     A node that ends is reported, and the others go on.
     """
+    from mycelia.node.commands.fetching import model_here
     from mycelia.node.terminal.swarm import run_swarm
 
-    options = ("--model", model, "--threads", str(threads))
+    options = ("--model", model_here(model, in_log=False), "--threads", str(threads))
     run(lambda: run_swarm(count, delay_ms / 1000, options, root, console(), restarts))

@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from mycelia.node.doctor.network import Line
-from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
+from mycelia.node.doctor.processor import unused_instructions
+from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.node.engine.probe.probe import Library, Model, Problem, Question, probe
 from mycelia.node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
 from mycelia.node.engine.sizing import Device
 from mycelia.node.errors import one_line
+from mycelia.node.models.find import find_model, served_name
 from mycelia.node.version import VERSION
 from mycelia.proto.cache.tier import GIB, MIB
 from mycelia.proto.wire.errors import LocalError
@@ -119,7 +121,7 @@ def examine(model: str, data_dir: Path) -> Report:
         data_dir=one_line(str(data_dir)),
         disk_free_bytes=disk_bytes,
         packaged_model=one_line(str(packaged)) if packaged else None,
-        model=_model(one_line(model_name(model)), one_line(str(path)), found) if found else None,
+        model=_model(one_line(served_name(model, path)), one_line(str(path)), found) if found and path else None,
         faults=faults,
     )
 
@@ -127,7 +129,7 @@ def examine(model: str, data_dir: Path) -> Report:
 def _find(model: str) -> tuple[Path | None, str]:
     """The model's file, or the reason why there is none."""
     try:
-        return resolve_model(model), ""
+        return find_model(model), ""
     except LocalError as exc:
         return None, str(exc)
 
@@ -169,6 +171,8 @@ def _hints(library: Library | None, model: Model | None) -> list[str]:
             hints.append("llama.cpp is built for CUDA but sees no GPU: look at the driver with 'nvidia-smi'")
         elif NVIDIA_DEVICE.exists():
             hints.append("there is an NVIDIA GPU, and llama.cpp is not built for it: 'make node CUDA=1' does that")
+    if library and (hint := unused_instructions(library.features)):
+        hints.append(hint)
     if model and model.cells_note:
         hints.append(model.cells_note)
     if model and model.chat_problem:

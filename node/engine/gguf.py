@@ -59,13 +59,18 @@ def check_file(path: Path) -> None:
 def parts_of(path: Path) -> list[Path]:
     """All files of the model of which ``path`` is one, in order: ``NAME-00001-of-00003.gguf`` and so on, or ``path``
     alone."""
-    found = _PART.fullmatch(path.name)
+    return [path.with_name(name) for name in parts_of_name(path.name)]
+
+
+def parts_of_name(name: str) -> list[str]:
+    """The names of all files of the model, of which ``name`` is one."""
+    found = _PART.fullmatch(name)
     if found is None:
-        return [path]
+        return [name]
     num_parts = int(found[3])
     if not 1 <= int(found[2]) <= num_parts:
-        return [path]
-    return [path.with_name(f"{found[1]}-{number:05}-of-{num_parts:05}.gguf") for number in range(1, num_parts + 1)]
+        return [name]
+    return [f"{found[1]}-{number:05}-of-{num_parts:05}.gguf" for number in range(1, num_parts + 1)]
 
 
 def check_parts(path: Path) -> Path:

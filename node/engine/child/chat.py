@@ -69,6 +69,11 @@ class ChatTemplate:
         conversation that the template refuses in all forms."""
         return self._tokens_of(self._rendered(messages, tools, options, continues_final).parts())
 
+    @property
+    def reads_tools(self) -> bool:
+        """Whether the template describes functions itself; otherwise a system message does."""
+        return self._tools_renderer is not None and self._tools_renderer.abilities.reads_tools
+
     def text_tokens(self, text: str) -> list[int]:
         """The tokens of ``text`` without the template; spelled control tokens become control tokens. Raises
         TooLongError."""

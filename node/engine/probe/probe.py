@@ -40,6 +40,24 @@ class Library(Struct, frozen=True, tag="library"):
     built_for: list[str]
     can_offload: bool
     devices: list[Device]
+    features: list[str] = []
+    """Instructions of processors that this build uses, such as AVX2."""
+
+
+class Card(Struct, frozen=True):
+    """What a model is, for people."""
+
+    architecture: str
+    parameters: int
+    quantisation: str
+    has_template: bool
+    thinks: bool
+    reads_tools: bool
+    """Whether its template describes functions."""
+    format: str
+    """See ``node/formats``."""
+    cell_bytes: int
+    buffer_bytes: int
 
 
 class Model(Struct, frozen=True, tag="model"):
@@ -58,6 +76,7 @@ class Model(Struct, frozen=True, tag="model"):
     cells_note: str
     chat_problem: str = ""
     """The reason why the model cannot chat; empty: it can."""
+    card: Card | None = None
 
 
 class Problem(Struct, frozen=True, tag="problem"):

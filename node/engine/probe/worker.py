@@ -1,14 +1,16 @@
 """The process that answers the questions of ``mycelia doctor``, started by ``probe.py``."""
 
-import ctypes
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.llama.bindings import L, Log, bindings_version
-from mycelia.node.engine.child.llama.devices import library_version, read_shape
+from mycelia.node.engine.child.llama.devices import library_version, read_metadata, read_shape
 from mycelia.node.engine.child.llama.models import (
     find_gpus,
     keeps_states,
@@ -17,10 +19,15 @@ from mycelia.node.engine.child.llama.models import (
     load_model,
     model_params,
 )
-from mycelia.node.engine.child.template import Template
-from mycelia.node.engine.probe.probe import Finding, Library, Model, Problem, Question
+from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
+from mycelia.node.engine.probe.probe import Card, Finding, Library, Model, Problem, Question
 from mycelia.node.engine.sizing import CellBudget, CellChoice, Offload, choose_cells, free_after_weights, place_layers
+from mycelia.node.formats.choosing import format_name
 from mycelia.proto.wire.errors import LocalError
+
+_FEATURE = re.compile(r"(\w+) = 1\b")
+_SIZES = {"Small": "_S", "Medium": "_M", "Large": "_L"}
+"""llama.cpp's words for the last letter of a quantisation's name."""
 
 
 def inspect_library() -> Library:
@@ -30,6 +37,7 @@ def inspect_library() -> Library:
         built_for=list_backends(),
         can_offload=bool(L.llama_supports_gpu_offload()),
         devices=list_devices(),
+        features=_FEATURE.findall((L.llama_print_system_info() or b"").decode("utf-8", "replace")),
     )
 
 
@@ -43,15 +51,27 @@ def inspect_model(path: Path, question: Question) -> Model:
     params.no_alloc = True
     params.load_mode = L.LLAMA_LOAD_MODE_NONE  # With a mapped file llama.cpp abort()s.
     model = load_model(path, params, log)
-    shape, text = read_shape(L, model), ctypes.create_string_buffer(256)
-    L.llama_model_desc(model, text, len(text))
+    shape = read_shape(L, model)
     placement = place_layers(shape.num_layers, offload, gpus)
     choice = CellChoice(question.cells)
     if not question.cells:
         budget = CellBudget(question.slots, question.host_bytes)
         choice = choose_cells(shape, placement, free_after_weights(shape, placement), budget)
+    vocabulary = ModelVocabulary(model)
+    template = ChatTemplate(vocabulary.chat_template, vocabulary, tools_text=vocabulary.tools_template)
+    card = Card(
+        architecture=read_metadata(L, model, "general.architecture"),
+        parameters=int(L.llama_model_n_params(model)),
+        quantisation=_quantisation(model),
+        has_template=bool(vocabulary.chat_template),
+        thinks="+" in format_name(vocabulary.chat_template, vocabulary.has_token),
+        reads_tools=template.reads_tools,
+        format=format_name(vocabulary.chat_template, vocabulary.has_token),
+        cell_bytes=shape.cell_bytes,
+        buffer_bytes=shape.batch_bytes,
+    )
     return Model(
-        description=text.value.decode("utf-8", "replace"),
+        description=f"{card.architecture} {_rounded(card.parameters)} {card.quantisation}",
         weight_bytes=shape.weight_bytes,
         trained_tokens=shape.trained_tokens,
         keeps_states=keeps_states(model),
@@ -61,16 +81,21 @@ def inspect_model(path: Path, question: Question) -> Model:
         cells=choice.cells,
         cells_bytes=choice.cells * shape.cell_bytes,
         cells_note=choice.note,
-        chat_problem=_chat_problem(L.llama_model_chat_template(model, None) or b""),
+        chat_problem=template.problem,
+        card=card,
     )
 
 
-def _chat_problem(source: bytes) -> str:
-    try:
-        Template(source.decode("utf-8", "replace"), str)
-    except LocalError as exc:
-        return str(exc)
-    return ""
+def _quantisation(model: Any) -> str:
+    """Such as Q4_K_M."""
+    told = (L.llama_ftype_name(L.llama_model_ftype(model)) or b"").decode("utf-8", "replace")
+    name, _, size = told.removeprefix("(guessed) ").partition(" - ")
+    return name.split(" ")[0] + _SIZES.get(size, "")
+
+
+def _rounded(parameters: int) -> str:
+    """A number of parameters as models' names have it, such as 135M or 8B."""
+    return f"{parameters / 1e9:.1f}B".replace(".0B", "B") if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
 
 
 def _say(finding: Finding) -> None:

@@ -1,0 +1,97 @@
+"""The catalogue: models that can be named in one word, with what one wants to know before fetching them."""
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mycelia.node.engine.models import FAKE_MODEL, PACKAGED_MODELS
+from mycelia.node.models.names import MAIN, HubModel, read_name
+from mycelia.proto.wire.errors import LocalError
+
+OWN_FILE = "catalogue.toml"
+MAX_BYTES, MAX_MODELS = 262_144, 1_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_BUFFER_BYTES = 300_000_000
+"""What an engine takes besides weights and KV cells: buffers of a batch, and its program."""
+
+Line = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    source: Line
+    parameters: Line
+    size_mb: Annotated[int, Meta(ge=1, le=10_000_000)]
+    cell_bytes: Annotated[int, Meta(ge=0, le=100_000_000)]
+    """Keys and values of one token."""
+    context: Annotated[int, Meta(ge=1, le=100_000_000)]
+    licence: Line
+    about: Line
+    revision: Line = MAIN
+
+    @property
+    def model(self) -> HubModel:
+        found = read_name(self.source)
+        if not isinstance(found, HubModel):
+            raise LocalError(f"its source {self.source!r} is not of the form hf:OWNER/REPO:QUANT")
+        return HubModel(found.repo, found.wanted, self.revision)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.size_mb * 1_000_000
+
+    def memory_bytes(self, tokens: int) -> int:
+        """An estimate of the memory for weights, buffers and ``tokens`` tokens of context."""
+        return self.size_bytes + _BUFFER_BYTES + tokens * self.cell_bytes
+
+
+Catalogue = dict[str, Entry]
+
+
+def load_catalogue() -> Catalogue:
+    """The catalogue of the program, with the user's own. Raises LocalError that names the file and the mistake."""
+    from platformdirs import user_config_path
+
+    own = user_config_path("mycelia", appauthor=False) / OWN_FILE
+    built_in = files("mycelia.node.models").joinpath(OWN_FILE).read_text("utf-8")
+    return read_catalogue(OWN_FILE, built_in) | (read_catalogue(str(own), _text(own)) if own.exists() else {})
+
+
+def read_catalogue(where: str, text: str) -> Catalogue:
+    """The models in ``text``. Raises LocalError, in one line that begins with ``where``."""
+    try:
+        tables = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        raise LocalError(f"{where} is not TOML: {exc}") from exc
+    if len(tables) > MAX_MODELS:
+        raise LocalError(f"{where} has {len(tables)} models: at most {MAX_MODELS}")
+    return {name: _entry(where, name, table) for name, table in tables.items()}
+
+
+def _entry(where: str, name: str, table: object) -> Entry:
+    place = f"{where}: [{name}]"
+    if not _NAME.fullmatch(name) or name in PACKAGED_MODELS or name == FAKE_MODEL:
+        raise LocalError(f"{place} cannot be the name of a model: small letters, digits and . _ - make a free name")
+    try:
+        entry = msgspec.convert(table, Entry)
+        _ = entry.model  # (its check)
+    except (msgspec.ValidationError, LocalError) as exc:
+        raise LocalError(f"{place} {exc}") from exc
+    return entry
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise LocalError(f"{path} has more than {MAX_BYTES} bytes")
+        return data.decode()
+    except OSError as exc:
+        raise LocalError(f"cannot read {path}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise LocalError(f"{path} is not UTF-8 text") from exc
