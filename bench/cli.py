@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.group(
     epilog=epilog(
         "bench engine",
+        "bench model qwen3-4b",
         "bench engine --against llama-server --threads 2 --json > engine.json",
         "bench index --against dynamo",
         "bench gossip --nodes 200",
@@ -56,6 +57,25 @@ def engine(plan: plans.EngineBench) -> "Report":
     from mycelia.bench.engine.engine import bench_engine
 
     return run(partial(bench_engine, plan))
+
+
+@bench.command(
+    epilog=epilog("bench model smollm2", "bench model qwen3-4b --threads 8", "bench model ./model.gguf --json")
+)
+@click.argument("name")
+@options_of(plans.ModelBench)
+@as_json
+def model(plan: plans.ModelBench, name: str, as_json: bool) -> None:
+    """What the model NAME does on this machine: prefill and decode rates, memory, and how many clients it can serve.
+
+    NAME is as for 'mycelia node --model', of a model that is on this machine. Takes about a minute with a small model.
+    """
+    from mycelia.bench.engine.model import bench_model, legend
+    from mycelia.bench.report.report import show
+
+    show(run(partial(bench_model, name, plan)), as_json)
+    if not as_json:
+        click.echo(legend())
 
 
 @_measures(plans.IndexBench, "--peers 100 --residencies 100000 --against dynamo")

@@ -20,7 +20,7 @@ RANDOM = "random"
 
 
 def _model() -> Any:
-    return setting("smollm2", "Model to serve: a registered name, or a GGUF file.", metavar="NAME|PATH")
+    return setting("smollm2", "Model to serve, as for 'mycelia node'; it must be on this machine.", metavar="NAME|PATH")
 
 
 def _threads() -> Any:
@@ -53,6 +53,20 @@ class EngineBench:
     against: str | None = setting(
         None, "Measure this engine too, run for run, and print ratios.", choices=["llama-server"]
     )
+    seed: int = _seed("the prompts")
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    threads: int | None = setting(
+        None, "Threads of the engine.  [default: all usable processor cores]", least=1, most=1_024
+    )
+    slots: int = setting(8, "Most answers at once.", least=1, most=64)
+    prompt_tokens: int = setting(512, "Length of the prompt whose prefill is measured.", least=16, most=100_000)
+    gpu_layers: int | None = setting(
+        None, "Layers on GPUs; 0: none.  [default: all, if there is a GPU]", "--gpu-layers", least=0, most=10_000
+    )
+    runs: int = _runs(3)
     seed: int = _seed("the prompts")
 
 

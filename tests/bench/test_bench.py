@@ -3,15 +3,18 @@
 import json
 import os
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from mycelia.bench.engine import internals
+from mycelia.bench.engine import model as model_bench
 from mycelia.bench.engine.engine import OWN_TOKENS, SHARED_TOKENS, WORKLOADS, OurEngine, _Prompts
 from mycelia.bench.engine.internals import Bench, measure_shares
 from mycelia.bench.engine.target import Settings
-from mycelia.bench.plans import GossipBench, IndexBench, ScaleBench
+from mycelia.bench.plans import GossipBench, IndexBench, ModelBench, ScaleBench
 from mycelia.bench.report.report import report_of, row_of, show
 from mycelia.bench.routing.index import bench_index, make_population
 from mycelia.bench.scale.gossip import bench_gossip
@@ -20,6 +23,7 @@ from mycelia.node.engine import ipc
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine
 from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.errors import LocalError
 
 
@@ -44,6 +48,36 @@ async def test_a_completion_is_timed_and_counted() -> None:
     warm = await target.complete([*prompt, 7], 4)
     assert cold.cached_tokens == 0 and warm.cached_tokens == len(prompt)
     assert 0 <= cold.ttft_s <= cold.total_s and 1 <= cold.completion_tokens <= 4
+
+
+async def test_what_one_model_does_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneEngine(FakeEngine):
+        pid, num_cells = os.getpid(), 512
+
+    @asynccontextmanager
+    async def opened(settings: EngineSettings) -> AsyncIterator[FakeEngine]:
+        assert settings.slots == 4 and settings.model_path == resolve_model("smollm2")
+        yield OneEngine()
+
+    monkeypatch.setattr(model_bench, "open_engine", opened)
+    report = await model_bench.bench_model("smollm2", ModelBench(slots=4, prompt_tokens=32, runs=2))
+    rows = {row.name: row for row in report.rows}
+    names = ["prefill_rate", "decode_rate_1", "decode_rate_2", "decode_rate_4", "engine_memory", "kv_cells"]
+    assert [*rows] == [*names, "answers_at_once", "conversations"] and rows["prefill_rate"].runs == 2
+    assert all(row.value > 0 for row in report.rows) and rows["answers_at_once"].value <= 4
+    with pytest.raises(LocalError, match="mycelia model pull hf:no/model"):
+        await model_bench.bench_model("hf:no/model", ModelBench())
+
+
+def test_clients_are_counted_by_what_they_need() -> None:
+    run = model_bench.Run(prefill_rate=100.0, decode_rates={1: 12.0, 2: 18.0, 4: 19.0, 8: 20.0})
+    assert model_bench.readable(run) == 2, "four would get less than 5 tokens/s each"
+    assert model_bench.conversations(run) == 5, "60 s / (100 / 100 + 200 / 20)"
+    assert (
+        model_bench.readable(model_bench.Run(1.0, {1: 4.0}))
+        == model_bench.conversations(model_bench.Run(1.0, {1: 0.0}))
+        == 0
+    )
 
 
 def test_shared_workloads_share_exactly_their_prefix() -> None:
