@@ -33,7 +33,7 @@ from mycelia.node.requests.serving import serve_generate_stream
 from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.node.storage.saving import Kept, StateSaver, restored
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.node.version import VERSION
+from mycelia.node.version import AGENT, VERSION, version_in
 from mycelia.node.views import (
     NodeState,
     PeerRow,
@@ -66,7 +66,7 @@ class Node:
         network: Network,
         epoch: int,
         kept: Kept | None = None,
-        config: OverlayConfig = OverlayConfig(agent=f"mycelia/{VERSION}"),  # noqa: B008  frozen
+        config: OverlayConfig = OverlayConfig(agent=AGENT),  # noqa: B008  frozen
         policy: Policy | None = None,
         drain: Drain | None = None,
         requests: RequestLog | None = None,
@@ -301,6 +301,7 @@ class Node:
             connected_s=round(view.connected_s, 1),
             path=path.kind if path else "",
             relay=peer_text(path.relay) if path and path.relay else "",
+            version=version_in(view.agent),
         )
 
     def _perform_request(self, effect: RequestEffect) -> None:

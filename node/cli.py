@@ -21,6 +21,7 @@ from mycelia.node.commands.node import node
 from mycelia.node.commands.observe import identity, models, peers, stats, status, trace, tree, up
 from mycelia.node.commands.private_swarm import invite, join
 from mycelia.node.commands.swarm import swarm
+from mycelia.node.commands.upgrade import upgrade
 from mycelia.node.errors import first_error, one_line
 from mycelia.node.plugins import Program
 from mycelia.proto.wire.errors import MyceliaError
@@ -47,7 +48,8 @@ Examples:
   mycelia join mycelia1...                        join it from another machine
   mycelia key add alice                           make an API key, with --requests-per-minute 60 a limited one
   mycelia usage --days 7                          show what each API key used
-  mycelia doctor                                  check this machine and its network""",
+  mycelia doctor                                  check this machine and its network
+  mycelia upgrade --check                         compare with the versions of the swarm""",
 )
 @click.version_option(package_name="mycelia")
 @click.option(
@@ -73,7 +75,7 @@ def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
 
 for command in (node, ask, chat, swarm, invite, join, peers, models, model, tree, identity):
     cli.add_command(command)
-for command in (doctor, status, stats, usage, key, trace, up, leave, config, completion):
+for command in (doctor, status, stats, usage, key, trace, up, leave, upgrade, config, completion):
     cli.add_command(command)
 
 
