@@ -3,7 +3,7 @@
 import os
 import random
 import secrets
-import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -32,14 +32,17 @@ from mycelia.node.network.supervise import supervised
 from mycelia.node.plugins import OWN_POLICY, policies
 from mycelia.node.private_swarm.member import PrivateSwarm
 from mycelia.node.queries import reach
+from mycelia.node.reload.process_signals import follow_signals
+from mycelia.node.reload.reloading import LiveParts, Reloader, keys_with_own
 from mycelia.node.requests.drain import Drain
-from mycelia.node.serve.api_keys import ApiKey, local_key
+from mycelia.node.serve.api_keys import ApiKey
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.server import bind_api, bind_other_loopback, serve_http, url_of
 from mycelia.node.serve.http.tls import load_tls
 from mycelia.node.settings import UNNAMED, NodeSettings
 from mycelia.node.storage.data_dir import PUBLIC, prepare_data_dir
 from mycelia.node.storage.identity_file import load_or_create_identity
+from mycelia.node.storage.layout import open_layout
 from mycelia.node.storage.private_swarms import state_dir_of
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
 from mycelia.node.storage.saving import load_kept
@@ -56,16 +59,18 @@ log = structlog.get_logger()
 OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 
 
-async def run_node(settings: NodeSettings) -> None:
-    """Runs a node until SIGINT or SIGTERM and its clean end. Raises LocalError for problems that the user can solve."""
+async def run_node(settings: NodeSettings, read: Callable[[], NodeSettings] | None = None) -> None:
+    """Runs a node until SIGINT or SIGTERM and its clean end. read: see ``Reloader``. Raises LocalError for problems
+    that the user can solve."""
     model_path = Path(FAKE_MODEL) if settings.model == FAKE_MODEL else resolve_model(settings.model)
-    drain = Drain()
+    drain, reloader = Drain(), Reloader(settings, read)
     async with trio.open_nursery() as nursery:
-        await nursery.start(_leave_on_signal, drain, settings.drain_s, nursery.cancel_scope)
+        await nursery.start(follow_signals, drain, reloader, nursery.cancel_scope)
         if settings.exit_with_parent:
             nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
         log.info("loading_model", model=str(model_path))
-        await host_node(settings, lambda: open_engine(_engine_settings(settings, model_path)), drain)
+        opened = partial(open_engine, _engine_settings(settings, model_path))
+        await host_node(settings, opened, drain, reloader)
     log.info("left")
 
 
@@ -73,20 +78,23 @@ async def host_node(
     settings: NodeSettings,
     opened: OpenEngine,
     drain: Drain,
+    reloader: Reloader | None = None,
     task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Runs a node with the engine that ``opened`` gives, until cancelled. One process may run several nodes."""
+    """Runs a node with the engine that ``opened`` gives, until cancelled. One process may run several nodes. reloader:
+    None: the settings never change."""
     data_dir = prepare_data_dir(settings.data_dir)
     swarms = [settings, in_public(settings)] if settings.public else [settings]
     for address in (address for one in swarms for address in one.listen):
         parse_listen(address)
-    # (commands on this machine have a key of their own, which no limit concerns)
-    own_key = secrets.token_hex(24) if settings.api_keys else ""
-    keys = (*settings.api_keys, local_key(own_key)) if own_key else ()
+    own_key = secrets.token_hex(24)
+    keys = keys_with_own(settings.api_keys, own_key)
+    context = load_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     with locked(data_dir):
+        open_layout(data_dir)
         async with (
             open_usage(data_dir, keys) as usage,
-            _gateway(settings, keys, usage, drain) as (gateway, api_url),
+            _gateway(settings, keys, usage, drain, context) as (gateway, api_url),
             open_request_log(data_dir if settings.journal else None) as requests,
             opened() as engine,
             trio.open_nursery() as nursery,
@@ -95,8 +103,12 @@ async def host_node(
             join = partial(_run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public)
             nodes: list[Node] = [await nursery.start(join, one) for one in swarms]
             nursery.start_soon(shares.run)
-            gateway.open(Swarms(*nodes, aliases=dict(settings.aliases), usage=usage))
-            _tell_ready(settings, nodes, api_url, own_key)
+            swarms_api = Swarms(*nodes, aliases=dict(settings.aliases), usage=usage)
+            reloader = reloader or Reloader(settings)
+            write_run = partial(_write_run, api_url, nodes[0].state().peer)
+            gateway.open(swarms_api, reloader.reload)
+            reloader.follow(LiveParts(gateway, usage, context, own_key, swarms_api.set_aliases, write_run))
+            _tell_ready(settings, nodes, api_url)
             task_status.started(nodes[0])
 
 
@@ -232,10 +244,13 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
 
 @asynccontextmanager
 async def _gateway(
-    settings: NodeSettings, keys: tuple[ApiKey, ...], usage: UsageMeter, drain: Drain
+    settings: NodeSettings,
+    keys: tuple[ApiKey, ...],
+    usage: UsageMeter,
+    drain: Drain,
+    context: ssl.SSLContext | None,
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """The node's HTTP, which answers that the model is loading until it is opened, and its URL."""
-    context = load_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
     listener = bind_api(settings.api_host, settings.api_port)
     listeners = [listener, *filter(None, [bind_other_loopback(listener)])]
     url = url_of(listener, is_encrypted=context is not None)
@@ -246,12 +261,16 @@ async def _gateway(
         nursery.cancel_scope.cancel()
 
 
-def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str, key: str) -> None:
-    """Writes the run file and the line of the log that programs wait for."""
-    states = [node.state() for node in nodes]
+def _write_run(api_url: str, peer: str, settings: NodeSettings, key: str) -> None:
+    """Writes the run file. key: that of commands on this machine; empty: they need none."""
     cert = str(settings.tls_cert.absolute()) if settings.tls_cert else ""
-    info = RunInfo(os.getpid(), api_url, states[0].peer, key, _name_of(settings), settings.public, cert)
+    info = RunInfo(os.getpid(), api_url, peer, key, _name_of(settings), settings.public, cert)
     write_run_info(settings.data_dir, info)
+
+
+def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str) -> None:
+    """Logs the line that programs wait for."""
+    states = [node.state() for node in nodes]
     log.info(
         "ready",
         peer=states[0].peer,
@@ -264,28 +283,6 @@ def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str, key
     )
     if not settings.bootstrap and (settings.public or not settings.swarm):
         log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
-
-
-async def _leave_on_signal(
-    drain: Drain, drain_s: float, scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """The first SIGINT or SIGTERM lets the node finish its answers, the second ends it cleanly, the third kills it."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as receiver:
-        task_status.started()
-        signals = aiter(receiver)
-        log.info("leaving", signal=signal.Signals(await anext(signals)).name)
-        async with trio.open_nursery() as nursery:
-
-            async def cut_short() -> None:
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(cut_short)
-            await drain.leave(drain_s)
-            nursery.cancel_scope.cancel()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # (only here: the block above ends by restoring Python's handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    scope.cancel()
 
 
 async def _cancel_with_parent(scope: trio.CancelScope) -> None:

@@ -46,6 +46,10 @@ class Swarms:
         self.health = home.health
         self.recent_requests, self.requests_changed = home.recent_requests, home.requests_changed
 
+    def set_aliases(self, aliases: Mapping[str, str]) -> None:
+        """Other names of models from now on. Mutates."""
+        self.aliases = aliases
+
     @property
     def model(self) -> str:
         return self._home.model

@@ -198,6 +198,39 @@ class PeerRow(msgspec.Struct, frozen=True):
     """direct, punched (both sides opened their routers for it), relayed, or LAN."""
     relay: str = ""
     """The peer through which a relayed connection leads."""
+    version: str = ""
+    """The version of Mycelia that the peer reports, which may be any; empty: none, as of another program."""
+
+
+class UpgradeView(msgspec.Struct, frozen=True):
+    """What ``mycelia upgrade`` prints."""
+
+    version: str
+    """The version of the running node or, without --check, of this program."""
+    installed: str
+    """The version of this program."""
+    newest: str
+    """The newest version that a connected peer reports; empty: none does."""
+    is_newer: bool
+    """Whether ``newest`` is newer than ``version``."""
+    peers: int
+    """Connected peers that report a version."""
+    newer_peers: int
+    newer_networks: int
+    """The networks (an IPv4 /24 or IPv6 /48, say) of those peers: one stranger can be many peers in few of them."""
+    kind: str
+    """archive, image, pipx, uv, checkout or wheel."""
+    upgrade: str
+    """What to do, as the end of a sentence."""
+
+
+class ReloadView(msgspec.Struct, frozen=True):
+    """What ``mycelia config reload`` prints."""
+
+    changed: list[str]
+    """Keys of the section [node] whose new values the node uses from now on."""
+    needs_restart: list[str]
+    """Keys whose new values it uses from its next start on."""
 
 
 class ModelRow(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from mycelia.node.views import (
     FailedView,
     ModelRow,
     NodeState,
+    ReloadView,
     RequestRow,
     TraceView,
     TreeRowView,
@@ -68,6 +69,21 @@ async def fetch_usage(info: RunInfo, num_days: int) -> list[UsageRow]:
 async def fetch_trace(info: RunInfo, prefix: str) -> TraceView:
     """Raises LocalError, also for a request that the node does not know."""
     return await _get(info, f"/api/trace/{prefix}", TraceView)
+
+
+async def reload_config(info: RunInfo) -> ReloadView:
+    """Makes the node read its configuration again. Raises LocalError, also with what is wrong in it."""
+    try:
+        async with http_client(info, httpx.Timeout(10)) as http:
+            response = await http.post("/api/reload")
+        if response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+            raise LocalError(msgspec.json.decode(response.content, type=FailedView).message)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise LocalError("the running node is of an earlier version: restart it")
+        response.raise_for_status()
+        return msgspec.json.decode(response.content, type=ReloadView)
+    except HTTP_ERRORS as exc:
+        raise no_answer(info, exc) from exc
 
 
 def key_header(info: RunInfo) -> dict[str, str]:

@@ -2,14 +2,20 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mycelia.node.commands.config_file import Schema, Setting, default_file, nothing_set
-from mycelia.node.commands.options import json_option
+from mycelia.node.commands.options import data_dir_option, json_option
 from mycelia.node.commands.running import console
 from mycelia.node.plugins import COMMANDS, Program
 from mycelia.node.storage.files import replacing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mycelia.node.views import ReloadView
 
 
 @click.group(
@@ -17,7 +23,8 @@ from mycelia.node.storage.files import replacing
 Examples:
   mycelia config init                                write a file with all settings as comments
   mycelia config show                                show each setting, and where its value is from
-  MYCELIA_NODE_THREADS=4 mycelia config show"""
+  MYCELIA_NODE_THREADS=4 mycelia config show
+  mycelia config reload                              make the running node take over changes"""
 )
 def config() -> None:
     """Show or write the configuration.
@@ -98,6 +105,34 @@ def path(context: click.Context) -> None:
     click.echo(_file(context))
 
 
+@config.command(
+    epilog="""\b
+Examples:
+  mycelia key add alice && mycelia config reload
+  mycelia config reload --json | jq .needs_restart"""
+)
+@data_dir_option
+@json_option
+@click.pass_context
+def reload(context: click.Context, data_dir: Path | None, as_json: bool) -> None:
+    """Make the running node read its configuration again, as SIGHUP does.
+
+    It takes over API keys and their limits, aliases, --cors, --allow-host, --drain and the certificate. The other
+    settings that have changed are listed: they need a restart. Options of its command line stay as they were given.
+    """
+    from mycelia.node.client.local import reload_config
+    from mycelia.node.commands.running import print_view, run, running
+
+    settings = Schema(_root(context)).read(context.find_root().params.get("config"), os.environ)
+    configured = settings.get(("", "data_dir"))
+    where = data_dir or (Path(str(configured.value)) if configured else None)
+
+    async def ask() -> None:
+        print_view(await reload_config(running(where)), as_json, _show_reload)
+
+    run(ask)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -114,6 +149,13 @@ def completion(context: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(_root(context), {}, "mycelia", "_MYCELIA_COMPLETE").source())
+
+
+def _show_reload(console: "Console", view: "ReloadView") -> None:
+    changed = f"in use from now on: {', '.join(view.changed)}" if view.changed else "nothing changed"
+    console.print(f"the node has read its configuration; {changed}")
+    if view.needs_restart:
+        console.print(f"these need a restart: {', '.join(view.needs_restart)}")
 
 
 def _root(context: click.Context) -> click.Group:

@@ -21,8 +21,8 @@ Examples:
 def key() -> None:
     """Make, list and remove API keys with names and limits.
 
-    The keys are sections [keys.NAME] of the configuration file, which has only their hashes. A node reads them when it
-    starts. With keys, every HTTP request needs one.
+    The keys are sections [keys.NAME] of the configuration file, which has only their hashes. A running node reads them
+    with 'mycelia config reload'. With keys, every HTTP request needs one.
     """
 
 
@@ -64,7 +64,7 @@ def add(
     section = section_of(name, digest_of(made.encode()), limits)
     _write(path, f"{text.rstrip()}\n\n{section}" if text.strip() else section)
     click.echo(made)
-    click.echo(f"it is in {path}, as a hash; a node uses it when it starts", err=True)
+    click.echo(f"it is in {path}, as a hash; a running node takes it over with: mycelia config reload", err=True)
 
 
 @key.command(
@@ -106,7 +106,7 @@ Examples:
 @click.argument("name")
 @click.pass_context
 def remove(context: click.Context, name: str) -> None:
-    """Remove the key NAME. A running node accepts it until it is restarted."""
+    """Remove the key NAME. A running node accepts it until 'mycelia config reload'."""
     import tomllib
 
     path, text, sections = _sections(context)
@@ -126,7 +126,7 @@ def remove(context: click.Context, name: str) -> None:
     if not is_right:
         raise click.ClickException(f"the section [keys.{name}] of {path} has an unusual form: remove it by hand")
     _write(path, without)
-    click.echo(f"removed {name}; a running node accepts it until it is restarted")
+    click.echo(f"removed {name}; a running node accepts it until: mycelia config reload")
 
 
 @click.command(

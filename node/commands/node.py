@@ -1,10 +1,8 @@
 """``mycelia node``: run a node, with all its options."""
 
-import os
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from mycelia.node.commands.options import bootstrap_option, data_dir_option, swarm_key_option, swarm_option
 
@@ -203,116 +201,21 @@ Examples:
 @click.option("--exit-with-parent", is_flag=True, help="Leave when standard input ends, for programs that start nodes.")
 @click.option("--debug", is_flag=True, help="Log everything, and check the engine's invariants when it is idle.")
 @click.pass_context
-def node(
-    context: click.Context,
-    listen: tuple[str, ...],
-    announce: tuple[str, ...],
-    bootstrap: tuple[str, ...],
-    swarm: str,
-    swarm_key: Path | None,
-    public: bool,
-    data_dir: Path | None,
-    model: str,
-    api_port: int | None,
-    api_host: str | None,
-    api_key_file: Path | None,
-    keys: tuple[str, ...],
-    cors: tuple[str, ...],
-    allow_host: tuple[str, ...],
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    alias: tuple[str, ...],
-    threads: int | None,
-    slots: int | None,
-    cells: int | None,
-    gpu_layers: int | None,
-    tensor_split: str,
-    main_gpu: int | None,
-    ram_tier: int | None,
-    cache_dir: Path | None,
-    disk_tier: float | None,
-    exact: bool,
-    policy: str,
-    drain_s: float,
-    relay: bool,
-    mdns: bool,
-    no_port_mapping: bool,
-    no_journal: bool,
-    exit_with_parent: bool,
-    debug: bool,
-) -> None:
-    """Run a node: join the swarm and serve a model until Ctrl-C."""
+def node(context: click.Context, /, **_: object) -> None:
+    """Run a node: join the swarm and serve a model until Ctrl-C.
+
+    SIGHUP or 'mycelia config reload' makes a running node read its configuration again.
+    """
     import logging
+    from functools import partial
 
     import trio
 
     from mycelia.node import log
-    from mycelia.node.commands.checks import (
-        check_announce,
-        check_cors,
-        check_hosts,
-        check_listen,
-        check_policy,
-        check_tls,
-        model_in_swarm,
-        read_aliases,
-        read_api_keys,
-        read_bootstrap,
-        read_swarm_key,
-        read_tensor_split,
-    )
-    from mycelia.node.commands.fetching import model_here, other_name
-    from mycelia.node.network.addresses import default_listen
-    from mycelia.node.settings import DEFAULT_API_HOST, DEFAULT_API_PORT, DEFAULT_PORT, NodeSettings
-    from mycelia.node.storage.data_dir import default_data_dir
+    from mycelia.node.commands.node_settings import settings_again, settings_of
 
-    if tensor_split and main_gpu is not None:
-        raise click.UsageError("give --tensor-split (several GPUs) or --main-gpu (one GPU), not both")
-    if swarm and swarm_key is not None:
-        raise click.UsageError("give --swarm (a swarm with members) or --swarm-key (a key without), not both")
-    where = data_dir or default_data_dir()
-    log.configure(logging.DEBUG if debug else logging.INFO)
-    is_default = context.get_parameter_source("model") is ParameterSource.DEFAULT
-    asked, model = model, model_here(model)
-    model = model_in_swarm(where, swarm, "" if is_default else model) or model
-    host = api_host or DEFAULT_API_HOST
-    key = "" if context.find_root().params["isolated"] else os.environ.get("MYCELIA_API_KEY", "")
-    settings = NodeSettings(
-        data_dir=where,
-        model=model,
-        listen=check_listen(listen or default_listen(DEFAULT_PORT)),
-        announce=check_announce(announce),
-        bootstrap=read_bootstrap(bootstrap),
-        swarm_key=read_swarm_key(swarm_key),
-        swarm=swarm,
-        public=public and bool(swarm or swarm_key),
-        api_port=DEFAULT_API_PORT if api_port is None else api_port,
-        api_host=host,
-        api_keys=read_api_keys(host, api_key_file, key, keys),
-        cors_origins=check_cors(cors),
-        allowed_hosts=check_hosts(allow_host),
-        tls_cert=check_tls(tls_cert, tls_key),
-        tls_key=tls_key,
-        aliases=(*read_aliases(alias), *other_name(asked, model)),
-        threads=threads,
-        slots=slots,
-        cells=cells,
-        gpu_layers=gpu_layers,
-        tensor_split=read_tensor_split(tensor_split),
-        main_gpu=main_gpu,
-        ram_tier_mib=ram_tier,
-        cache_dir=cache_dir,
-        disk_tier_gib=disk_tier,
-        exact=exact,
-        policy=check_policy(policy),
-        drain_s=drain_s,
-        relay=relay,
-        mdns=mdns,
-        port_mapping=not no_port_mapping,
-        journal=not no_journal,
-        exit_with_parent=exit_with_parent,
-        debug=debug,
-    )
+    log.configure(logging.DEBUG if context.params["debug"] else logging.INFO)
+    settings = settings_of(context)
     from mycelia.node.run import run_node
 
-    trio.run(run_node, settings)
+    trio.run(run_node, settings, partial(settings_again, context, settings.model))

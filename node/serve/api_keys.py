@@ -8,7 +8,8 @@ MAX_KEYS = 1_024
 LOCAL = "local"
 """The name of the programs on this machine: of all clients of a node without keys, and of the commands of one with
 keys, which have a key that is new at each start."""
-_LOCAL_CLIENT = hashlib.sha256(b"mycelia: the commands of this machine").digest()[:16]
+LOCAL_CLIENT = hashlib.sha256(b"mycelia: the commands of this machine").digest()[:16]
+"""The client that those commands are."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ApiKey:
     @property
     def client(self) -> bytes:
         """The client whose share of the node its requests take."""
-        return _LOCAL_CLIENT if self.name == LOCAL else self.digest[:16]
+        return LOCAL_CLIENT if self.name == LOCAL else self.digest[:16]
 
 
 def digest_of(key: bytes) -> bytes:

@@ -7,6 +7,7 @@ one, and its origin does not matter. Only the page, which asks its reader for th
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -34,12 +35,13 @@ from mycelia.node.serve.http.server import serve_http
 from mycelia.node.serve.local.local import LOCAL_PREFIX, local_routes, refusal
 from mycelia.node.serve.local.observe import observe_routes
 from mycelia.node.serve.local.page import PAGE, page_routes
+from mycelia.node.serve.local.reload import reload_routes
 from mycelia.node.serve.openai.api import openai_routes
 from mycelia.node.serve.openai.errors import openai_refusal
 from mycelia.node.serve.probes import LOADING, OPEN_PROBES, health_routes, probe_routes
 from mycelia.node.serve.responses.api import responses_routes
 from mycelia.node.telemetry.usage import UsageMeter
-from mycelia.node.views import FailedView
+from mycelia.node.views import FailedView, ReloadView
 
 log = structlog.get_logger()
 
@@ -75,18 +77,30 @@ class Gateway:
         self._drain = drain
         self._usage = usage or UsageMeter()
         self._limits = KeyLimits(access.keys, self._usage.tokens_today, time.monotonic, time.time)
-        self._app = self._made([*health_routes(lambda: LOADING), *page_routes()], is_loading=True)
+        self._is_loading = True
+        self._routes = [*health_routes(lambda: LOADING), *page_routes()]
+        self._app = self._made()
 
-    def open(self, api: Api) -> None:
-        """Serve ``api`` from now on. Mutates."""
+    def open(self, api: Api, reload: Callable[[], ReloadView] | None = None) -> None:
+        """Serve ``api`` from now on. reload: see ``reload_routes``; None: there is no such path. Mutates."""
         # (routes are tried in order)
         of_apis = [*openai_routes(api), *responses_routes(api), *anthropic_routes(api), *probe_routes(api)]
-        self._app = self._made([*of_apis, *local_routes(api), *observe_routes(api), *page_routes()])
+        self._routes = [*of_apis, *local_routes(api), *observe_routes(api), *page_routes()]
+        if reload is not None:
+            self._routes += reload_routes(reload)
+        self._is_loading = False
+        self._app = self._made()
+
+    def set_access(self, access: Access) -> None:
+        """Other clients from now on. Requests that have begun are answered to their end. Mutates."""
+        self._access = access
+        self._limits.set_keys(access.keys)
+        self._app = self._made()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def _made(self, routes: list[Route], is_loading: bool = False) -> Starlette:
+    def _made(self) -> Starlette:
         open_paths = [PAGE, *OPEN_PROBES]
         access = self._access
         if access.keys:
@@ -102,7 +116,8 @@ class Gateway:
             gate = Middleware(
                 LocalGate, refusal=_refusal, origins=access.origins, open_paths=open_paths, hosts=access.hosts
             )
-        return _app(routes, access, gate, None if is_loading else self._drain, is_loading)
+        drain = None if self._is_loading else self._drain
+        return _app(self._routes, access, gate, drain, self._is_loading)
 
 
 def make_app(

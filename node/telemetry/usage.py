@@ -96,7 +96,8 @@ class UsageMeter:
     ) -> None:
         """data_dir: None: nothing is kept on disk. The caller must hold the directory's lock. wall: Unix seconds."""
         self._folder = data_dir / FOLDER if data_dir else None
-        self._names = {key.client: key.name for key in keys} | {b"": LOCAL}
+        self._names: dict[bytes, str] = {}
+        self.set_keys(keys)
         self._wall = wall
         self._tables: dict[str, Table] = {}
         """Day -> its table: today's, and earlier ones that are not written yet."""
@@ -104,6 +105,10 @@ class UsageMeter:
         self._failure = ""
         self.totals: Table = {}
         """The sums since the start."""
+
+    def set_keys(self, keys: Iterable[ApiKey]) -> None:
+        """Other keys from now on. Requests of removed ones that still run count as those of others. Mutates."""
+        self._names = {key.client: key.name for key in keys} | {b"": LOCAL}
 
     # --- writing ----------------------------------------------------------------------------------------------------
 

@@ -48,12 +48,19 @@ class KeyLimits:
         self._tokens_today = tokens_today
         self._clock = clock
         self._wall = wall
-        now = clock()
-        self._uses = {key.name: _Use(key.limits.requests_per_minute or 0, now) for key in keys}
+        self._uses: dict[str, _Use] = {}
+        self.set_keys(keys)
+
+    def set_keys(self, keys: Iterable[ApiKey]) -> None:
+        """Other keys from now on. What keys of the same name have used stays. Mutates."""
+        now = self._clock()
+        self._uses = {
+            key.name: self._uses.get(key.name) or _Use(key.limits.requests_per_minute or 0, now) for key in keys
+        }
 
     def enter(self, key: ApiKey) -> Refused | None:
         """Counts a request; call ``leave`` at its end. Refused: it is not counted. Mutates."""
-        use, limits = self._uses[key.name], key.limits
+        use, limits = self._uses.setdefault(key.name, _Use(0, self._clock())), key.limits
         if limits.tokens_per_day is not None and (used := self._tokens_today(key.name)) >= limits.tokens_per_day:
             left_s = DAY_S - int(self._wall()) % DAY_S
             message = f"the key {key.name} has used {used} tokens of {limits.tokens_per_day} for today (UTC)"
@@ -73,7 +80,8 @@ class KeyLimits:
 
     def leave(self, key: ApiKey) -> None:
         """A counted request has ended. Mutates."""
-        self._uses[key.name].num_running -= 1
+        if key.name in self._uses:  # (the key may have been removed meanwhile)
+            self._uses[key.name].num_running -= 1
 
 
 def _spelled(seconds: int) -> str:

@@ -85,10 +85,11 @@ class Tls:
         return b"".join(pieces)
 
 
-def load_tls(cert: Path, key: Path | None) -> ssl.SSLContext:
-    """The server's side of TLS. key: None: it is in the file of the certificate. Raises LocalError that names the file
-    and what is wrong with it."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+def load_tls(cert: Path, key: Path | None, context: ssl.SSLContext | None = None) -> ssl.SSLContext:
+    """The server's side of TLS. key: None: it is in the file of the certificate. context: the one whose next
+    connections use the files, which must have been loaded without an error before; None: a new one. Raises LocalError
+    that names the file and what is wrong with it."""
+    context = context or ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     _check_pem(cert, "CERTIFICATE", "")
