@@ -12,6 +12,7 @@ from mycelia.node.errors import Attempt
 from mycelia.node.network import addresses
 from mycelia.node.network.events import EventQueue
 from mycelia.node.network.identity import Identity
+from mycelia.node.network.libp2p.unused import without_unused
 from mycelia.node.network.network import (
     Connected,
     Disconnected,
@@ -73,20 +74,21 @@ class Libp2pNetwork:
     code uses the methods of ``Network``."""
 
     def __init__(self, settings: NetworkSettings, handlers: Mapping[str, StreamHandler]) -> None:
-        from mycelia.node.network.libp2p.autonat import AutoNat
-        from mycelia.node.network.libp2p.discovery import Discovery
-        from mycelia.node.network.libp2p.duplicates import Duplicates
-        from mycelia.node.network.libp2p.gossip.gossip import Gossip as GossipService
-        from mycelia.node.network.libp2p.host import Host
-        from mycelia.node.network.libp2p.joining import Joining
-        from mycelia.node.network.libp2p.liveness import Liveness
-        from mycelia.node.network.libp2p.peers import PeerTable
-        from mycelia.node.network.libp2p.punching import Punching
-        from mycelia.node.network.libp2p.relay_server import RelayServer
-        from mycelia.node.network.libp2p.relaying import Relaying
-        from mycelia.node.network.libp2p.starvation import Starvation
-        from mycelia.node.network.libp2p.streams import Streams
-        from mycelia.node.network.libp2p.upgrading import Upgrades
+        with without_unused():
+            from mycelia.node.network.libp2p.autonat import AutoNat
+            from mycelia.node.network.libp2p.discovery import Discovery
+            from mycelia.node.network.libp2p.duplicates import Duplicates
+            from mycelia.node.network.libp2p.gossip.gossip import Gossip as GossipService
+            from mycelia.node.network.libp2p.host import Host
+            from mycelia.node.network.libp2p.joining import Joining
+            from mycelia.node.network.libp2p.liveness import Liveness
+            from mycelia.node.network.libp2p.peers import PeerTable
+            from mycelia.node.network.libp2p.punching import Punching
+            from mycelia.node.network.libp2p.relay_server import RelayServer
+            from mycelia.node.network.libp2p.relaying import Relaying
+            from mycelia.node.network.libp2p.starvation import Starvation
+            from mycelia.node.network.libp2p.streams import Streams
+            from mycelia.node.network.libp2p.upgrading import Upgrades
 
         self._settings = settings
         self.events_queue = EventQueue()
