@@ -244,6 +244,13 @@ class ChaosBench:
     model: str = _model()
     threads: int = _threads()
     exact: bool = setting(True, "Run the nodes in exact mode, or not.", "--exact/--fast")
+    other_version: Path | None = setting(
+        None,
+        "Folder with the packages of another version, as 'pip install --no-deps --target FOLDER' makes it: every second"
+        " node runs that version.",
+        path="folder",
+        metavar="FOLDER",
+    )
     seed: int = _seed("the faults and the order of the prompts")
 
     @property

@@ -90,7 +90,8 @@ async def bench_chaos(bench: ChaosBench) -> Report:
         expected = await _undisturbed(bench, asks, Path(root) / "calm", progress)
         order = [number % bench.num_prompts for number in range(bench.num_streams)]
         random.Random(f"order {bench.seed}").shuffle(order)  # noqa: S311
-        async with open_nodes(bench.num_nodes, bench.options, Path(root) / "faults", bench.faults) as nodes:
+        opened = open_nodes(bench.num_nodes, bench.options, Path(root) / "faults", bench.faults, bench.other_version)
+        async with opened as nodes:
             injector = FaultInjector(nodes, bench.faults, bench.every_s, random.Random(f"faults {bench.seed}"))  # noqa: S311
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(injector.run)

@@ -73,13 +73,15 @@ class Nodes:
         ports: Sequence[int],
         clocks: Sequence[Path],
         proxies: Sequence[DelayProxy],
+        other_version: Path | None = None,
     ) -> None:
         """clocks: a file for each node that moves its clock; empty: clocks are true. proxies: one in front of each
-        node; empty: nodes announce their own ports."""
+        node; empty: nodes announce their own ports. other_version: the packages that every second node runs."""
         self._swarm = swarm
         self._options = options
         self._ports = ports
         self._clocks = clocks
+        self._other_version = other_version
         self.proxies = proxies
         for proxy, port in zip(proxies, ports, strict=bool(proxies)):
             proxy.forward_to(port)
@@ -90,6 +92,8 @@ class Nodes:
         """For the first time, or again. Returns at once."""
         listen = f"/ip4/127.0.0.1/tcp/{self._ports[number]}"
         command = (*_with_clock(self._clocks[number]), *COMMAND) if self._clocks else COMMAND
+        if self._other_version and number % 2:
+            command = (*of_version(self._other_version), *command)
         options = [*self._options, "--listen", listen]
         if self.proxies:
             options += ["--announce", f"/ip4/127.0.0.1/tcp/{self.proxies[number].port}"]
@@ -111,10 +115,15 @@ class Nodes:
 
 @asynccontextmanager
 async def open_nodes(
-    count: int, options: Sequence[str], root: Path, faults: Collection[str] = ()
+    count: int,
+    options: Sequence[str],
+    root: Path,
+    faults: Collection[str] = (),
+    other_version: Path | None = None,
 ) -> AsyncIterator[Nodes]:
     """``count`` nodes that know each other; leaving ends them. options: for ``mycelia node``, the same for all. faults:
-    to be injected later. Raises LocalError when nodes do not start in time, or a fault needs a missing program."""
+    to be injected later. other_version: see ``Nodes``. Raises LocalError when nodes do not start in time, or a fault
+    needs a missing program."""
     await trio.Path(root).mkdir(exist_ok=True)
     clocks = [root / f"{_CLOCK_FILE}-{number}" for number in range(count)] if CLOCK in faults else []
     if clocks and not can_move_clocks():
@@ -128,7 +137,7 @@ async def open_nodes(
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(open_delay_proxy(0.0)) for _ in range(num_proxies)]
         swarm = await stack.enter_async_context(open_local_swarm(root))
-        made = Nodes(swarm, options, _free_ports(count), clocks, proxies)
+        made = Nodes(swarm, options, _free_ports(count), clocks, proxies, other_version)
         for number in range(len(clocks)):
             made.move_clock(number, 0)
         with in_time(START_DEADLINE_S, "the swarm did not come up in time"):
@@ -167,6 +176,11 @@ def can_slow_disks() -> bool:
 def _faketime() -> Path | None:
     places = [found for folder in _LIBRARIES for found in Path(folder).glob(f"**/faketime/{_FAKETIME}")]
     return min(places, default=None)
+
+
+def of_version(folder: Path) -> tuple[str, ...]:
+    """The start of a command that runs the packages in ``folder`` instead of this version's."""
+    return ("env", f"PYTHONPATH={folder.absolute()}")
 
 
 def _with_clock(file: Path) -> tuple[str, ...]:
