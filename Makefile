@@ -32,11 +32,11 @@ ifneq ($(CUDA)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test coverage nightly interop lab check fuzz soak lock format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test coverage nightly mixed interop lab check fuzz soak dist try pythons image release-check lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 	@echo "Options: PYTHON=python3.12 (which Python), CUDA=1 (build for NVIDIA GPUs), CMAKE_ARGS=... (for llama.cpp)"
 
 $(ready): setup.cfg pyproject.toml constraints.txt scripts/setup scripts/llama.cmake $(recheck)
@@ -102,6 +102,7 @@ check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/mypy examples scripts
+	MYPYPATH=packaging .venv/bin/mypy packaging/dist.py packaging/archive.py
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/codespell
 	.venv/bin/python scripts/english.py
@@ -134,6 +135,24 @@ soak: MINUTES = 30
 soak: $(ready)  ## real nodes under load while others are killed, MINUTES=30 of it: whether anything piles up
 	@.venv/bin/mycelia bench soak --minutes $(MINUTES) $(ARGS)
 
+mixed: $(ready)  ## a swarm of the last release and of this commit, killed and restarted for three minutes
+	@.venv/bin/python -m pytest -m mixed tests/e2e $(PYTEST_ARGS)
+
+dist: $(ready)  ## make the packages of this commit in dist/; ARGS=--python-only without the archive, GPU=vulkan with that
+	@.venv/bin/python packaging/dist.py $(if $(GPU),--gpu $(GPU)) $(ARGS)
+
+try:  ## try the packages in dist/ on a bare Debian, as a user would (needs root); ARGS="archive wheel" some of them
+	@packaging/try-packages $(ARGS)
+
+pythons: $(ready)  ## try the wheel in dist/ with Python 3.11 to 3.14; ARGS="3.12" one of them
+	@packaging/try-pythons $(ARGS)
+
+image:  ## build the container image of the archive in dist/ and try it; ARGS=--cuda for NVIDIA GPUs
+	@packaging/image $(ARGS)
+
+release-check: $(ready)  ## all of a release but its publication (an hour; needs root); ARGS=--rehearse before its commit
+	@packaging/release-check $(ARGS)
+
 lock:  ## write constraints.txt anew from setup.cfg; ARGS=--upgrade for the newest versions, too
 	@scripts/lock $(ARGS)
 
@@ -154,5 +173,5 @@ evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours)
 	@.venv/bin/python -m mycelia.bench.evaluation.make $(ARGS)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv build dist *.egg-info tests/interop/js/node_modules tests/interop/clients/node_modules tests/interop/agents/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
+	rm -rf .venv .builds build dist *.egg-info tests/interop/js/node_modules tests/interop/clients/node_modules tests/interop/agents/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("proto", "sim", "node", "bench", "tests", "examples", "scripts")
+FOLDERS = ("proto", "sim", "node", "bench", "tests", "examples", "scripts", "packaging")
 RULES = {
     "begins without a noun": re.compile(r"\A\(?(Of|That|Likewise|And|Until)\b"),
     "pronoun for a program or a person": re.compile(r"\b(he|his|him|himself|whoever)\b", re.IGNORECASE),

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "proto").glob("*.md")])
-FOLDERS = "proto|node|sim|bench|tests|docs|scripts|examples"
+FOLDERS = "proto|node|sim|bench|tests|docs|scripts|examples|packaging"
 BY_FILE_UNDER_TESTS = "security.md"
 """The page that, as it says itself, names tests by their file under ``tests/``."""
 
