@@ -6,7 +6,7 @@ ARGS ?=
 N ?= 4
 # (one more than two cores: tests of real processes also wait)
 JOBS ?= 3
-export PYTHON CUDA CMAKE_ARGS
+export PYTHON CUDA CUDA_ARCHS VULKAN CMAKE_ARGS
 # Tests, demos and benchmarks start hundreds of processes; without bytecode each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Several engines share the cores: a thread of one that waits busily takes time from the others (half of all).
@@ -28,18 +28,19 @@ pythons := .venv/clients/.ready
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
 recheck := recheck
 endif
-ifneq ($(CUDA)$(CMAKE_ARGS),)
+ifneq ($(CUDA)$(VULKAN)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test coverage nightly mixed interop lab check fuzz soak dist try pythons image release-check lock format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test gpu-test cuda-build generic-build coverage nightly mixed interop lab check fuzz soak dist try pythons image release-check lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
-	@echo "Options: PYTHON=python3.12 (which Python), CUDA=1 (build for NVIDIA GPUs), CMAKE_ARGS=... (for llama.cpp)"
+	@echo "Options: PYTHON=python3.12 (which Python), CUDA=1 (build for NVIDIA GPUs), VULKAN=1 (for others)"
 
-$(ready): setup.cfg pyproject.toml constraints.txt scripts/setup scripts/llama.cmake $(recheck)
+$(ready): setup.cfg pyproject.toml constraints.txt scripts/setup scripts/steps.sh scripts/llama.sh \
+    scripts/llama.cmake $(recheck)
 	@scripts/setup
 
 setup: $(ready)  ## make .venv with everything in it, llama.cpp included
@@ -89,6 +90,21 @@ $(models): scripts/test_models.py | $(ready)
 
 test: $(ready) $(gemma) $(programs) $(models)  ## run the tests, JOBS=3 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
+
+# The next three compile llama.cpp again, beside .venv, and keep it in .builds.
+gpu-test: $(ready)  ## run the tests of GPUs without a GPU: Vulkan on the processor (8 CPU minutes to build, once)
+	@scripts/gpu-test $(PYTEST_ARGS)
+
+plugins := tests/node/engine/child/llama/test_plugins.py
+cuda-build: $(ready)  ## compile for NVIDIA GPUs without a toolkit or a GPU, and load it (47 CPU minutes)
+	@CUDA_ARCHS="$(or $(CUDA_ARCHS),86)" scripts/llama-build cuda
+	@LLAMA_CPP_LIB_PATH=$(CURDIR)/.builds/cuda/lib .venv/bin/python -m pytest $(plugins) $(PYTEST_ARGS)
+	@LLAMA_CPP_LIB_PATH=$(CURDIR)/.builds/cuda/lib .venv/bin/mycelia doctor --offline
+
+generic-build: $(ready)  ## compile for many machines, as packages need it, and compare its speed (14 CPU minutes)
+	@scripts/llama-build generic
+	@LLAMA_CPP_LIB_PATH=$(CURDIR)/.builds/generic/lib .venv/bin/python -m pytest $(plugins) $(PYTEST_ARGS)
+	@.venv/bin/python scripts/build_speed.py .builds/generic/lib $(ARGS)
 
 coverage: $(ready) $(gemma) $(programs) $(models)  ## run the tests, say which lines none of them ran, and fail below the floors
 	@rm -rf .coverage && mkdir .coverage

@@ -2,3 +2,9 @@
 # helpers for command-line tools to be built. Nothing in the Python package loads them, and they take a third of the
 # compile time. A plain variable has priority over the forced cache entry.
 set(LLAMA_BUILD_COMMON OFF)
+
+# CUDA's libraries from the package index lie where the system's loader does not look: beside this package, or where
+# scripts/llama.sh put them.
+if(MYCELIA_CUDA_LIBRARIES)
+    add_link_options("LINKER:-rpath,$ORIGIN/../../nvidia/cu13/lib" "LINKER:-rpath,${MYCELIA_CUDA_LIBRARIES}")
+endif()

@@ -8,6 +8,7 @@ never an exception.
 import os
 import platform
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from msgspec import Struct
 
 from mycelia.node.doctor.network import Line
 from mycelia.node.doctor.processor import unused_instructions
+from mycelia.node.engine.backends import BUILD_CUDA, BUILD_VULKAN, no_gpu_reason, unusable_backend
 from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.node.engine.probe.probe import Library, Model, Problem, Question, probe
 from mycelia.node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
@@ -30,6 +32,10 @@ LEAST_DISK_BYTES = 16 * MIB
 PACKAGED_MODEL = "smollm2"
 NVIDIA_DEVICE = Path("/dev/nvidia0")
 """It exists when NVIDIA's driver runs and has a GPU."""
+DRM_DEVICES = Path("/sys/class/drm")
+"""Linux lists the GPUs here that programs may compute on, as renderD128 and so on."""
+_VULKAN_VENDORS = {"0x1002": "AMD", "0x8086": "Intel"}
+"""Makers of GPUs by their PCI numbers."""
 
 
 class LlamaCpp(Struct, frozen=True):
@@ -167,10 +173,14 @@ def _devices(library: Library, memory: int | None) -> list[Device]:
 def _hints(library: Library | None, model: Model | None) -> list[str]:
     hints = []
     if library and not any(device.kind in ("gpu", "igpu") for device in library.devices):
-        if "CUDA" in library.built_for:
-            hints.append("llama.cpp is built for CUDA but sees no GPU: look at the driver with 'nvidia-smi'")
-        elif NVIDIA_DEVICE.exists():
-            hints.append("there is an NVIDIA GPU, and llama.cpp is not built for it: 'make node CUDA=1' does that")
+        started = [name for name in library.built_for if name not in library.unusable]
+        hints += [one_line(unusable_backend(name, reason)) for name, reason in library.unusable.items()]
+        if reason := no_gpu_reason(started):
+            hints.append(reason)
+        if NVIDIA_DEVICE.exists() and "CUDA" not in library.built_for:
+            hints.append(f"there is an NVIDIA GPU, and llama.cpp is not built for it: {BUILD_CUDA}")
+        elif (vendor := _vulkan_vendor()) and "Vulkan" not in library.built_for:
+            hints.append(f"there is a GPU of {vendor}, and llama.cpp is not built for it: {BUILD_VULKAN}")
     if library and (hint := unused_instructions(library.features)):
         hints.append(hint)
     if model and model.cells_note:
@@ -178,6 +188,15 @@ def _hints(library: Library | None, model: Model | None) -> list[str]:
     if model and model.chat_problem:
         hints.append(f"this model serves /v1/completions, but no conversations: {one_line(model.chat_problem)}")
     return hints
+
+
+def _vulkan_vendor() -> str:
+    """The maker of a GPU that Vulkan can use; empty: there is none."""
+    for file in sorted(DRM_DEVICES.glob("render*/device/vendor")):
+        with suppress(OSError):
+            if vendor := _VULKAN_VENDORS.get(file.read_text().strip()):
+                return vendor
+    return ""
 
 
 def _model(name: str, path: str, found: Model) -> ModelReport:

@@ -99,6 +99,8 @@ def log_loaded(message: ipc.Loaded, info: ModelInfo, pid: int | None, threads: i
     log.info("engine_ready", pid=pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
     if message.offload:
         log.info("on_gpu", layers=message.offload)
+    if message.no_gpu:
+        log.warning("no_gpu", reason=message.no_gpu)
     if message.cells_note:
         log.warning("few_kv_cells", reason=message.cells_note)
     if message.chat_problem:

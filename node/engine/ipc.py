@@ -137,6 +137,8 @@ class Loaded(_Frame, frozen=True):
     """The reason if there are fewer cells than usual; else empty."""
     offload: str = ""
     """A text for people that names the layers on GPUs; empty: none."""
+    no_gpu: str = ""
+    """The reason if llama.cpp is built for GPUs and none is used; else empty."""
     cache_tokens: int = 0
     """Maximum number of tokens of idle prefixes in KV cells and host memory."""
     piece_ends: bytes = b""

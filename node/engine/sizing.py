@@ -12,6 +12,7 @@ allocate memory, and in a few models the layers have different numbers of heads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mycelia.node.engine.backends import BUILD_CUDA, BUILD_VULKAN, no_gpu_reason
 from mycelia.proto.wire.errors import LocalError
 
 DEFAULT_CELLS = 8192
@@ -35,8 +36,6 @@ MAX_GPUS = 16
 MAX_SHARE = 1_000_000
 MAX_LAYERS = 10_000
 """The largest models have a few hundred layers; a larger number is a typing error."""
-
-_NO_GPU_BACKENDS = ("CPU", "BLAS", "RPC")
 
 
 @dataclass(frozen=True)
@@ -149,16 +148,10 @@ def usable_gpus(devices: Sequence[Device], offload: Offload, backends: Sequence[
     if offload.layers == 0:
         return ()
     if not gpus and offload.asks_for_gpu:
-        built = [name for name in backends if name not in _NO_GPU_BACKENDS]
-        if built:
-            raise LocalError(
-                f"llama.cpp is built for {', '.join(built)} but sees no GPU here: look at the driver"
-                " ('nvidia-smi' for NVIDIA), or leave out the GPU options"
-            )
-        raise LocalError(
-            "llama.cpp is built for the processor alone: 'make node CUDA=1' builds it for NVIDIA GPUs;"
-            " or leave out the GPU options"
+        reason = no_gpu_reason(backends) or (
+            f"llama.cpp is built for the processor alone: {BUILD_CUDA}, {BUILD_VULKAN}"
         )
+        raise LocalError(f"{reason}; or leave out the GPU options")
     if offload.main_gpu is not None:
         if offload.main_gpu >= len(gpus):
             raise LocalError(f"there is no GPU {offload.main_gpu}: they are 0 to {len(gpus) - 1} here")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mycelia.node.engine import ipc
+from mycelia.node.engine.backends import no_gpu_reason
 from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.embedder import Embedder
 from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
@@ -29,7 +30,7 @@ from mycelia.node.engine.child.job import REPORT_ROWS, Limits
 from mycelia.node.engine.child.llama.bindings import bindings_version
 from mycelia.node.engine.child.llama.exact import ExactLlama, ExactStateLlama
 from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama
-from mycelia.node.engine.child.llama.models import keeps_states, model_digest, open_model
+from mycelia.node.engine.child.llama.models import keeps_states, list_backends, model_digest, open_model
 from mycelia.node.engine.child.llama.states import StateLlama
 from mycelia.node.engine.child.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
 from mycelia.node.engine.child.renders import SWITCH_S, Renders
@@ -144,6 +145,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         cells=llama.num_cells,
         cells_note=llama.cells_note,
         offload=llama.placement.describe(),
+        no_gpu="" if llama.offloaded or message.gpu_layers == 0 or message.exact else no_gpu_reason(list_backends()),
         cache_tokens=tier_tokens + (0 if demote_idle else llama.num_cells),
         piece_ends=piece_ends,
         pieces=pieces,

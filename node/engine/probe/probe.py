@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from mycelia.node.engine.backends import missing_library_fix
 from mycelia.node.engine.child_process import child_environment, without_folder
 from mycelia.node.engine.sizing import Device
 
@@ -38,8 +39,11 @@ class Library(Struct, frozen=True, tag="library"):
     bindings: str
     """Version of llama-cpp-python."""
     built_for: list[str]
+    """Backends such as CUDA and CPU, with or without such a device."""
     can_offload: bool
     devices: list[Device]
+    unusable: dict[str, str] = {}
+    """The backends among them that did not start on this machine, with the reasons."""
     features: list[str] = []
     """Instructions of processors that this build uses, such as AVX2."""
 
@@ -120,4 +124,5 @@ def _death(done: subprocess.CompletedProcess[bytes], *, was_over_model: bool) ->
         how = signal.strsignal(-done.returncode) or f"signal {-done.returncode}"
     if was_over_model:
         return f"llama.cpp died over the model ({how}: {last}): the file is damaged, or of a kind that it cannot load"
-    return f"llama.cpp cannot be used ({how}: {last}): 'make setup' builds it"
+    fix = missing_library_fix(last) or "'make setup' builds it"
+    return f"llama.cpp cannot be used ({how}: {last}): {fix}"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mycelia.node.engine.child.chat import ChatTemplate
-from mycelia.node.engine.child.llama.bindings import L, Log, bindings_version
+from mycelia.node.engine.child.llama.bindings import LIBRARY, L, Log, bindings_version
 from mycelia.node.engine.child.llama.devices import library_version, read_metadata, read_shape
 from mycelia.node.engine.child.llama.models import (
     find_gpus,
@@ -18,6 +18,7 @@ from mycelia.node.engine.child.llama.models import (
     list_devices,
     load_model,
     model_params,
+    unusable_backends,
 )
 from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
 from mycelia.node.engine.probe.probe import Card, Finding, Library, Model, Problem, Question
@@ -32,9 +33,10 @@ _SIZES = {"Small": "_S", "Medium": "_M", "Large": "_L"}
 
 def inspect_library() -> Library:
     return Library(
-        llama_cpp=library_version(L._lib),
+        llama_cpp=library_version(LIBRARY),
         bindings=bindings_version(),
         built_for=list_backends(),
+        unusable=unusable_backends(),
         can_offload=bool(L.llama_supports_gpu_offload()),
         devices=list_devices(),
         features=_FEATURE.findall((L.llama_print_system_info() or b"").decode("utf-8", "replace")),

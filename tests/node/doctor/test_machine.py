@@ -91,6 +91,7 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
     ("script", "words"),
     [
         ("import no_such_library", "No module named 'no_such_library'): 'make setup'"),
+        ("raise OSError('libvulkan.so.1: cannot open shared object file')", "install Vulkan's loader"),
         ("import os; print('a driver speaks', flush=True); os.abort()", "Aborted: no last words"),
         ("import time; time.sleep(600)", "said nothing"),
     ],
@@ -140,6 +141,26 @@ def test_hints_at_a_gpu_that_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_pa
     pretend(monkeypatch, msgspec.structs.replace(blind, built_for=["CPU"]))
     monkeypatch.setattr(checkup, "NVIDIA_DEVICE", Path(os.devnull))
     assert "CUDA=1" in examine("smollm2", tmp_path).hints[0]
+
+
+def test_hints_at_a_gpu_for_vulkan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blind = msgspec.structs.replace(LIBRARY, devices=[], can_offload=False, built_for=["CPU"])
+    pretend(monkeypatch, blind)
+    monkeypatch.setattr(checkup, "NVIDIA_DEVICE", tmp_path / "none")
+    monkeypatch.setattr(checkup, "DRM_DEVICES", tmp_path)
+    assert not examine("smollm2", tmp_path).hints
+    vendor = tmp_path / "renderD128" / "device" / "vendor"
+    vendor.parent.mkdir(parents=True)
+    for number, words in (("0x1af4", ""), ("0x1002", "GPU of AMD"), ("0x8086", "GPU of Intel")):
+        vendor.write_text(f"{number}\n")
+        hints = examine("smollm2", tmp_path).hints
+        assert bool(hints) == bool(words), "the GPU of a virtual machine is none for Vulkan"
+        assert all(words in hint and "VULKAN=1" in hint for hint in hints)
+    missing = {"Vulkan": "libvulkan.so.1: cannot open shared object file"}
+    pretend(monkeypatch, msgspec.structs.replace(blind, built_for=["Vulkan", "CPU"], unusable=missing))
+    report = examine("smollm2", tmp_path)
+    [hint] = report.hints
+    assert "built for Vulkan" in hint and "libvulkan1" in hint and report.ok
 
 
 def test_what_is_wrong_outside_is_a_problem_with_its_cure(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The low-level API of llama.cpp with common helpers: its log, an abort flag, its arrays of candidates.
 
-Only this folder imports llama.cpp.
+Only this folder imports llama.cpp. In a build for many machines, its backends are plug-ins, which the import loads.
 """
 
 import ctypes
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -12,8 +13,15 @@ import llama_cpp.llama_cpp as _bindings
 import numpy as np
 from numpy.typing import NDArray
 
+from mycelia.node.engine.child.llama.devices import Ggml
+
 # The bindings are declared by decorators that type checkers cannot see through.
 L: Any = _bindings
+LIBRARY: Any = _bindings._lib
+"""libllama as ctypes has loaded it. ggml's functions are found through it."""
+FOLDER = Path(LIBRARY._name).parent
+"""The folder of llama.cpp's libraries."""
+Ggml(LIBRARY).load_plugins(FOLDER)
 
 _LOG_LEVEL_ERROR = 4
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

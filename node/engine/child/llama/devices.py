@@ -2,9 +2,15 @@
 
 This file imports nothing of llama.cpp: callers pass the library or its bindings. The functions of ggml's device
 registry are declared here, because llama-cpp-python does not declare them.
+
+A build for many machines (GGML_BACKEND_DL) has its backends as plug-ins, and llama-cpp-python loads none. llama.cpp
+would then look for them beside Python's executable and in the current directory, and run what it finds there.
 """
 
 import ctypes
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from mycelia.node.engine.sizing import MICRO_BATCH_TOKENS, Device, ModelShape
@@ -12,6 +18,7 @@ from mycelia.node.engine.sizing import MICRO_BATCH_TOKENS, Device, ModelShape
 _KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
 """The values of ggml's enum ggml_backend_dev_type, in order."""
 MAX_LISTED = 64
+NO_DRIVER = "no driver offers a GPU"
 KV_BYTES = 2
 """Size of one number in the KV cache: a 16-bit float."""
 
@@ -25,7 +32,12 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_reg_count": (ctypes.c_size_t, []),
     "ggml_backend_reg_get": (ctypes.c_void_p, [ctypes.c_size_t]),
     "ggml_backend_reg_name": (ctypes.c_char_p, [ctypes.c_void_p]),
+    "ggml_backend_load_all_from_path": (None, [ctypes.c_char_p]),
 }
+
+_GPU_LIBRARY = re.compile(r"libggml-(cuda|vulkan|hip|musa|sycl|opencl)\.(so|dylib)[.\d]*")
+_BACKENDS = {"cuda": "CUDA", "vulkan": "Vulkan", "hip": "ROCm", "musa": "MUSA", "sycl": "SYCL", "opencl": "OpenCL"}
+"""The names that the libraries' backends have in ggml's registry."""
 
 
 class Ggml:
@@ -38,8 +50,32 @@ class Ggml:
             # A new function object: other code may declare the library's cached one differently.
             self._calls[name] = ctypes.CFUNCTYPE(result, *arguments)((name, library))
 
+    def load_plugins(self, folder: Path) -> None:
+        """Load the backends that are plug-ins, from ``folder`` alone: for the processor the fastest variant that it can
+        run, for GPUs those whose driver is there. Does nothing in a build whose backends are linked. Raises ImportError
+        if there is no backend at all."""
+        if self.backends():
+            return
+        self._call("load_all_from_path", os.fsencode(folder))
+        if not self.backends():
+            raise ImportError(f"llama.cpp's backends are missing in {folder}")
+
+    def unusable(self, folder: Path) -> dict[str, str]:
+        """The GPU backends in ``folder`` that did not start on this machine, with the reasons."""
+        present, reasons = self.backends(), dict[str, str]()
+        for path in sorted(folder.iterdir()):
+            found = _GPU_LIBRARY.fullmatch(path.name)
+            name = _BACKENDS[found[1]] if found else ""
+            if name and name not in present and name not in reasons:
+                try:
+                    ctypes.CDLL(str(path))
+                    reasons[name] = NO_DRIVER
+                except OSError as exc:
+                    reasons[name] = str(exc)
+        return reasons
+
     def backends(self) -> list[str]:
-        """The backends of this build, such as CUDA and CPU, with or without such a device."""
+        """The backends that work, such as CUDA and CPU, with or without such a device."""
         count = min(self._call("reg_count"), MAX_LISTED)
         return [_text(self._call("reg_name", self._call("reg_get", index))) for index in range(count)]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from mycelia.node.engine.child.llama.bindings import L, Log
+from mycelia.node.engine.child.llama.bindings import FOLDER, LIBRARY, L, Log
 from mycelia.node.engine.child.llama.devices import Ggml
 from mycelia.node.engine.gguf import parts_of
 from mycelia.node.engine.sizing import Device, Offload, usable_gpus
@@ -28,11 +28,17 @@ def _file_digest(path: Path) -> bytes:
 
 
 def list_devices() -> list[Device]:
-    return Ggml(L._lib).devices()
+    return Ggml(LIBRARY).devices()
 
 
 def list_backends() -> list[str]:
-    return Ggml(L._lib).backends()
+    """The backends of this build, such as CUDA and CPU, with or without such a device."""
+    return [*unusable_backends(), *Ggml(LIBRARY).backends()]
+
+
+def unusable_backends() -> dict[str, str]:
+    """The backends of this build that did not start on this machine, with the reasons."""
+    return Ggml(LIBRARY).unusable(FOLDER)
 
 
 def find_gpus(offload: Offload) -> tuple[Device, ...]:
