@@ -60,6 +60,7 @@ doing() {  # the latest progress in the log: "[12/83] ops.cpp" of a compiler, or
 }
 
 tell() {
+    [ -n "$terminal" ] || [ $((SECONDS - told)) -ge 10 ] || return 0
     local elapsed=$((SECONDS - started)) news line width
     news=$(doing) || true
     at=${news:-$at} # a page of compiler warnings can hide it
@@ -68,7 +69,7 @@ tell() {
         width=$(stty size <&1 2>/dev/null | cut -d' ' -f2)
         if [ "${width:-0}" -lt 20 ]; then width=80; fi
         printf '\r\033[K%s' "${line:0:width-1}"
-    elif [ $((SECONDS - told)) -ge 10 ]; then
+    else
         told=$SECONDS
         say "$line"
     fi
