@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 
@@ -107,12 +108,13 @@ def fetch_file(
     which gives up the file. Raises LocalError in one line; RefusedError if the server refuses the token.
     """
     partial = incomplete_of(target, remote)
-    with _only_writer(partial, target, watch) as file:
+    name = unquote(urlsplit(remote.url).path.rpartition("/")[2])
+    with _only_writer(partial, target, name, watch) as file:
         if file is None:
             return
         fetch = _Fetch(client, remote, file, partial, watch, sleep, check_header)
         if not fetch.is_whole():
-            watch.say(f"{target.name}: the bytes of an earlier try are damaged, so it is fetched anew")
+            watch.say(f"{name}: the bytes of an earlier try are damaged, so it is fetched anew")
             fetch.is_whole()
         with _writing(partial):
             os.fsync(file.fileno())
@@ -120,8 +122,9 @@ def fetch_file(
 
 
 @contextmanager
-def _only_writer(partial: Path, target: Path, watch: Watch) -> Iterator[BinaryIO | None]:
-    """The incomplete file, locked; None if ``target`` is there. Waits for another process that writes it."""
+def _only_writer(partial: Path, target: Path, name: str, watch: Watch) -> Iterator[BinaryIO | None]:
+    """The incomplete file, locked; None if ``target`` is there. Waits for another process that writes it. name: the
+    file's name for people."""
     while not target.exists():
         with _writing(partial):
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
@@ -129,7 +132,7 @@ def _only_writer(partial: Path, target: Path, watch: Watch) -> Iterator[BinaryIO
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                watch.say(f"another process is fetching {target.name}: waiting for it")
+                watch.say(f"another process is fetching {name}: waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _is_named(file, partial):
                 yield file

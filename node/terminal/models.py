@@ -36,7 +36,7 @@ class LineWatch:
     def show(self, done: int, total: int) -> None:
         now = time.monotonic()
         self._first = done if self._first is None else self._first
-        if now - self._told_s >= LINE_EVERY_S:
+        if now - self._told_s >= LINE_EVERY_S and done < total:
             self._told_s = now
             self.tell(done, total, (done - self._first) / max(now - self._began_s, 1e-3))
 

@@ -57,6 +57,11 @@ class Hub:
     on_request: Callable[[str], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def storage(self) -> str:
+        """Where the files themselves are: another origin, as hubs have it."""
+        return self.endpoint.replace("127.0.0.1", "localhost")
+
     def info(self) -> dict[str, object]:
         siblings = [
             {
@@ -125,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "X-Linked-Size": str(len(data)),
             }
             if with_body:
-                self._send(302, b"", linked | {"Location": f"{hub.endpoint}/cdn/{found[1]}"})
+                self._send(302, b"", linked | {"Location": f"{hub.storage}/cdn/{found[1]}"})
             else:  # (as a hub says it of a file at another host, where huggingface_hub does not look)
                 self._send(200, data, linked, with_body)
         else:
