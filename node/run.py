@@ -201,7 +201,7 @@ def _policy(settings: NodeSettings) -> Policy | None:
     if settings.policy == OWN_POLICY:
         return None
     rng = random.Random(os.urandom(16))  # noqa: S311  no secret
-    policy: Policy = policies().make_policy(settings.policy, rng, lambda one, chain: one)  # (the oracle alone looks)
+    policy: Policy = policies().make_policy(settings.policy, rng)
     return policy
 
 

@@ -146,7 +146,8 @@ class RequestConfig:
     max_waiting_per_slot: float = 4.0
     """Requests waiting at a node, per slot, above which an entry node sends it nothing new: a new request then waits
     for about as many others to end, however fast the node is. Nodes of a swarm at load 0.9 have up to 4 waiting. A node
-    that serves alone takes what its engine takes: no other node would be sooner."""
+    that serves alone takes what its engine takes: no other node would be sooner. Infinity: no prompt waits at its entry
+    node, and none is refused there because nodes are busy."""
     max_attempts: int = 8
     """Nodes tried for one request without a token of an answer, before it fails."""
     rest_s: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)

@@ -13,26 +13,21 @@ node still knows what is hidden: only choices change.
 - ``no-ageing``: old load reports count like fresh ones.
 - ``no-precision``: beliefs about caches count as true.
 - ``no-lateness``: observed lateness of a node does not count.
-- ``no-keep``: a conversation moves for the least gain.
 - ``no-dispatches``: the node forgets what it sent where, both as load and as cached tokens.
 - ``no-crowd``: computing tokens again costs no more where the swarm is busy.
-- ``no-luck``: always the cheapest node.
-- ``no-bounce``: no node hands a request back.
-- ``no-moves``: a request that does not begin in time stays where it is.
-- ``no-subscriptions``: load is reported to random nodes, and with replies.
+- ``no-hand_backs``, ``no-moves``, ``no-subscriptions``, ``no-bounds``, ``no-luck``, ``no-keeps``: without one of the
+  mechanisms that all rules have, see ``mechanisms.py``.
 """
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median_low
 
-import numpy as np
-
-from mycelia.proto.config import OverlayConfig, RoutingConfig
+from mycelia.proto.config import RoutingConfig
 from mycelia.proto.routing.candidates import Candidate, Candidates
-from mycelia.proto.routing.choose import Decision, Policy, choose
+from mycelia.proto.routing.choose import Policy, Rating, rate
+from mycelia.sim.mechanisms import MECHANISMS
 
 PREFIX = "mycelia-no-"
 
@@ -65,47 +60,27 @@ _ABLATIONS = {
     "hold": _Ablation(_hide(hold_s=0.0)),
     "recompute": _Ablation(config=RoutingConfig(recompute_weight=0.0, crowd_weight=0.0)),
     "crowd": _Ablation(config=RoutingConfig(crowd_weight=0.0)),
-    "luck": _Ablation(config=RoutingConfig(spread=0.0)),
     "load": _Ablation(config=RoutingConfig(load_exponent=0.0)),
     "ageing": _Ablation(config=RoutingConfig(load_half_life_s=1e9)),
     "precision": _Ablation(_hide(precision=1.0)),
     "lateness": _Ablation(_hide(lateness_s=0.0)),
-    "keep": _Ablation(config=RoutingConfig(keep_factor=1.0, keep_s=0.0)),
 }
 _DISPATCHES = "dispatches"
-_OF_THE_NODE: Mapping[str, Callable[[OverlayConfig], OverlayConfig]] = {
-    "bounce": lambda config: replace(config, routing=replace(config.routing, max_bounces=0)),
-    "moves": lambda config: replace(config, routing=replace(config.routing, max_moves=0)),
-    "subscriptions": lambda config: replace(config, vitals=replace(config.vitals, subscriptions=0)),
-}
-"""Ablations that are not in the choice itself."""
-ABLATIONS = tuple(PREFIX + term for term in (*_ABLATIONS, _DISPATCHES, *_OF_THE_NODE))
+TERMS = tuple(PREFIX + term for term in (*_ABLATIONS, _DISPATCHES))
+ABLATIONS = (*TERMS, *(PREFIX + mechanism for mechanism in MECHANISMS))
 
 
-def ablated(name: str, config: OverlayConfig) -> OverlayConfig:
-    """``config`` without what ``name`` leaves out, if that is not in the choice itself."""
-    without = _OF_THE_NODE.get(name.removeprefix(PREFIX))
-    return without(config) if without else config
-
-
-def make_ablation(name: str, rng: random.Random, told: Told) -> Policy | None:
-    """The policy of one of ``ABLATIONS``; None: the protocol's own choice. Raises KeyError for another name."""
+def make_ablation(name: str, told: Told | None) -> Policy:
+    """The policy of one of ``TERMS``. Raises KeyError for another name."""
     term = name.removeprefix(PREFIX)
-    if term in _OF_THE_NODE:
-        return None
-    chance = np.random.default_rng(rng.getrandbits(64))
     if term == _DISPATCHES:
-        return partial(_choose, _Ablation(), told, chance)
-    return partial(_choose, _ABLATIONS[term], None, chance)
+        return partial(_rate, _Ablation(), told)
+    return partial(_rate, _ABLATIONS[term], None)
 
 
-def _choose(
-    ablation: _Ablation,
-    told: Told | None,
-    chance: np.random.Generator,
-    candidates: Sequence[Candidate],
-    prompt_tokens: int,
-    chain: Sequence[int],
-) -> Decision:
-    seen = Candidates.of(ablation.see(told(candidates, chain) if told else candidates))
-    return choose(seen, prompt_tokens, ablation.config, chance.random(len(candidates)))
+def _rate(
+    ablation: _Ablation, told: Told | None, candidates: Candidates, prompt_tokens: int, chain: Sequence[int]
+) -> Rating:
+    known = candidates.to_list()
+    seen = Candidates.of(ablation.see(told(known, chain) if told else known))
+    return Rating(rate(seen, prompt_tokens, ablation.config).cost, "one term of the cost left out")

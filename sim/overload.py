@@ -17,12 +17,10 @@ from mycelia.sim.outcome import percentile
 from mycelia.sim.record import Record
 from mycelia.sim.scenario import Scenario
 from mycelia.sim.sessions import Prompt, Session
-from mycelia.sim.simulate import Step, SwarmRun
+from mycelia.sim.simulate import LEAST_AGAIN_S, Step, SwarmRun
 
 PATIENCE_S = 30.0
 KNOCKERS_PATIENCE_S = 90.0
-LEAST_AGAIN_S = 0.2
-"""As in ``ask --wait``."""
 KNOCKERS = 20
 KNOCK_SHARE = 0.1
 TRUE_FACTOR = 2.0
@@ -50,7 +48,7 @@ class User:
         """Whether an early user's retry time was true; None: unknown, because the user was not let in."""
         waited_s = self.last.submitted_s - self.refused_s
         is_late = waited_s > TRUE_FACTOR * self.told_s
-        if not (self.knocks and self.told_s) or (is_refusal(self.last) and not is_late):
+        if not (self.knocks and self.told_s) or (self.last.is_refused and not is_late):
             return None
         return not is_late and waited_s >= self.told_s / TRUE_FACTOR
 
@@ -118,21 +116,21 @@ class _Run(SwarmRun):
         patience_s = KNOCKERS_PATIENCE_S if knocks else PATIENCE_S if self.retries else 0.0
         user = User(entry, session.prompts[turn], self.world.now, knocks, patience_s)
         self.users.append(user)
-        self._try(user)
+        self._come(user)
 
-    def _try(self, user: User) -> None:
+    def _come(self, user: User) -> None:
         world = self.world
 
         def on_over(record: Record) -> None:
             self._in_flight[user.entry] -= 1
-            if not is_refusal(record):
+            if not record.is_refused:
                 return
             if not user.told_s:
                 user.refused_s, user.told_s = world.now, record.retry_after_s
             pause_s = record.retry_after_s * (KNOCK_SHARE if user.knocks else 1.0)
             at = world.now + max(pause_s, LEAST_AGAIN_S)
             if at < user.asked_s + user.patience_s:
-                world.call(at, lambda: self._try(user))
+                world.call(at, lambda: self._come(user))
 
         self._in_flight[user.entry] += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight[user.entry])
@@ -140,11 +138,14 @@ class _Run(SwarmRun):
         user.records.append(record)
         self.records.append(record)
 
+    def _is_waiting(self) -> bool:
+        return any(self.window.holds(record) and not record.is_over for record in self.records)
+
     def overload(self) -> OverloadOutcome:
         window, now = self.window, self.world.now
         asked = [user for user in self.users if window.from_s <= user.asked_s < window.until_s]
         tries = [record for record in self.records if window.holds(record)]
-        refused = [record for record in tries if is_refusal(record)]
+        refused = [record for record in tries if record.is_refused]
         accepted = [record for record in tries if not record.failure]  # (unfinished tries count with their wait so far)
         answered = [record for record in self.records if window.from_s <= record.done_s < window.until_s]
         lengths = {record.request_id: len(user.prompt.answer) for user in self.users for record in user.records}
@@ -161,21 +162,16 @@ class _Run(SwarmRun):
             answered_tokens=sum(lengths[record.request_id] for record in answered) / window.length_s,
             refused_share=len(refused) / max(len(tries), 1),
             unfinished=sum(1 for record in tries if not record.is_over),
-            failed=sum(1 for record in tries if record.failure and not is_refusal(record)),
+            failed=sum(1 for record in tries if record.failure and not record.is_refused),
             given_up=sum(1 for user in asked if user.last.failure) / window.length_s,
             num_told=len(told),
             told_true=sum(told) / max(len(told), 1),
             told_p50_s=percentile(told_s, 0.5),
             num_on_time=len(on_time),
-            kept=sum(1 for record in on_time if not is_refusal(record)) / max(len(on_time), 1),
+            kept=sum(1 for record in on_time if not record.is_refused) / max(len(on_time), 1),
             most_waiting=max(engine.most_waiting for engine in engines),
             most_in_flight=self.most_in_flight,
             ttft_p50_s=percentile(ttfts_s, 0.5),
             ttft_p99_s=percentile(ttfts_s, 0.99),
             total_p99_s=percentile(totals_s, 0.99),
         )
-
-
-def is_refusal(record: Record) -> bool:
-    """Whether all nodes were busy and the client got a retry time."""
-    return bool(record.failure) and record.is_retryable and record.retry_after_s > 0

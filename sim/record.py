@@ -19,6 +19,8 @@ class Record:
     chain: tuple[int, ...]
     """Block hashes of prompt and answer."""
     submitted_s: float
+    asked_s: float
+    """When the client first asked; ``submitted_s`` unless it came again."""
     first_token_s: float = 0.0
     done_s: float = 0.0
     failure: str = ""
@@ -36,12 +38,19 @@ class Record:
     retry_after_s: float = 0.0
     """Retry-After of a retryable failure."""
     is_retryable: bool = False
+    came_again: bool = False
+    """It failed, and its client asked once more: the prompt's next record counts instead."""
     on_tokens: Callable[[Sequence[int]], None] = lambda tokens: None
     on_over: Callable[["Record"], None] | None = None
 
     @property
     def is_over(self) -> bool:
         return self.done_s > 0 or bool(self.failure)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether all nodes were busy and the client got a retry time."""
+        return bool(self.failure) and self.is_retryable and self.retry_after_s > 0
 
 
 @dataclass

@@ -18,7 +18,7 @@ from mycelia.sim.policies import make_policy
 from mycelia.sim.record import Record
 from mycelia.sim.serving import Serving
 from mycelia.sim.sessions import Prompt
-from mycelia.sim.views import look
+from mycelia.sim.views import TrueState
 from mycelia.sim.world import World
 
 START_S, SETTLE_S = 1.0, 15.0
@@ -59,7 +59,7 @@ def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) ->
         policy_of=lambda number: make_policy(
             policy,
             random.Random(f"policy {seed} {number}"),
-            lambda one, chain: look(serving, number, one, chain),
+            TrueState(serving, number),
         ),
     )
     serving = Serving(world, swarm.specs, host=Host(swarm.speeds, world.call) if swarm.speeds else None)

@@ -42,6 +42,15 @@ class Conduct(StrEnum):
                 return []
 
 
+class Comparison(StrEnum):
+    """What is compared, see ``mechanisms.py``."""
+
+    EQUAL = "equal"
+    """Rules, with the same mechanisms for each."""
+    SYSTEMS = "systems"
+    """Whole systems as they are."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     workload: str = setting(
@@ -106,16 +115,21 @@ class Scenario:
     measured_s: float = setting(240.0, "Virtual seconds that are measured.", "--seconds", least=1)
     tail_s: float = 0.0
     """How long prompts go on to come after the measured time."""
-    objective_s: float = setting(
-        2.0,
-        "Longest time to first token of an answer that counts for goodput.",
-        "--objective",
-        above=0,
-        metavar="SECONDS",
+    comparison: Comparison = setting(
+        Comparison.EQUAL,
+        "equal: every rule has Mycelia's hand-backs, moves, load subscriptions, bounded queues, luck and"
+        " staying conversations; systems: each system as it is.",
+        choices=tuple(Comparison),
+    )
+    without: tuple[str, ...] = setting(
+        (),
+        "Mechanism that no rule has. Repeatable.",
+        choices=("hand_backs", "moves", "subscriptions", "bounds", "luck", "keeps"),
     )
     drain_s: float = setting(
         600.0,
-        "Virtual time for the last answers; a prompt without a first token by then counts with the time it has waited.",
+        "Virtual time for the last answers, and for clients to come again; a prompt without a first token by then"
+        " counts with the time it has waited.",
         "--drain",
         least=0,
         metavar="SECONDS",

@@ -119,15 +119,18 @@ class Serving:
         on_over: Callable[[Record], None] | None = None,
         on_tokens: Callable[[Sequence[int]], None] = lambda tokens: None,
         num_answered: int = 0,
+        asked_s: float = 0.0,
     ) -> Record:
         """A client gives ``prompt`` to node ``entry`` now. on_over: called when it is answered or has failed.
-        on_tokens: called with tokens as they come. num_answered: tokens of the answer that the client already has."""
+        on_tokens: called with tokens as they come. num_answered: tokens of the answer that the client already has.
+        asked_s: when the client first asked; 0: now."""
         self._num_requests += 1
         request_id = self._num_requests.to_bytes(16, "big")
         tokens = self._tokens[request_id] = prompt.tokens + prompt.answer
         chain = tuple(block_hashes(NAMESPACE, tokens))
+        now = self.world.now
         record = Record(
-            request_id, entry, len(prompt.tokens), chain, self.world.now, on_tokens=on_tokens, on_over=on_over
+            request_id, entry, len(prompt.tokens), chain, now, asked_s or now, on_tokens=on_tokens, on_over=on_over
         )
         self._records[request_id] = record
         sampling = Sampling(max_tokens=len(prompt.answer))

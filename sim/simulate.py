@@ -19,11 +19,11 @@ from functools import lru_cache, partial
 from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.ablations import ablated
 from mycelia.sim.capacity import Work, capacity, mean_work
 from mycelia.sim.engine import draw_spec
 from mycelia.sim.faults import DOWN_S, session_s
 from mycelia.sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.mechanisms import mechanisms_of
 from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.outcome import Outcome, Window, outcome_of
 from mycelia.sim.policies import make_policy
@@ -33,11 +33,14 @@ from mycelia.sim.serving import Serving
 from mycelia.sim.sessions import GENERATORS, Session
 from mycelia.sim.traces import TraceRow, sessions_of, trace_rate
 from mycelia.sim.traffic import GOSSIP, LAZY, REPAIR
-from mycelia.sim.views import look, told
+from mycelia.sim.views import TrueState, told
 from mycelia.sim.world import World
 
 START_S, SETTLE_S = 5.0, 15.0
 """Nodes begin to serve within the first time, and know each other after the second."""
+
+LEAST_AGAIN_S, AGAIN_S = 0.2, 1.0
+"""Least time until a client comes again, and the time if it got none: as in ``ask --wait``."""
 
 Step = Callable[[str], None]
 """Called with what begins, for a progress line."""
@@ -68,14 +71,13 @@ class SwarmRun:
             raise LocalError(f"no workload {scenario.workload}; there are {', '.join(GENERATORS)}, mooncake:FILE")
         if scenario.entries < 1:
             raise LocalError("all nodes are liars: there is none where requests could enter")
-        self._policy_of(0)  # (so that an unknown name is an error now)
         self.rng = random.Random(f"scenario {seed}")
         self.links = Links(self._rtt(), seed, loss=scenario.loss)
         self.world = World(
             self.links,
             scenario.num_peers,
             seed,
-            ablated(self.policy, _config(scenario)),
+            mechanisms_of(self.policy, scenario).applied(_config(scenario)),
             perform_request=lambda node, effect: self.serving.perform(node, effect),
             policy_of=self._policy_of,
             readers=range(scenario.entries) if scenario.entries < scenario.num_peers else None,
@@ -88,6 +90,11 @@ class SwarmRun:
         # Machines and homes are drawn node by node, so the last nodes are like any others.
         liars = range(scenario.num_peers - scenario.num_liars, scenario.num_peers)
         self.serving = Serving(self.world, specs, liars, scenario.conduct)
+        self._policy_of(0)  # (so that an unknown name is an error now)
+        self.most_tokens = max(spec.context_tokens for spec in specs)
+        """Tokens that the largest cache holds."""
+        self._too_long_s: list[float] = []
+        """When prompts came that no machine can hold."""
         self.rate = scenario.rate
         if scenario.load is not None:
             self.rate = scenario.load * capacity(specs, _work(scenario.workload, scenario.zipf, scenario.trace, seed))
@@ -158,7 +165,7 @@ class SwarmRun:
         return make_policy(
             self.policy,
             random.Random(f"policy {self.seed} {number}"),
-            look=lambda one, chain: look(self.serving, number, one, chain),
+            TrueState(self.serving, number),
             told=lambda candidates, chain: told(self.serving, number, candidates, chain),
         )
 
@@ -175,18 +182,23 @@ class SwarmRun:
         used_before = [self.serving.used(number) for number in numbers]
         world.run(world.now + scenario.measured_s)
         used = [self.serving.used(number) - used_before[number] for number in numbers]
-        self.window = Window(
+        window = self.window = Window(
             from_s,
             world.now,
-            scenario.objective_s,
+            max(world.now + scenario.tail_s, world.now + scenario.drain_s),
             self.rate or trace_rate(scenario.trace),
             tuple(one.busy_s / max(scenario.measured_s, 1e-9) for one in used),
             self._digest_bytes() - bytes_before,
             frozenset(self.serving.liars),
         )
         world.run(world.now + scenario.tail_s)
-        measured = [record for record in self.records if self.window.holds(record)]
-        self.serving.run_until_over(measured, self.window.until_s + scenario.drain_s)
+        while world.now < window.ends_s and self._is_waiting():
+            world.run(min(world.now + 1.0, window.ends_s))
+
+    def _is_waiting(self) -> bool:
+        """Whether a prompt of the measured time may still get an answer."""
+        tries = (record for record in self.records if self.window.holds(record) and not record.came_again)
+        return any(not record.is_over or record.is_retryable for record in tries)
 
     def _begin_next(self, sessions: Iterator[Session], began: float, clients: random.Random) -> None:
         """Only the next session is made: their number is unknown."""
@@ -208,13 +220,26 @@ class SwarmRun:
 
     def submit(self, entry: int, session: Session, turn: int) -> None:
         """The client of ``session`` asks its prompt number ``turn`` now, and then the following ones."""
+        if len(session.prompts[turn].tokens) >= self.most_tokens:
+            self._too_long_s.append(self.world.now)
+        else:
+            self._try(entry, session, turn, None)
+
+    def _try(self, entry: int, session: Session, turn: int, before: Record | None) -> None:
+        """before: the client's last try of this prompt, which was refused or failed."""
 
         def on_over(record: Record) -> None:
-            if record.failure or turn + 1 == len(session.prompts):
-                return
-            self.world.call(self.world.now + session.think_s[turn], lambda: self.submit(entry, session, turn + 1))
+            now = self.world.now
+            if record.failure and record.is_retryable:
+                pause_s = max(record.retry_after_s or AGAIN_S, LEAST_AGAIN_S)
+                self.world.call(now + pause_s, lambda: self._try(entry, session, turn, record))
+            elif not record.failure and turn + 1 < len(session.prompts):
+                self.world.call(now + session.think_s[turn], lambda: self.submit(entry, session, turn + 1))
 
-        self.records.append(self.serving.submit(entry, session.prompts[turn], on_over))
+        asked_s = 0.0
+        if before is not None:
+            before.came_again, asked_s = True, before.asked_s
+        self.records.append(self.serving.submit(entry, session.prompts[turn], on_over, asked_s=asked_s))
 
     # --- measures --------------------------------------------------------------------------------------------------
 
@@ -228,7 +253,9 @@ class SwarmRun:
         return gossip + lazy + repair
 
     def outcome(self) -> Outcome:
-        return outcome_of(self.records, self.window, self.world.now)
+        window = self.window
+        num_too_long = sum(window.from_s <= at_s < window.until_s for at_s in self._too_long_s)
+        return outcome_of(self.records, window, num_too_long)
 
 
 @lru_cache(maxsize=8)

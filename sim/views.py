@@ -1,13 +1,68 @@
 """Knowledge for routing rules beyond a node's own: the true state, and the bare reports."""
 
+import heapq
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from mycelia.proto.cache.sharing import EVERYBODY, Salt, owner_of
-from mycelia.proto.routing.candidates import Candidate
+from mycelia.proto.routing.candidates import Candidate, Candidates, Column
 from mycelia.proto.wire.blocks import STRIDE
+from mycelia.sim.engine import Engine, Job
 from mycelia.sim.serving import Serving
 from mycelia.sim.world import NAMESPACE
+
+
+@dataclass(frozen=True)
+class TrueState:
+    """The true state of a swarm, for prompts that enter at node ``entry``."""
+
+    serving: Serving
+    entry: int
+
+    def candidates(self, known: Candidates, chain: Sequence[int]) -> Candidates:
+        return Candidates.of([look(self.serving, self.entry, one, chain) for one in known.to_list()])
+
+    def waits_s(self, known: Candidates, prompt_tokens: int, chain: Sequence[int]) -> Column:
+        true = self.candidates(known, chain)
+        now = self.serving.world.now
+        waits_s = []
+        for place, peer in enumerate(known.peers):
+            number = self.serving.world.number_of[peer]
+            engine = self.serving.engines[number]
+            way_s = float(true.round_trip_s[place])
+            if engine is None:
+                waits_s.append(1e6)
+                continue
+            starts_s = _starts_s(engine, self.serving.coming(number), now)
+            cached = min(int(true.matched_tokens[place]), prompt_tokens - 1)
+            # (the way there and back, of which the first half passes while the queue drains)
+            waits_s.append(max(starts_s, way_s / 2) + engine.spec.prefill_s(cached, prompt_tokens) + way_s / 2)
+        return np.array(waits_s)
+
+
+def _starts_s(engine: Engine, coming: Sequence[Job], now: float) -> float:
+    """Seconds until a prompt behind all of ``coming`` begins its prefill, with answers as long as they will be."""
+    spec = engine.spec
+    free_s: list[float] = []
+    """When each slot in use becomes free."""
+    prefill_free_s = 0.0
+    waiting = []
+    for job in coming:
+        decode_s = (job.num_answer - 1) / spec.decode_rate
+        if job.first_token_s:
+            heapq.heappush(free_s, max(job.first_token_s + decode_s - now, 0.0))
+        elif job.prefill_s:
+            prefill_free_s = max(job.prefill_s + spec.prefill_s(job.cached, job.num_prompt) - now, 0.0)
+            heapq.heappush(free_s, prefill_free_s + decode_s)
+        else:
+            waiting.append((job, decode_s))
+    for job, decode_s in waiting:
+        begins_s = max(prefill_free_s, heapq.heappop(free_s) if len(free_s) >= spec.slots else 0.0)
+        prefill_free_s = begins_s + spec.prefill_s(engine.match(job), job.num_prompt)
+        heapq.heappush(free_s, prefill_free_s + decode_s)
+    return max(prefill_free_s, heapq.heappop(free_s) if len(free_s) >= spec.slots else 0.0)
 
 
 def look(serving: Serving, entry: int, one: Candidate, chain: Sequence[int]) -> Candidate:

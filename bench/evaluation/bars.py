@@ -7,7 +7,7 @@ from statistics import fmean, geometric_mean
 from mycelia.bench.evaluation.plan import CHURN, FRESH, FRESHNESS, IMBALANCE, LIAR_SHARE, LIARS, NO_SHARING, SWEEP, Cell
 from mycelia.bench.report.intervals import Ratio, paired_ratio
 from mycelia.sim.outcome import Outcome
-from mycelia.sim.policies import ORACLE, OWN
+from mycelia.sim.policies import ORACLE, ORACLES, OWN
 
 Result = Mapping[str, Sequence[Outcome]]
 """Policy -> its outcomes, seed by seed."""
@@ -42,7 +42,7 @@ class Measured:
 
     def best_baseline(self, quantity: str) -> str | None:
         """The baseline with the least ``quantity``, not the oracle or the protocol's own; None if there is none."""
-        others = [name for name in self.result if name != ORACLE and not name.startswith(OWN)]
+        others = [name for name in self.result if name not in ORACLES and not name.startswith(OWN)]
 
         def typical(name: str) -> float:
             return geometric_mean([max(getattr(one, quantity), _LEAST_S) for one in self.result[name]])

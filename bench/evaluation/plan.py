@@ -11,7 +11,7 @@ from pathlib import Path
 from mycelia.bench.report.runs import Run
 from mycelia.sim.ablations import ABLATIONS
 from mycelia.sim.data import TRACES, internet_of, trace_of
-from mycelia.sim.policies import NAMES, ORACLE, OWN
+from mycelia.sim.policies import NAMES, ORACLES, OWN
 from mycelia.sim.scenario import TRACE, Scenario
 from mycelia.sim.traces import read_mooncake
 
@@ -26,7 +26,7 @@ CHURN_S = 20 * 60.0
 
 _BASE = Scenario(zipf=1.1, rate=None, load=0.7, digest_age_s=30.0, load_age_s=1.0, drain_s=120.0)
 _SLOW_DRAIN_S = 600.0
-_CLOSE = ("least_load", "longest_prefix", "lmetric", "gorgo", OWN, ORACLE)
+_CLOSE = ("least_load", "longest_prefix", "lmetric", "gorgo", OWN, *ORACLES)
 """Policies of the sections that compare few: the paper's, the best baselines, and their bound."""
 
 Labels = tuple[tuple[str, str], ...]
@@ -87,7 +87,7 @@ SHORT = Size(
     peers=(8, 16, 64),
     long_s=(60.0, 30.0),
     slow_s=(60.0, 120.0),
-    few=("lmetric", "gorgo", OWN, ORACLE),
+    few=("lmetric", "gorgo", OWN, *ORACLES),
     liar_loads=(0.5,),
     ablated=("mmlu",),
 )

@@ -26,8 +26,9 @@ from mycelia.node.requests.salts import PUBLIC_SALT
 from mycelia.node.storage.rundir import RunInfo
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.outcome import percentile
-from mycelia.sim.overload import KNOCK_SHARE, KNOCKERS, LEAST_AGAIN_S, TRUE_FACTOR, OverloadOutcome
+from mycelia.sim.overload import KNOCK_SHARE, KNOCKERS, TRUE_FACTOR, OverloadOutcome
 from mycelia.sim.sessions import arrivals
+from mycelia.sim.simulate import LEAST_AGAIN_S
 
 SLOTS, MAX_TOKENS, PROMPT_BYTES = 2, 44, 400
 """Slots of each node, most tokens of an answer, length of a prompt."""

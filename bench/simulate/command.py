@@ -42,8 +42,9 @@ class SimulationPlan:
     )
     policies: tuple[str, ...] = setting(
         (OWN_POLICY,),
-        "Rule that chooses the serving node: mycelia, longest_prefix, lmetric, gorgo, sglang, chwbl, least_load,"
-        " round_robin, random, oracle; ablations: mycelia with and without each term of its cost. Repeatable.",
+        "Rule that chooses the serving node: mycelia, dynamo, llmd, preble, sglang, lmetric, gorgo, longest_prefix,"
+        " least_ttft, chwbl, least_load, round_robin, random, oracle; ablations: mycelia with and without each term of"
+        " its cost. Repeatable.",
         "--policy",
         metavar="NAME|all|ablations",
     )
@@ -108,7 +109,8 @@ def simulate(scenario: Scenario, plan: SimulationPlan, as_json: bool) -> None:
         "liars": liars or None,
         "warmup_s": scenario.warm_s,
         "seconds": scenario.measured_s,
-        "objective_s": scenario.objective_s,
+        "comparison": str(scenario.comparison),
+        "without": " ".join(scenario.without) or None,
     }
     from mycelia.bench.report.runs import num_cores
     from mycelia.bench.simulate.simulate import run_policies, show_simulation

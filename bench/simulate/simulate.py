@@ -22,14 +22,21 @@ from mycelia.sim.scenario import Scenario
 _LEAST_WIDTH = 112
 _DIGITS = 4
 _QUANTITIES = [one.name for one in fields(Outcome) if one.name != "ttft_quantiles_s"]
-_RENAMED = {"num_requests": "requests", "num_failed": "failed"}
+_RENAMED = {
+    "num_requests": "requests",
+    "num_failed": "failed",
+    "num_returned": "returned",
+    "num_refused": "refused",
+    "num_too_long": "too_long",
+}
 """Fields of an outcome that have other names in a row."""
 _LEGEND = """\
 hit: share of prompt tokens found cached; bound: with one cache without limits. TTFT:
 seconds to the first token; of seeds: the least and the largest p99. load: the share of
 its capacity that the busiest node used / mean. stale: cached tokens that a node was chosen
 for and did not hold. digest: bytes/s received by a node. goodput: answers/s whose first
-token met the objective."""
+token came within 2 s and within 5 s of the first time the client asked. A client that is
+refused comes again when it was told to."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,13 @@ class PolicyRow:
     load_imbalance: Measured
     stale_share: Measured
     digest_bytes_per_s: Measured
-    goodput: Measured
+    goodput_2s: Measured
+    goodput_5s: Measured
     requests: Measured
     failed: Measured
+    returned: Measured
+    refused: Measured
+    too_long: Measured
     rate: Measured
     utilisation: Measured
     liar_share: Measured
@@ -132,7 +143,7 @@ def show_simulation(report: SimulationReport, as_json: bool) -> None:
             f"{row.load_imbalance.value:.1f}",
             f"{row.stale_share.value:.3f}",
             f"{row.digest_bytes_per_s.value:.0f}",
-            f"{row.goodput.value:.2f}",
+            f"{row.goodput_2s.value:.2f}/{row.goodput_5s.value:.2f}",
         ]
         table.add_row(row.policy, *cells, *([f"{row.failed.value:.0f}"] if failed else []))
     console = Console(highlight=False)

@@ -154,7 +154,7 @@ def read_aliases(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 def check_policy(name: str) -> str:
     """Raises UsageError for an unknown policy, and for the oracle, which only a simulator can follow."""
     if name != OWN_POLICY:
-        known = [known for known in policies().NAMES if known != policies().ORACLE]
+        known = [known for known in policies().NAMES if known not in policies().ORACLES]
         if name not in known:
             raise UsageError(f"--policy: there is no policy {name}; choose one of {', '.join(known)}")
     return name

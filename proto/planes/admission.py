@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from mycelia.proto.admission.overload import UNKNOWN_RETRY_S, EntryPlaces
 from mycelia.proto.admission.retry_times import MAX_HELD_S, RetryTimes
+from mycelia.proto.config import RequestConfig
 from mycelia.proto.effects import Effect, SetTimer
 from mycelia.proto.events import Timer
 from mycelia.proto.planes.choice import Choice
@@ -46,9 +47,10 @@ class RetryAfter:
 class Admission:
     """The places of one entry node, its retry times, and the requests that it holds."""
 
-    def __init__(self, max_in_flight: int, choice: Choice) -> None:
+    def __init__(self, config: RequestConfig, choice: Choice) -> None:
         self._choice = choice
-        self._places = EntryPlaces(max_in_flight)
+        self._is_bounded = math.isfinite(config.max_waiting_per_slot)
+        self._places = EntryPlaces(config.max_in_flight)
         self._retry_times = RetryTimes()
         self._held = self._retry_times.held
         self._look_at = math.inf
@@ -68,7 +70,7 @@ class Admission:
         wait_s = self._places.join(request.subnet, in_flight, now)
         if wait_s:
             return RetryAfter(wait_s, "this node has too many requests in flight")
-        if request.generated:
+        if request.generated or not self._is_bounded:
             return Admitted()
         key = _key(request) if self._retry_times else b""
         due_s = self._retry_times.wait_s(key, now)

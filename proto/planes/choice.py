@@ -28,15 +28,11 @@ from mycelia.proto.wire.versions import version_of
 class Choice:
     """The candidates for each request. The caller changes ``dispatches`` and ``busy``."""
 
-    def __init__(
-        self, me: bytes, config: RequestConfig, members: Membership, digests: DigestPlane, has_policy: bool
-    ) -> None:
-        """has_policy: another rule than this protocol's chooses."""
+    def __init__(self, me: bytes, config: RequestConfig, members: Membership, digests: DigestPlane) -> None:
         self._me = me
         self._config = config
         self._members = members
         self._digests = digests
-        self._has_policy = has_policy
         self._dispatches: dict[bytes, Dispatches] = {}
         """Namespace -> dispatches."""
         self.busy = BusyPeers()
@@ -71,11 +67,10 @@ class Choice:
         sent = space.matches(request.own_chain, now)
         blocks = dict(self._digests.estimates.matches(namespace, chain))
         left_out = self._left_out(request, now) | without
-        if not self._has_policy:
-            newcomers, have_enough = self._newcomers.look(table, space.in_flight, now)
-            left_out |= have_enough
-            for peer in newcomers & blocks.keys():
-                blocks[peer] = max(blocks[peer] // 2, sent.get(peer, 0))
+        newcomers, have_enough = self._newcomers.look(table, space.in_flight, now)
+        left_out |= have_enough
+        for peer in newcomers & blocks.keys():
+            blocks[peer] = max(blocks[peer] // 2, sent.get(peer, 0))
         for peer, num_blocks in sent.items():
             blocks[peer] = max(num_blocks, blocks.get(peer, 0))
         if self._members.own_vitals(namespace) is not None:
@@ -102,9 +97,8 @@ class Choice:
 
     def may_wait_long(self, request: Request) -> bool:
         """Whether the request may also go to full nodes, which then decide: no other node would be sooner, its answer
-        has begun, another rule chooses, or this node is leaving and thus reports itself full."""
-        has_begun = bool(request.generated)
-        return self._is_alone(request) or has_begun or self._has_policy or self._members.is_leaving
+        has begun, or this node is leaving and thus reports itself full."""
+        return self._is_alone(request) or bool(request.generated) or self._members.is_leaving
 
     def has_turn_here(self, request: Request) -> bool:
         """Whether the request goes to this node's own engine in any case: no other node could answer, and the engine,

@@ -43,9 +43,7 @@ class Dispatcher:
     def send(self, request: Request, candidates: Candidates, now: float) -> list[Effect]:
         """Begins an attempt at one of ``candidates``, of which there is at least one. Mutates ``request``."""
         decision = self._decide(request, candidates)
-        effects: list[Effect] = []
-        if decision.is_by_cost:
-            effects = self._vitals.on_decision(request.namespace, decision, now)
+        effects = self._vitals.on_decision(request.namespace, decision, now)
         attempt = self._expected(request, decision, now)
         generate = for_version(request.begin_attempt(attempt), self._members.wire_version(attempt.peer))
         self._choice.sent(request, decision, now)
@@ -55,16 +53,16 @@ class Dispatcher:
         return effects
 
     def _decide(self, request: Request, candidates: Candidates) -> Decision:
-        if self._policy is not None:
-            return self._policy(candidates.to_list(), request.num_tokens, request.chain)
         luck = self._chance.random(len(candidates))
-        return choose(candidates, request.num_tokens, self._routing, luck)
+        rating = None
+        if self._policy is not None:
+            rating = self._policy(candidates, request.num_tokens, request.chain)
+        return choose(candidates, request.num_tokens, self._routing, luck, rating)
 
     def _expected(self, request: Request, decision: Decision, now: float) -> Attempt:
         """The next attempt of ``request``, with what is expected of it. Does not mutate."""
         peer, expected_s = decision.chosen, decision.expected_s
-        is_watched = decision.is_by_cost and peer != self._me
-        patience = patience_s(decision, self._routing) if is_watched else None
+        patience = patience_s(decision, self._routing) if peer != self._me else None
         may_move = request.num_moves < self._routing.max_moves
         is_last = request.setbacks.tries + 1 >= self._config.max_attempts
         due_at = math.inf
@@ -82,7 +80,7 @@ class Dispatcher:
             due_at=due_at,
             prefill_s=self._prefill_s(request, decision),
             max_withheld=request.max_withheld,
-            is_watched=is_watched,
+            is_watched=peer != self._me and self._routing.max_moves > 0,
             pace=TokenPace(token_s, self._routing.pace_factor, request.max_withheld),
         )
 

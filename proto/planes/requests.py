@@ -60,11 +60,11 @@ class RequestPlane:
         self._ladder = ladder
         self._vocabularies: dict[bytes, Vocabulary] = {}
         chance = np.random.default_rng(rng.getrandbits(64))
-        self._choice = Choice(me, config.request, members, digests, policy is not None)
+        self._choice = Choice(me, config.request, members, digests)
         self._overdue = Overdue(config.routing, self._choice)
         self._observer = AttemptObserver(me, config.routing, members, vitals, self._choice)
         dispatcher = Dispatcher(me, config.request, config.routing, chance, members, vitals, self._choice, policy)
-        self.admission = Admission(config.request.max_in_flight, self._choice)
+        self.admission = Admission(config.request, self._choice)
         """Decides which requests enter. Read-only."""
         self._flow = RequestFlow(config.request, ladder, self._choice, self.admission, dispatcher, self._observer)
         self._requests = self._flow.requests

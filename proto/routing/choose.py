@@ -26,8 +26,9 @@ without a past gets a bounded share of the prompts (``newcomers.py``).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,12 +65,6 @@ class Terms:
     """The cost to other requests of computing tokens again."""
     crowd: float = 0.0
     """Load of all candidates: mean of requests per slot, each counted as 2 at most."""
-
-    @classmethod
-    def of_costs(cls, cost: Column) -> "Terms":
-        """Terms for rules that know only costs."""
-        zeros = np.zeros_like(cost)
-        return cls(cost, zeros, zeros, zeros, zeros, np.ones_like(cost), zeros)
 
 
 @dataclass(frozen=True)
@@ -149,11 +144,6 @@ class Decision:
             for place in self.order(most)
         )
 
-    @property
-    def is_by_cost(self) -> bool:
-        """Whether this module's rule decided."""
-        return not self.given_reason
-
     @cached_property
     def reason(self) -> str:
         """The reason in words, for display."""
@@ -174,23 +164,42 @@ class Decision:
         return (self.terms.cost[place].item(), place != self.candidates.local, self.candidates.peers[place])
 
 
-Policy = Callable[[Sequence[Candidate], int, Sequence[int]], Decision]
-"""(candidates, tokens of the prompt, its block hashes) -> decision. Raises LocalError when there is no candidate."""
+class Rating(NamedTuple):
+    """The costs of candidates by another rule than this module's."""
+
+    cost: Column
+    """At least 0 each; the least is chosen."""
+    reason: str
+    """The rule in words, for display."""
 
 
-def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, luck: Column | None = None) -> Decision:
+Policy = Callable[[Candidates, int, Sequence[int]], Rating]
+"""Another rule, for comparisons: (candidates, at least one; tokens of the prompt; its block hashes) -> costs."""
+
+
+def choose(
+    candidates: Candidates,
+    prompt_tokens: int,
+    config: RoutingConfig,
+    luck: Column | None = None,
+    rating: Rating | None = None,
+) -> Decision:
     """The best of ``candidates`` for a prompt of ``prompt_tokens``. If most of a conversation was sent to one candidate
     before, it stays there while that is nearly as good. Raises LocalError when there is no candidate.
 
-    luck: a number from 0 to 1 per candidate, drawn anew for each prompt; None: no randomness.
+    luck: a number from 0 to 1 per candidate, drawn anew for each prompt; None: no randomness. rating: costs by another
+    rule, which replace this module's; all else is the same for every rule.
     """
     if not len(candidates):
         raise LocalError("no node serves this model")
     terms = rate(candidates, prompt_tokens, config)
+    if rating is not None:
+        terms = replace(terms, cost=rating.cost)
     cost = terms.cost
     if luck is not None:
         cost = cost * (1.0 + config.spread * min(terms.crowd / config.spread_load, 1.0) * luck)
-    best = cheapest(candidates, cost)
+    best = cheapest(candidates, cost, luck)
+    reason = rating.reason if rating is not None else ""
     sent = candidates.sent_tokens
     most_sent = np.maximum.reduce(sent)
     if 2 * most_sent >= prompt_tokens:
@@ -198,8 +207,8 @@ def choose(candidates: Candidates, prompt_tokens: int, config: RoutingConfig, lu
         there = np.where((sent == most_sent) & (terms.cost <= enough), terms.cost, np.inf)
         kept = cheapest(candidates, there)
         if math.isfinite(there[kept]):
-            return Decision(candidates, terms, kept, prompt_tokens, is_kept=kept != best)
-    return Decision(candidates, terms, best, prompt_tokens)
+            return Decision(candidates, terms, kept, prompt_tokens, reason, is_kept=kept != best)
+    return Decision(candidates, terms, best, prompt_tokens, reason)
 
 
 def patience_s(decision: Decision, config: RoutingConfig) -> float | None:
@@ -225,12 +234,15 @@ def wait_here_s(vitals: Vitals, uncached_tokens: int, config: RoutingConfig) -> 
     return float(queue_s) + max(uncached_tokens, 1) / rate_
 
 
-def cheapest(candidates: Candidates, cost: Column) -> int:
-    """The place with the least cost; among equals this node itself, then the lowest peer id."""
+def cheapest(candidates: Candidates, cost: Column, luck: Column | None = None) -> int:
+    """The place with the least cost; among equals this node itself, then the least luck, or without luck the lowest
+    peer id: if many entry nodes know the same idle nodes, they must not all send their prompts to the same one."""
     ties: list[int] = (cost == np.minimum.reduce(cost)).nonzero()[0].tolist()
     if candidates.local in ties:
         return candidates.local
-    return ties[0] if len(ties) == 1 else min(ties, key=lambda place: candidates.peers[place])
+    if len(ties) == 1:
+        return ties[0]
+    return min(ties, key=lambda place: candidates.peers[place] if luck is None else luck[place])
 
 
 def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> Terms:

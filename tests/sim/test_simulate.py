@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from mycelia.proto.config import OverlayConfig
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.outcome import Outcome, percentile
+from mycelia.sim.mechanisms import EQUAL, MECHANISMS, NONE, mechanisms_of
+from mycelia.sim.outcome import Outcome, Window, outcome_of, percentile
 from mycelia.sim.policies import NAMES
-from mycelia.sim.scenario import Scenario
-from mycelia.sim.simulate import simulate
+from mycelia.sim.record import Record
+from mycelia.sim.scenario import Comparison, Scenario
+from mycelia.sim.simulate import SwarmRun, simulate
 from mycelia.sim.traces import TraceRow
 
 SMALL = Scenario(num_peers=6, rate=2.0, warm_s=10.0, measured_s=30.0, rtt_s=0.05)
@@ -29,7 +32,7 @@ def test_every_policy_answers_everything(policy: str) -> None:
     assert 0 < outcome.hit_ratio <= outcome.hit_bound < 1
     assert 0 < outcome.ttft_p50_s <= outcome.ttft_p90_s <= outcome.ttft_p99_s
     assert outcome.load_imbalance >= 1 and outcome.digest_bytes_per_s > 0
-    assert 0 < outcome.goodput <= outcome.num_requests / 30.0
+    assert 0 < outcome.goodput_2s <= outcome.goodput_5s <= outcome.num_requests / 30.0
 
 
 def test_equal_seeds_are_equal_runs_whatever_the_hash_seed() -> None:
@@ -71,13 +74,13 @@ def test_lost_messages_cost_time_and_no_answer() -> None:
     assert lossy.num_failed == 0 and lossy.ttft_p50_s > clean.ttft_p50_s
 
 
-def test_a_prompt_that_no_cache_can_hold_fails() -> None:
+def test_a_prompt_that_no_cache_can_hold_is_not_asked() -> None:
     rows = tuple(
         TraceRow(float(at), tokens, 5, tuple(range(-(-tokens // 512))))
         for at, tokens in ((11, 1_000), (12, 1_000_000), (13, 1_000))
     )
     outcome = run(workload="mooncake", trace=rows, rate=None)
-    assert (outcome.num_requests, outcome.num_failed) == (3, 1)
+    assert (outcome.num_requests, outcome.num_too_long, outcome.num_failed) == (2, 1, 0)
 
 
 def test_load_is_a_share_of_what_the_machines_can_answer() -> None:
@@ -113,17 +116,59 @@ def test_a_hot_prefix_is_copied_where_its_holders_are_busy() -> None:
         "warm_s": 20.0,
         "measured_s": 20.0,
     }
-    own, affine = run(**one_subject), run("longest_prefix", **one_subject)
-    assert own.load_imbalance < affine.load_imbalance and own.ttft_p99_s < 0.2 * affine.ttft_p99_s
-    assert own.goodput > 3 * affine.goodput
+    own, affine = run(**one_subject), run("longest_prefix", **one_subject, comparison=Comparison.SYSTEMS)
+    assert own.ttft_p99_s < 0.2 * affine.ttft_p99_s and own.goodput_2s > affine.goodput_2s
     assert own.hit_ratio > 0.95 * own.hit_bound, "a copy is computed once"
 
 
-def test_without_bounces_or_subscriptions_other_nodes_answer() -> None:
-    busy: dict[str, Any] = {"load": 0.6, "rtt_s": None, "measured_s": 15.0}
-    own = run(**busy)
-    assert own == run(**busy)
-    assert all(run(f"mycelia-no-{what}", **busy) != own for what in ("bounce", "subscriptions"))
+def test_each_mechanism_is_a_switch_for_every_rule() -> None:
+    systems = replace(SMALL, comparison=Comparison.SYSTEMS)
+    every = OverlayConfig()
+    for policy in ("mycelia", "mycelia-no-rtt", "gorgo", "oracle"):
+        assert mechanisms_of(policy, SMALL).applied(every) == every
+        without = [mechanisms_of(policy, replace(SMALL, without=(name,))) for name in MECHANISMS]
+        assert len({one.applied(every) for one in without} | {every}) == len(MECHANISMS) + 1
+        named = [mechanisms_of(f"{policy}-no-{name}", SMALL) for name in MECHANISMS]
+        assert without == named
+        assert mechanisms_of(policy, systems) == (EQUAL if policy.startswith("mycelia") else NONE)
+
+
+def test_systems_as_they_are_refuse_nothing() -> None:
+    busy: dict[str, Any] = {"load": 0.9, "warm_s": 2.0, "measured_s": 5.0}
+    equal, as_it_is = run("gorgo", **busy), run("gorgo", **busy, comparison=Comparison.SYSTEMS)
+    assert equal != as_it_is and as_it_is.num_refused == 0
+
+
+def test_refused_clients_come_again_and_their_wait_counts() -> None:
+    swarm = SwarmRun(replace(SMALL, load=2.0, warm_s=5.0, measured_s=10.0, drain_s=20.0), "mycelia", 1)
+    swarm.start()
+    swarm.ask()
+    outcome = swarm.outcome()
+    assert outcome.num_refused > outcome.num_returned > 0 and outcome.num_failed > 0
+    prompts = [record for record in swarm.records if not record.came_again and swarm.window.holds(record)]
+    assert len(prompts) == outcome.num_requests
+    returned = [record for record in prompts if record.submitted_s > record.asked_s]
+    assert len(returned) == outcome.num_returned
+    assert any(record.done_s and record.first_token_s - record.asked_s > 1.0 for record in returned)
+    # What has no answer waited until the end, which is 20 s after the last measured prompt.
+    assert outcome.ttft_p99_s > 20.0
+
+
+def test_a_prompt_without_an_answer_counts_with_its_wait_until_the_end() -> None:
+    def record(asked_s: float, first_token_s: float = 0.0, failure: str = "", **more: Any) -> Record:
+        done_s = first_token_s + 1.0 if first_token_s and not failure else 0.0
+        return Record(b"", 0, 64, (1,), 1.0, asked_s, first_token_s, done_s, failure, **more)
+
+    window = Window(1.0, 11.0, 50.0, 1.0, (0.5,), 0.0)
+    refused = record(1.0, failure="overloaded", is_retryable=True, retry_after_s=3.0, came_again=True)
+    again = record(1.0, first_token_s=5.0)
+    waits = [1.5, 40.0, 30.0]
+    others = [record(2.0, first_token_s=3.5), record(10.0, failure="no_peer"), record(10.0 + 10.0)]
+    lost = record(10.5, first_token_s=20.5, failure="no_peer")
+    outcome = outcome_of([refused, again, *others, lost], window, 2)
+    assert (outcome.num_requests, outcome.num_failed, outcome.num_refused, outcome.num_too_long) == (4, 2, 1, 2)
+    assert outcome.ttft_quantiles_s[0] == waits[0] and outcome.ttft_p50_s == 39.5 and outcome.ttft_p99_s == waits[1]
+    assert outcome.goodput_2s == 1 / 10.0 and outcome.goodput_5s == 2 / 10.0
 
 
 def test_what_cannot_be_simulated_is_said() -> None:

@@ -25,9 +25,11 @@ MADE = Made("make evaluation", "code", 2, 4, "a model", scale="quick", with_trac
 
 def outcome(ttft_s: float, hit_ratio: float = 0.7, imbalance: float = 1.2) -> Outcome:
     return Outcome(
-        num_requests=10, num_failed=0, rate=2.0, hit_ratio=hit_ratio, hit_bound=0.75, ttft_p50_s=ttft_s / 2,
+        num_requests=10, num_failed=0, num_returned=0, num_refused=0, num_too_long=0, rate=2.0,
+        hit_ratio=hit_ratio, hit_bound=0.75, ttft_p50_s=ttft_s / 2,
         ttft_p90_s=ttft_s, ttft_p99_s=ttft_s, ttft_quantiles_s=(ttft_s,) * 50, utilisation=0.5,
-        load_imbalance=imbalance, stale_share=0.0, digest_bytes_per_s=1.0, goodput=1.0, liar_share=0.0,
+        load_imbalance=imbalance, stale_share=0.0, digest_bytes_per_s=1.0, goodput_2s=1.0, goodput_5s=1.0,
+        liar_share=0.0,
     )  # fmt: skip
 
 

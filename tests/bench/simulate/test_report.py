@@ -50,7 +50,7 @@ def test_a_page_has_every_policy_in_every_plot_and_fetches_nothing(tmp_path: Pat
     page = _Page(text)
     assert page.fetched == [] and page.open == [] and "url(" not in text.replace("url(#", "") and "@import" not in text
     plots = [svg for svg in page.svgs if 'viewBox="0 0 460' in svg]
-    assert len(plots) == 8
+    assert len(plots) == 9
     for svg in plots:
         names = " ".join(ET.fromstring(svg).itertext())
         assert all(row["policy"] in names for row in rows)

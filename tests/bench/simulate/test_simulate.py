@@ -33,7 +33,7 @@ def test_a_row_a_policy_each_with_its_interval() -> None:
         assert quantities.keys() >= {"hit_ratio", "hit_bound", "p50", "p90", "p99", "load_imbalance", "stale_share"}
         quantiles = quantities.pop("ttft_quantiles_s")
         assert len(quantiles) == 50 and quantiles == sorted(quantiles)
-        assert quantities.keys() >= {"digest_bytes_per_s", "goodput", "failed"}
+        assert quantities.keys() >= {"digest_bytes_per_s", "goodput_2s", "goodput_5s", "failed", "refused"}
         for measured in quantities.values():
             assert measured["min"] <= measured["value"] <= measured["max"]
     assert {one["policy"] for one in report["paired"]} == {row["policy"] for row in report["rows"]} - {"mycelia"}

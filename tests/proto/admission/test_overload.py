@@ -1,6 +1,5 @@
 """A refused client gets a time of its own and finds a place then; clients that do not come keep none out."""
 
-import math
 from itertools import pairwise
 
 import msgspec
@@ -403,7 +402,7 @@ def test_those_whom_a_node_sends_away_all_at_once_are_not_all_held() -> None:
 
 
 def test_a_node_that_refuses_who_is_held_is_asked_again_later() -> None:
-    world = World(1, config=OverlayConfig(request=RequestConfig(max_waiting_per_slot=math.inf)))
+    world = World(1, config=OverlayConfig(request=RequestConfig(max_waiting_per_slot=1e6)))
     world.deliver_all()
     busy = Failed(code="overloaded", message="full", retryable=True, retry_after_ms=2_000)
     request_id = ask(world, 1)

@@ -6,13 +6,13 @@ import msgspec
 import numpy as np
 
 from mycelia.proto import WIRE_VERSION
-from mycelia.proto.config import OverlayConfig, VitalsConfig
+from mycelia.proto.config import OverlayConfig, RoutingConfig, VitalsConfig
 from mycelia.proto.effects import Effect, Send, SetTimer
 from mycelia.proto.events import Connected, ModelServed
 from mycelia.proto.planes.membership import Membership
 from mycelia.proto.planes.vitals import VitalsPlane
 from mycelia.proto.routing.candidates import Candidate, Candidates
-from mycelia.proto.routing.choose import Decision, Terms
+from mycelia.proto.routing.choose import Rating, choose
 from mycelia.proto.wire.messages import Hello, Served, Subscribe, Vitals, VitalsUpdate
 
 ME, *PEERS = (bytes([n] * 32) for n in range(41))
@@ -48,7 +48,7 @@ class Node:
     def decide(self, *peers: bytes, now: float) -> set[bytes]:
         """A decision between these peers, the first one chosen; returns the peers that the node then subscribes to."""
         candidates = Candidates.of([Candidate(peer, 0, 0, is_local=peer == ME) for peer in peers])
-        decision = Decision(candidates, Terms.of_costs(np.arange(len(peers), dtype=np.float64)), 0, 1)
+        decision = choose(candidates, 1, RoutingConfig(), rating=Rating(np.arange(float(len(peers))), "test"))
         return asked(self.plane.on_decision(NAMESPACE, decision, now))
 
     def age(self, peer: bytes, now: float) -> float:
