@@ -45,6 +45,8 @@ class Hub:
     knows_ranges: bool = True
     is_sign_in: bool = False
     """Everything is a web page, as behind a captive portal."""
+    listing: bytes = b""
+    """The answer about the repository; empty: the true one."""
     wrong: bytes = b""
     """What is sent in the place of each file."""
     etag: str = ""
@@ -106,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             if path.rpartition("/")[2] not in ("main", hub.commit):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             else:
-                self._send(200, json.dumps(hub.info()).encode(), {"Content-Type": "application/json"})
+                self._send(200, hub.listing or json.dumps(hub.info()).encode(), {"Content-Type": "application/json"})
         elif path.startswith("/api/"):
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         else:

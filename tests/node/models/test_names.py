@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mycelia.node.models.choose import RepoFile, choose_files
 from mycelia.node.models.find import MissingError, find_model, source_of, web_paths
@@ -10,6 +12,7 @@ from mycelia.node.models.names import HubModel, WebModel, read_name
 from mycelia.proto.wire.errors import LocalError
 
 SHA = "ab" * 32
+_URLS = st.text("abc./:@%2e[]?#=&\x00é ", max_size=40).map("https://".__add__)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,18 @@ def test_spellings_of_nothing(name: str, says: str) -> None:
     with pytest.raises(LocalError, match=says) as caught:
         read_name(name)
     assert "\n" not in str(caught.value)
+
+
+@given(st.one_of(st.text(max_size=40), st.text("hf:/.@a%2#?=&\\\x00\n", max_size=30).map("hf:a/b".__add__), _URLS))
+def test_any_text_is_a_source_a_path_or_refused(name: str) -> None:
+    try:
+        found = read_name(name)
+    except LocalError:
+        return
+    if isinstance(found, HubModel):
+        assert ".." not in (*found.wanted.split("/"), *found.revision.split("/")) and not found.wanted.startswith("/")
+    elif isinstance(found, WebModel):
+        assert found.file.endswith(".gguf") and "/" not in found.file and not found.file.startswith(".")
 
 
 def test_a_path_that_looks_like_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

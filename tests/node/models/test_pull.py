@@ -21,7 +21,7 @@ from mycelia.node.models.hub_cache import cache_of
 from mycelia.node.models.pull import check_fits, obtain, pull
 from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.gguf_files import header, text_field
-from tests.node.models.hub_server import REPO, Hub, model_bytes, sha256
+from tests.node.models.hub_server import COMMIT, REPO, Hub, model_bytes, sha256
 
 NAME, FILE = f"hf:{REPO}", "tiny-Q4_K_M.gguf"
 
@@ -215,6 +215,27 @@ def test_hostile_listings(hub: Hub, folders: Path) -> None:
     hub.commit = "../../../x"
     fails(f"hf:{REPO}", "does not say which revision|has no revision")
     assert not list(folders.rglob("*evil*"))
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"siblings": 3}',
+        b'{"id": 1, "sha": 2, "siblings": [{"rfilename": 5, "size": "x"}]}',
+        b'{"id": "a/b", "sha": "%s", "siblings": [{"rfilename": null, "lfs": {}}]}' % COMMIT.encode(),
+        b'{"id": "a/b", "sha": "%s", "siblings": [{"rfilename": "a.gguf", "size": -1, "blobId": [1]}]}'
+        % COMMIT.encode(),
+        b'{"id": "a/b", "sha": ["x"], "siblings": []}',
+        b"\xff",
+    ],
+)
+def test_listings_that_are_none(hub: Hub, folders: Path, listing: bytes) -> None:
+    hub.listing = listing
+    fails(NAME, "is not that of a hub|does not say which revision|has no GGUF file")
+    assert not (folders / "hub").exists()
 
 
 def test_models_in_parts(hub: Hub, folders: Path) -> None:
