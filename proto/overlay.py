@@ -160,7 +160,7 @@ class Overlay:
             case CacheChanged():
                 return self.digests.on_cache_changed(event, now)
             case VitalsChanged():
-                self.requests.on_vitals(self.me, event.vitals)
+                self.requests.on_vitals(self.me, event.namespace, event.vitals)
                 return self.reports.on_own(event.namespace, event.vitals, now)
             case Leaving():
                 self.members.is_leaving = True
@@ -227,6 +227,10 @@ class Overlay:
     def vitals(self, namespace: bytes) -> Vitals | None:
         """This node's own load as last reported by its engine."""
         return self.members.own_vitals(namespace)
+
+    def round_trip_s(self, peer: bytes) -> float:
+        """See ``Membership.round_trip_s``. Does not mutate."""
+        return self.members.round_trip_s(peer)
 
     def as_told(self, vitals: Vitals) -> Vitals:
         """This node's load as peers shall see it. Does not mutate."""
@@ -304,7 +308,7 @@ class Overlay:
                 return effects
             case VitalsUpdate():
                 self.reports.on_update(event.peer, message, now)
-                self.requests.on_vitals(event.peer, message.vitals)
+                self.requests.on_vitals(event.peer, message.namespace, message.vitals)
                 return []
             case Subscribe():
                 return self.reports.on_subscribe(event.peer, message, now)

@@ -53,30 +53,35 @@ class EntryPlaces:
 
 
 class BusyPeers:
-    """The peers that are overloaded, and until when. Keys are peer ids, or begin with one."""
+    """The peers that are overloaded with a model, and until when. Keys begin with the namespace and the peer's id."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
 
-    def refused(self, peer: bytes, frame: Failed, now: float) -> None:
+    def refused(self, key: bytes, frame: Failed, now: float) -> None:
         wait_s = min(frame.retry_after_ms / 1000 or UNKNOWN_RETRY_S, MAX_RETRY_S)
-        self._until[peer] = now + wait_s
-        self._until.move_to_end(peer)
+        self._until[key] = now + wait_s
+        self._until.move_to_end(key)
         if len(self._until) > MAX_BUSY:
             self._until.popitem(last=False)
 
-    def idle(self, peer: bytes) -> None:
-        """Nothing waits at ``peer`` any more. Forgets every key that begins with it. Mutates."""
-        for key in [key for key in self._until if key.startswith(peer)]:
+    def idle(self, beginning: bytes) -> None:
+        """Nothing waits any more at the peer with the model. Forgets every key that begins so. Mutates."""
+        for key in [key for key in self._until if key.startswith(beginning)]:
             del self._until[key]
 
-    def is_busy(self, peer: bytes, now: float) -> bool:
-        return now < self._until.get(peer, 0.0)
+    def is_busy(self, key: bytes, now: float) -> bool:
+        return now < self._until.get(key, 0.0)
 
-    def now(self, now: float) -> set[bytes]:
-        return {peer for peer, until in self._until.items() if now < until}
+    def now(self, namespace: bytes, now: float) -> set[bytes]:
+        """What follows the namespace in the keys that are busy."""
+        return {
+            key.removeprefix(namespace)
+            for key, until in self._until.items()
+            if now < until and key.startswith(namespace)
+        }
 
-    def least_wait_ms(self, peers: Iterable[bytes], now: float) -> int:
-        """Milliseconds until the first busy one of ``peers`` may get a request again, at least 1; 0 if none is busy."""
-        waits = [self._until[peer] - now for peer in peers if self.is_busy(peer, now)]
+    def least_wait_ms(self, keys: Iterable[bytes], now: float) -> int:
+        """Milliseconds until the first busy one of ``keys`` may get a request again, at least 1; 0 if none is busy."""
+        waits = [self._until[key] - now for key in keys if self.is_busy(key, now)]
         return max(round(1000 * min(waits)), 1) if waits else 0

@@ -125,8 +125,9 @@ class Choice:
         return self.busy.least_wait_ms([self.busy_key(request, peer) for peer in peers], now)
 
     def busy_key(self, request: Request, peer: bytes) -> bytes:
-        """The key in ``busy``: this node's own engine distinguishes its clients; to a peer they are all this node."""
-        return self._me + request.subnet if peer == self._me else peer
+        """The key in ``busy``: a node may be busy with one model and not with another; this node's own engine
+        distinguishes its clients, to a peer they are all this node."""
+        return request.namespace + peer + (request.subnet if peer == self._me else b"")
 
     def check_invariants(self, running: Collection[Request]) -> None:
         """Raises AssertionError unless the dispatches that count are those of ``running``."""
@@ -150,7 +151,7 @@ class Choice:
         is_own_free = not self.busy.is_busy(self.busy_key(request, self._me), now)
         if setbacks.tries + 1 >= self._config.max_attempts and self._me not in setbacks.failed_peers and is_own_free:
             only_here = only_here or self._members.own_vitals(request.namespace) is not None
-        left_out = setbacks.failed_peers | self.busy.now(now) - {self._me}
+        left_out = setbacks.failed_peers | self.busy.now(request.namespace, now) - {self._me}
         if not is_own_free:
             left_out.add(self._me)
         needed = version_of(request.sampling)

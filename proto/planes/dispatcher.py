@@ -68,7 +68,7 @@ class Dispatcher:
         due_at = math.inf
         if patience is not None and may_move and not is_last:
             due_at = now + max(expected_s, self._members.round_trip_s(peer) + patience)
-        token_s = self._members.observed.expected_token_s(peer)
+        token_s = self._members.observed.speeds(request.namespace).expected_token_s(peer)
         return Attempt(
             number=request.num_attempts + 1,
             peer=peer,

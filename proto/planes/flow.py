@@ -96,7 +96,7 @@ class RequestFlow:
 
     def take_away(self, request: Request, now: float) -> list[Effect]:
         """Moves the request from the node where it is too slow to another one."""
-        self._observer.taken_away(request.attempt, now)
+        self._observer.taken_away(request, now)
         abandon = Abandon(request.request_id, request.attempt.number)
         if request.has_begun:
             request.num_late_moves += 1

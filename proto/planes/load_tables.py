@@ -61,7 +61,7 @@ class LoadTables:
 
     def begin(self, namespace: bytes) -> LoadTable:
         """An empty table, kept from now on. Mutates, like all methods below."""
-        table = LoadTable(self._me, self._config, self.observed, self._counted_as, self._connected_at)
+        table = LoadTable(self._me, self._config, self.observed, self._counted_as, self._connected_at, namespace)
         self._tables[namespace] = table
         return table
 

@@ -30,17 +30,17 @@ class AttemptObserver:
         self._vitals = vitals
         self._choice = choice
 
-    def load(self, peer: bytes, vitals: Vitals) -> None:
-        """``peer``, which may be this node, reported its load."""
+    def load(self, peer: bytes, namespace: bytes, vitals: Vitals) -> None:
+        """``peer``, which may be this node, reported its load with a model."""
         if not vitals.waiting_requests:
-            self._choice.busy.idle(peer)
+            self._choice.busy.idle(namespace + peer)
 
     def load_in_frame(self, request: Request, peer: bytes, vitals: Vitals, now: float) -> None:
         """``peer`` reported its load with a frame for ``request``."""
         if peer != self._me:
             update = VitalsUpdate(namespace=request.namespace, vitals=vitals)
             self._vitals.on_update(peer, update, now, is_reply=True)
-            self.load(peer, vitals)
+            self.load(peer, request.namespace, vitals)
 
     def first_token(self, request: Request, was_accepted: bool, now: float) -> None:
         attempt = request.attempt
@@ -49,7 +49,8 @@ class AttemptObserver:
         self._observed.on_first_token(attempt.peer, attempt.expected_s, took_s, now)
         if was_accepted:
             computing_s = max(took_s - self._members.round_trip_s(attempt.peer), _LEAST_S)
-            self._observed.on_prefilled(attempt.peer, attempt.uncached_tokens / computing_s, now)
+            speeds = self._observed.speeds(request.namespace)
+            speeds.on_prefilled(attempt.peer, attempt.uncached_tokens / computing_s)
 
     def bounced(self, request: Request, attempt: Attempt, frame: Bounced, wait_s: float, now: float) -> None:
         """``attempt`` was handed back because it would wait ``wait_s``."""
@@ -69,11 +70,12 @@ class AttemptObserver:
             waited_s = 0.0 if attempt.position else now - attempt.sent_at - attempt.expected_s
             self._observed.on_late(attempt.peer, max(waited_s, self._config.failure_s), now)
 
-    def taken_away(self, attempt: Attempt, now: float) -> None:
-        """``attempt`` is too slow, and its request goes elsewhere."""
+    def taken_away(self, request: Request, now: float) -> None:
+        """The running attempt is too slow, and its request goes elsewhere."""
+        attempt = request.attempt
         if attempt.position:
             self._observed.on_late(attempt.peer, attempt.pace.late_s(now), now)
-            self._observed.on_pace(attempt.peer, attempt.pace.token_s(until=now), now)
+            self._observed.speeds(request.namespace).on_pace(attempt.peer, attempt.pace.token_s(until=now))
         else:
             self._observed.on_first_token(attempt.peer, attempt.expected_s, now - attempt.sent_at, now)
 
@@ -88,8 +90,9 @@ class AttemptObserver:
             self._observed.on_answered(peer, min(self._members.connected_at(peer), now), now)
         token_s = attempt.pace.token_s()
         if token_s:
-            late_s = attempt.pace.slow_s(self._observed.usual_token_s)
-            self._observed.on_pace(peer, token_s, now)
+            speeds = self._observed.speeds(request.namespace)
+            late_s = attempt.pace.slow_s(speeds.usual_token_s)
+            speeds.on_pace(peer, token_s)
             if late_s > self._config.late_s and peer != self._me:
                 self._observed.on_late(peer, late_s, now)
         self.load_in_frame(request, peer, frame.vitals, now)

@@ -205,9 +205,9 @@ class RequestPlane:
         request = self._running(event.request_id, event.attempt)
         return self._flow.attempt_failed(request, Failure.LOST, event.reason, now) if request else []
 
-    def on_vitals(self, peer: bytes, vitals: Vitals) -> None:
-        """``peer``, which may be this node, reported its load."""
-        self._observer.load(peer, vitals)
+    def on_vitals(self, peer: bytes, namespace: bytes, vitals: Vitals) -> None:
+        """``peer``, which may be this node, reported its load with a model."""
+        self._observer.load(peer, namespace, vitals)
 
     def on_peer_lost(self, peer: bytes, now: float) -> list[Effect]:
         """Moves every request that the peer was serving, without waiting for each stream to fail."""

@@ -33,6 +33,7 @@ class LoadTable:
         observed: Observed,
         subnet_of: Callable[[bytes], bytes] = lambda peer: peer,
         connected_at: Callable[[bytes], float] = lambda peer: 0.0,
+        namespace: bytes = b"",
     ) -> None:
         """subnet_of: the group in which a peer is counted. connected_at: the time at which it connected."""
         self._me = me
@@ -42,6 +43,7 @@ class LoadTable:
         self._row_of: dict[bytes, int] = {}
         self._subnet_of = subnet_of
         self._connected_at = connected_at
+        self._namespace = namespace
         self._subnets: dict[bytes, bytes] = {}
         self._of_subnet: dict[bytes, set[bytes]] = {}
         """The mapping in both directions, as it was when each peer came."""
@@ -86,7 +88,7 @@ class LoadTable:
         """``observed`` has news of ``peer``, which need not be in the table. Mutates."""
         row = self._row_of.get(peer)
         if row is not None:
-            self._columns[_IMPRECISION:, row] = self._observed.record(peer, self._connected_at(peer))
+            self._columns[_IMPRECISION:, row] = self._observed.record(peer, self._connected_at(peer), self._namespace)
 
     def remove(self, peer: bytes) -> None:
         row = self._row_of.pop(peer, None)
@@ -205,7 +207,7 @@ class LoadTable:
         for peer, row in self._row_of.items():
             if peer in self._observed:
                 assert tuple(self._columns[_IMPRECISION:, row].tolist()) == self._observed.record(
-                    peer, self._connected_at(peer)
+                    peer, self._connected_at(peer), self._namespace
                 )
 
     def _add(self, peer: bytes) -> int:

@@ -14,6 +14,7 @@ from mycelia.proto.routing.choose import rate
 from mycelia.proto.routing.load_table import LoadTable
 from mycelia.proto.routing.newcomers import ALL_SHARE, LEAST_SHARE, LONGER_S, MAX_IN_FLIGHT, PROBATION_S, Newcomers
 from mycelia.proto.routing.observed import Observed
+from mycelia.proto.routing.speeds import Speeds
 from mycelia.proto.wire.messages import Accepted, Final, Served, Vitals
 from tests.proto.planes.test_requests import (
     HOLDER,
@@ -156,7 +157,7 @@ def begun(world_size: int = 3, num_tokens: int = 2) -> World:
     world.store(HOLDER, 1, PROMPT)
     world.advance(2)
     for peer in (ME, HOLDER, peer_id(2)):
-        world.nodes[ME].overlay.members.observed.on_pace(peer, 0.05, world.now)
+        world.nodes[ME].overlay.members.observed.speeds(NAMESPACE).on_pace(peer, 0.05)
     submit(world, max_tokens=64)
     assert dispatched(world).peer == HOLDER
     frame(world, 1, Accepted(cached_tokens=192, vitals=IDLE))
@@ -219,10 +220,10 @@ def test_a_node_that_begins_and_brings_no_token_is_left() -> None:
 
 
 def test_a_slow_machine_is_expected_to_be_slow_within_bounds() -> None:
-    observed = Observed(CONFIG)
+    observed = Speeds(CONFIG)
     assert observed.expected_token_s(b"a") == CONFIG.default_token_s
     for peer, token_s in ((b"a", 0.02), (b"b", 0.05), (b"c", 0.1), (b"d", 0.05), (b"liar", 25.0)):
-        observed.on_pace(peer, token_s, 0.0)
+        observed.on_pace(peer, token_s)
     assert observed.expected_token_s(b"a") == observed.expected_token_s(b"unknown") == 0.05
     assert observed.expected_token_s(b"c") == 0.1 and observed.expected_token_s(b"liar") == 0.05 * CONFIG.max_slowness
 
