@@ -7,7 +7,7 @@ no part announces or accepts work that another part can no longer do. One nurser
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,11 @@ from mycelia.node.queries.models import MODELS, SwarmModels
 from mycelia.node.queries.reach import keep_reachable
 from mycelia.node.requests.drain import Drain
 from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
+from mycelia.node.requests.own_models import OwnModels
+from mycelia.node.requests.own_texts import OwnTexts
 from mycelia.node.requests.relay import FindEntries, Relay
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import serve_generate_stream
-from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.node.storage.saving import Kept, StateSaver, restored
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import AGENT, VERSION, version_in
@@ -38,6 +39,7 @@ from mycelia.node.views import (
     NodeState,
     PeerRow,
     RelayedView,
+    ServedRow,
     TrafficView,
     TreeRowView,
 )
@@ -49,7 +51,7 @@ from mycelia.proto.effects import RequestEffect
 from mycelia.proto.events import CacheChanged, Leaving, ModelServed, VitalsChanged
 from mycelia.proto.overlay import Overlay, PeerView
 from mycelia.proto.routing.choose import Policy
-from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame
+from mycelia.proto.wire.messages import Ask, EntryFrame
 
 log = structlog.get_logger()
 
@@ -57,7 +59,7 @@ _PREVIEW_TOKENS = 24
 
 
 class Node:
-    """One model, one network and one overlay, connected. ``run`` must be running while the node is used."""
+    """Models, one network and one overlay, connected. ``run`` must be running while the node is used."""
 
     def __init__(
         self,
@@ -72,10 +74,10 @@ class Node:
         requests: RequestLog | None = None,
         swarm: str = "",
     ) -> None:
-        """kept: the state saved by earlier runs, see ``state_saver``. policy: a routing policy instead of the
-        protocol's own. drain: counts the work for peers and clients. requests: see ``open_request_log``. swarm: the
-        name of its private swarm."""
-        self._engine = engine
+        """engine: the first model's; ``serve`` adds others. kept: the state saved by earlier runs, see ``state_saver``.
+        policy: a routing policy instead of the protocol's own. drain: counts the work for peers and clients. requests:
+        see ``open_request_log``. swarm: the name of its private swarm."""
+        self._own = OwnModels(engine)
         self._network = network
         self._epoch = epoch
         self.swarm = swarm
@@ -92,7 +94,7 @@ class Node:
         self._driver = OverlayDriver(self.overlay, network, self._perform_request, self.requests)
         self._salts = Salts(identity.sign)
         self.entry = Entry(
-            engine,
+            self._own,
             network,
             self._driver.handle,
             self.overlay.silence_s,
@@ -100,40 +102,32 @@ class Node:
             self._salts,
             self.overlay.subnet,
         )
-        self.swarm_models = SwarmModels(network, self.overlay, self._driver, engine)
+        self.swarm_models = SwarmModels(network, self.overlay, self._driver, self._own)
         self._relay = Relay(network, self.requests, lambda: [row.model for row in self.swarm_models.known_rows()])
-        self._tree = RadixTree()
+        self._trees: dict[bytes, RadixTree] = {}
+        """Namespace -> the prefixes in the KV cells of that model."""
+        self._nursery: trio.Nursery | None = None
         self._started_at = self._driver.now()
         self._drain = drain or Drain()
         # The part of ``Api`` that a room answers alone.
         self.models = self.swarm_models.rows
+        texts = OwnTexts(self._own)
+        self.tokenize, self.tokenize_text, self.detokenize = texts.tokenize, texts.tokenize_text, texts.detokenize
+        self.vocabulary_texts, self.embed = texts.vocabulary, texts.embed
         self.recent_requests, self.requests_changed = self.requests.rows, self.requests.changed
         self.links, self.trace = self._inspection.links, self._inspection.trace
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. The node answers requests from ``started()`` on."""
-        info = self._engine.info
         begin_leaving = partial(self._driver.handle, Leaving())
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 await nursery.start(self.entry.run)
                 await nursery.start(self._driver.run)
-                await self._network.join(info.namespace)
-                self._driver.handle(
-                    ModelServed(
-                        info.namespace,
-                        info.name,
-                        info.context_tokens,
-                        self._engine.vitals(),
-                        self._epoch,
-                        self._engine.vocabulary,
-                        info.has_states,
-                    )
-                )
-                nursery.start_soon(self._follow_cache)
-                nursery.start_soon(self._follow_vitals)
+                await self._begin(self._own.first)
                 serve = partial(
-                    serve_generate_stream, self._engine, self.overlay, self.requests, self._network.remote_address
+                    serve_generate_stream, self._own, self.overlay, self.requests, self._network.remote_address
                 )
                 self._network.serve(GENERATE, partial(self._work, serve))
                 self._network.serve(INSPECT, self._inspection.serve_stream)
@@ -147,26 +141,63 @@ class Node:
             with suppress(ValueError):  # (it had not started)
                 self._drain.on_begin.remove(begin_leaving)
 
+    async def serve(self, engine: Engine) -> None:
+        """Serves another model, too. The node must be running. Raises LocalError, see ``OwnModels.add``."""
+        self._own.add(engine)
+        await self._begin(engine)
+
+    async def _begin(self, engine: Engine) -> None:
+        assert self._nursery is not None, "serve() before run()"
+        info = engine.info
+        self._trees[info.namespace] = RadixTree()
+        await self._network.join(info.namespace)
+        self._driver.handle(
+            ModelServed(
+                info.namespace,
+                info.name,
+                info.context_tokens,
+                engine.vitals(),
+                self._epoch,
+                engine.vocabulary,
+                info.has_states,
+            )
+        )
+        self._nursery.start_soon(self._follow_cache, engine)
+        self._nursery.start_soon(self._follow_vitals, engine)
+
     async def _work(self, serve: Callable[[MessageStream], Awaitable[None]], stream: MessageStream) -> None:
         with self._drain.working():
             await serve(stream)
 
     @property
     def model(self) -> str:
-        return self._engine.info.name
+        return self._own.first.info.name
+
+    @property
+    def own_models(self) -> list[str]:
+        """See ``Api.own_models``."""
+        return [engine.info.name for engine in self._own]
 
     def health(self) -> str:
         """See ``Api.health``."""
         if self._drain.is_leaving:
             return "leaving"
-        return "ok" if self._engine.vitals().slots else "loading"
+        return "ok" if self._own.first.vitals().slots else "loading"
 
     def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
-        """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found."""
+        """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found; one for
+        a model that is not loaded here, at a node where it would begin sooner."""
+        engine = self._own.named(ask.model)
         find = partial(self.swarm_models.find, ask.model, client)
+        if engine is not None and not engine.residence.is_loaded and self.swarm_models.sooner(engine):
+            ask = msgspec.structs.replace(ask, model=engine.info.name)
+            return self._relayed(partial(self._find_sooner, engine), ask, deadline_s, client, is_own=True)
         return self._ask(find, ask, deadline_s, client, is_own=True)
+
+    async def _find_sooner(self, engine: Engine) -> list[bytes]:
+        return self.swarm_models.sooner(engine) or self.swarm_models.servers(engine.info.name)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """A prompt from another node is passed on only to a connected node that serves its model: the sender has
@@ -181,43 +212,15 @@ class Node:
     def _ask(
         self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes, is_own: bool
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
-        if ask.model in ("", self.model):
+        if self._own.named(ask.model) is not None:
             return self.entry.ask(ask, deadline_s, client)
+        return self._relayed(find, ask, deadline_s, client, is_own)
+
+    def _relayed(
+        self, find: FindEntries, ask: Ask, deadline_s: float | None, client: bytes, is_own: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
-
-    async def tokenize(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-    ) -> list[int]:
-        """See ``Api.tokenize``."""
-        return list(
-            await self._engine.tokenize_chat(messages, tools, client, options=options, continues_final=continues_final)
-        )
-
-    async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
-        """See ``Api.tokenize_text``."""
-        return list(await self._engine.tokenize_text(text, client))
-
-    async def detokenize(self, tokens: Sequence[int]) -> str:
-        """See ``Api.detokenize``."""
-        (text,) = await self._engine.detokenize([tokens])
-        return text
-
-    @property
-    def vocabulary_texts(self) -> VocabularyTexts:
-        info = self._engine.info
-        return VocabularyTexts(info.begin_text, info.end_text, info.begin_token, info.chat_template)
-
-    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
-        """See ``Api.embed``."""
-        tokens = [await self._engine.tokenize_text(text, client) if isinstance(text, str) else text for text in texts]
-        return Embedded(await self._engine.embed(tokens, client), sum(map(len, tokens)))
 
     async def keep_reachable(self, mappers: Mapping[str, PortMapper] | None = None) -> None:
         """Runs until cancelled, see ``node/queries/reach.py``."""
@@ -233,7 +236,7 @@ class Node:
         return saver
 
     def state(self) -> NodeState:
-        info, vitals = self._engine.info, self._engine.vitals()
+        info, served = self._own.first.info, [_served_row(engine, self._trees) for engine in self._own]
         return NodeState(
             peer=peer_text(self._network.peer_id),
             swarm=self.swarm,
@@ -244,28 +247,34 @@ class Node:
             cell_bits=cell.bits if (cell := self.overlay.cell(info.namespace)) else 0,
             context_tokens=info.context_tokens,
             reuse=info.reuse,
-            active_requests=vitals.active_requests,
-            waiting_requests=vitals.waiting_requests,
-            slots=vitals.slots,
+            active_requests=sum(row.active_requests for row in served),
+            waiting_requests=sum(row.waiting_requests for row in served),
+            slots=sum(row.slots for row in served),
             exchanges=self._network.num_exchanges(),
             relayed=msgspec.convert(self._network.relayed(), RelayedView, from_attributes=True),
             attempts=self._network.attempts(),
             tasks=trio.lowlevel.current_statistics().tasks_living,
-            cached_tokens=self._tree.num_tokens,
-            cells=info.num_cells,
+            cached_tokens=sum(row.cached_tokens for row in served),
+            cells=sum(row.cells for row in served),
             uptime_s=round(self._driver.now() - self._started_at, 1),
             stats=self.requests.stats(),
             peers=[self._peer_row(view) for view in self.overlay.peers(self._driver.now())],
             traffic=_traffic_view(self.overlay.traffic, self._driver.now()),
             refused={str(refusal): count for refusal, count in sorted(self.overlay.refusals.items())},
+            served=served,
         )
 
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         """See ``Api.tree``."""
-        rows = list(self._tree.rows())
+        return [row for engine in self._own for row in await self._tree_of(engine, client)]
+
+    async def _tree_of(self, engine: Engine, client: bytes) -> list[TreeRowView]:
+        rows = list(self._trees[engine.info.namespace].rows())
+        if not rows:  # (so that no model is loaded for it)
+            return []
         me, salt = self._network.peer_id, self._salts.of("", client)
         shown = {None, PUBLIC.tag, owner_of(salt.tag_at(me), salt.scope, me, "").tag}
-        texts = await self._engine.detokenize(
+        texts = await engine.detokenize(
             [
                 plain(row.tokens[:_PREVIEW_TOKENS]) if not client or tag in shown else ()
                 for row, tag in zip(rows, tags_of(rows), strict=True)
@@ -278,13 +287,15 @@ class Node:
                 depth_tokens=row.depth_tokens,
                 is_leaf=row.seq_id is not None,
                 text=text,
+                model=engine.info.name if len(self._own) > 1 else "",
             )
             for row, text in zip(rows, texts, strict=True)
         ]
 
     def _peer_row(self, view: PeerView) -> PeerRow:
-        namespace = self._engine.info.namespace
-        vitals = next((served.vitals for served in view.served if served.namespace == namespace), None)
+        common = [served for served in view.served if self._own.of(served.namespace) is not None]
+        namespace = common[0].namespace if common else b""
+        vitals = common[0].vitals if common else None
         state = view.digest_states.get(namespace)
         round_trip_s, path = self._network.round_trip_s(view.peer), self._network.path(view.peer)
         return PeerRow(
@@ -307,30 +318,30 @@ class Node:
     def _perform_request(self, effect: RequestEffect) -> None:
         self.entry.perform(effect)
 
-    async def _follow_cache(self) -> None:
-        namespace = self._engine.info.namespace
+    async def _follow_cache(self, engine: Engine) -> None:
+        info = engine.info
+        tree = self._trees[info.namespace]
         while True:
-            change = await self._engine.cache_changes()
+            change = await engine.cache_changes()
             self.requests.totals.evictions += sum(leaf < FIRST_EDGE_ID for leaf in change.evicted)
             if change.reset:
-                self._tree.clear()
+                tree.clear()
             for leaf in change.evicted:
-                if leaf in self._tree:
-                    self._tree.remove(leaf)
+                if leaf in tree:
+                    tree.remove(leaf)
             for leaf, path in change.stored:
                 if leaf >= FIRST_EDGE_ID:
                     continue  # In memory or on disk: announced, but not a part of the tree of KV cells.
-                self._tree.insert(path, leaf, self._driver.now())
+                tree.insert(path, leaf, self._driver.now())
             stored = change.stored
-            if self._engine.info.has_states:
+            if info.has_states:
                 stored = [(leaf, path) for leaf, path in stored if leaf >= FIRST_EDGE_ID]  # Cells alone are of no use.
-            self._driver.handle(CacheChanged(namespace, stored, change.evicted, change.reset))
+            self._driver.handle(CacheChanged(info.namespace, stored, change.evicted, change.reset))
 
-    async def _follow_vitals(self) -> None:
-        namespace = self._engine.info.namespace
+    async def _follow_vitals(self, engine: Engine) -> None:
         while True:
-            vitals = await self._engine.vitals_changes()
-            self._driver.handle(VitalsChanged(namespace, vitals))
+            vitals = await engine.vitals_changes()
+            self._driver.handle(VitalsChanged(engine.info.namespace, vitals))
 
 
 def _traffic_view(traffic: Traffic, now: float) -> TrafficView:
@@ -342,4 +353,24 @@ def _traffic_view(traffic: Traffic, now: float) -> TrafficView:
         digests_sent_kinds=dict(sorted(traffic.sent_kinds.items())),
         deltas_postponed=traffic.num_postponed,
         repairs_dropped=traffic.num_dropped,
+    )
+
+
+def _served_row(engine: Engine, trees: Mapping[bytes, RadixTree]) -> ServedRow:
+    info, vitals, residence = engine.info, engine.vitals(), engine.residence
+    tree = trees.get(info.namespace)
+    return ServedRow(
+        model=info.name,
+        namespace=info.namespace.hex(),
+        context_tokens=info.context_tokens,
+        reuse=info.reuse,
+        state=residence.state,
+        active_requests=vitals.active_requests,
+        waiting_requests=vitals.waiting_requests,
+        slots=vitals.slots,
+        cells=info.num_cells,
+        cached_tokens=tree.num_tokens if tree is not None else 0,
+        load_s=round(residence.load_s, 1),
+        memory_bytes=residence.memory_bytes,
+        kept_bytes=residence.kept_bytes,
     )

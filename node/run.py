@@ -6,9 +6,10 @@ import secrets
 import ssl
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from blake3 import blake3
 
 from mycelia.node.app import Node
 from mycelia.node.engine.engine import Engine
-from mycelia.node.engine.models import FAKE_MODEL, model_name, resolve_model
+from mycelia.node.engine.models import is_fake, model_name, resolve_model
+from mycelia.node.engine.pool.pool import EnginePool, PoolModel, open_pool
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.engine.shares import EngineShares
@@ -39,7 +41,7 @@ from mycelia.node.serve.api_keys import ApiKey
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.server import bind_api, bind_other_loopback, serve_http, url_of
 from mycelia.node.serve.http.tls import load_tls
-from mycelia.node.settings import UNNAMED, NodeSettings
+from mycelia.node.settings import UNNAMED, NodeSettings, WantedModel
 from mycelia.node.storage.data_dir import PUBLIC, prepare_data_dir
 from mycelia.node.storage.identity_file import load_or_create_identity
 from mycelia.node.storage.layout import open_layout
@@ -50,26 +52,25 @@ from mycelia.node.swarms import Swarms
 from mycelia.node.telemetry.journal import open_request_log
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import UsageMeter, open_usage
+from mycelia.proto.cache.tier import GIB
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
 
 
-OpenEngine = Callable[[], AbstractAsyncContextManager[Engine]]
+OpenEngine = Callable[[], AbstractAsyncContextManager[Engine | EnginePool]]
 
 
 async def run_node(settings: NodeSettings, read: Callable[[], NodeSettings] | None = None) -> None:
     """Runs a node until SIGINT or SIGTERM and its clean end. read: see ``Reloader``. Raises LocalError for problems
     that the user can solve."""
-    model_path = Path(FAKE_MODEL) if settings.model == FAKE_MODEL else resolve_model(settings.model)
+    opened = _engines(settings)
     drain, reloader = Drain(), Reloader(settings, read)
     async with trio.open_nursery() as nursery:
         await nursery.start(follow_signals, drain, reloader, nursery.cancel_scope)
         if settings.exit_with_parent:
             nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
-        log.info("loading_model", model=str(model_path))
-        opened = partial(open_engine, _engine_settings(settings, model_path))
         await host_node(settings, opened, drain, reloader)
     log.info("left")
 
@@ -81,8 +82,8 @@ async def host_node(
     reloader: Reloader | None = None,
     task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Runs a node with the engine that ``opened`` gives, until cancelled. One process may run several nodes. reloader:
-    None: the settings never change."""
+    """Runs a node with the engine or engines that ``opened`` gives, until cancelled. One process may run several nodes.
+    reloader: None: the settings never change."""
     data_dir = prepare_data_dir(settings.data_dir)
     swarms = [settings, in_public(settings)] if settings.public else [settings]
     for address in (address for one in swarms for address in one.listen):
@@ -96,13 +97,16 @@ async def host_node(
             open_usage(data_dir, keys) as usage,
             _gateway(settings, keys, usage, drain, context) as (gateway, api_url),
             open_request_log(data_dir if settings.journal else None) as requests,
-            opened() as engine,
+            opened() as engines,
             trio.open_nursery() as nursery,
         ):
-            shares = EngineShares(engine)
+            shares = EngineShares(await engines.first() if isinstance(engines, EnginePool) else engines)
             join = partial(_run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public)
-            nodes: list[Node] = [await nursery.start(join, one) for one in swarms]
+            parts: list[_Part] = [await nursery.start(join, one) for one in swarms]
             nursery.start_soon(shares.run)
+            if isinstance(engines, EnginePool):
+                nursery.start_soon(_serve_others, engines, parts, nursery)
+            nodes = [part.node for part in parts]
             swarms_api = Swarms(*nodes, aliases=dict(settings.aliases), usage=usage)
             reloader = reloader or Reloader(settings)
             write_run = partial(_write_run, api_url, nodes[0].state().peer)
@@ -110,6 +114,20 @@ async def host_node(
             reloader.follow(LiveParts(gateway, usage, context, own_key, swarms_api.set_aliases, write_run))
             _tell_ready(settings, nodes, api_url)
             task_status.started(nodes[0])
+
+
+async def _serve_others(pool: EnginePool, parts: Sequence["_Part"], nursery: trio.Nursery) -> None:
+    """Serves the pool's other models, each from when it is known what it is."""
+    async for engine in pool.later():
+        shares = EngineShares(engine)
+        try:
+            for part in parts:
+                await part.node.serve(part.share_of(shares))
+        except LocalError as exc:
+            log.warning("model_failed", model=engine.info.name, reason=str(exc))
+            continue
+        nursery.start_soon(shares.run)
+        log.info("serving", model=engine.info.name, reuse=engine.info.reuse)
 
 
 def in_public(settings: NodeSettings) -> NodeSettings:
@@ -131,7 +149,7 @@ async def _run_in_swarm(
     requests: RequestLog,
     drain: Drain,
     is_first: bool,
-    task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus["_Part"] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs a node in one swarm until cancelled. is_first: prompts of a private swarm come before those of others."""
     if settings.public or settings.data_dir.name == PUBLIC:
@@ -155,10 +173,14 @@ async def _run_in_swarm(
         mdns=settings.mdns,
         debug=settings.debug,
     )
+
+    def share_of(shares: EngineShares) -> Engine:
+        return shares.of(salt, is_first and bool(salt))
+
     async with open_network(network_settings) as network, trio.open_nursery() as nursery:
         node = Node(
             identity,
-            shares.of(salt, is_first and bool(salt)),
+            share_of(shares),
             network,
             epoch,
             kept,
@@ -174,8 +196,17 @@ async def _run_in_swarm(
             if not settings.announce:  # (the user who announces addresses knows how the node is reached)
                 nursery.start_soon(keep_reachable, port_mappers() if settings.port_mapping else {})
             nursery.start_soon(supervised, node.state_saver(state_dir).run)
-            task_status.started(node)
+            task_status.started(_Part(node, share_of))
             await trio.sleep_forever()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A node in one of the swarms that the process is in."""
+
+    node: Node
+    share_of: Callable[[EngineShares], Engine]
+    """The part of an engine that this swarm has."""
 
 
 async def _follow_roster(
@@ -221,7 +252,21 @@ async def _keep_reachable(node: Node, network: Libp2pNetwork, settings: NodeSett
         yield partial(reach.keep_reachable, carrier, carrier.peers, carrier.came)
 
 
-def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings:
+def _engines(settings: NodeSettings) -> OpenEngine:
+    """Opens one engine, which is always loaded, or a pool of them. Raises LocalError for a model that is not there."""
+    wanted = (WantedModel(settings.model, settings.on_demand), *settings.others)
+    models = [PoolModel(_engine_settings(settings, one), not one.on_demand) for one in wanted]
+    names = Counter(model.name for model in models)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise LocalError(f"two models are called {twice[0]}: serve one of them, or rename its file")
+    if len(models) == 1 and models[0].stays:
+        log.info("loading_model", model=str(models[0].settings.model_path))
+        return lambda: open_engine(models[0].settings)
+    memory_bytes = None if settings.memory_gib is None else int(settings.memory_gib * GIB)
+    return lambda: open_pool(models, prepare_data_dir(settings.data_dir), memory_bytes)
+
+
+def _engine_settings(settings: NodeSettings, wanted: WantedModel) -> EngineSettings:
     """Sizes that the user left open keep the engine's defaults. Raises LocalError for impossible ones."""
     given: dict[str, Any] = {
         "threads": settings.threads,
@@ -236,9 +281,11 @@ def _engine_settings(settings: NodeSettings, model_path: Path) -> EngineSettings
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
         "exact": settings.exact,
-        "fake": settings.model == FAKE_MODEL,
+        "fake": is_fake(wanted.name),
+        "lora_path": wanted.lora_path,
     }
-    defaults = EngineSettings(model_path=model_path, model_name=model_name(settings.model))
+    model_path = Path(wanted.name) if is_fake(wanted.name) else resolve_model(wanted.name)
+    defaults = EngineSettings(model_path=model_path, model_name=wanted.called or model_name(wanted.name))
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 

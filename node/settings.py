@@ -20,11 +20,40 @@ class UsageError(LocalError):
 
 
 @dataclass(frozen=True)
+class WantedModel:
+    """A model to serve."""
+
+    name: str
+    """Registered name or path of a GGUF file."""
+    on_demand: bool = False
+    """Load it when it is asked for, and not at the start."""
+    called: str = ""
+    """The name for users; empty: follows from ``name``."""
+    lora_path: Path | None = None
+    """GGUF file of a LoRA adapter that is applied to the model; None: none."""
+
+    @classmethod
+    def of(cls, text: str) -> "WantedModel":
+        """The value of the option --model: a name or a path, and when it is loaded. Raises UsageError."""
+        name, separator, when = text.rpartition(LOAD)
+        if not separator:
+            return cls(text)
+        if when not in WHEN or not name:
+            raise UsageError(f"--model: {text!r} has to end in {' or '.join(LOAD + one for one in WHEN)}")
+        return cls(name, when == ON_DEMAND)
+
+
+LOAD = ",load="
+AT_START, ON_DEMAND = "start", "demand"
+WHEN = (AT_START, ON_DEMAND)
+
+
+@dataclass(frozen=True)
 class NodeSettings:
     data_dir: Path
     """Directory of identity, lock and run file; one running node per directory."""
     model: str
-    """Registered name or path of a GGUF file."""
+    """Registered name or path of a GGUF file: of the first model, which prompts get that name none."""
     listen: tuple[str, ...]
     """Multiaddrs to accept peers on."""
     bootstrap: tuple[str, ...]
@@ -51,6 +80,12 @@ class NodeSettings:
     """PEM file with the certificate's private key; None: it is in ``tls_cert``."""
     aliases: tuple[tuple[str, str], ...] = ()
     """Other names that clients of the HTTP API may use, each with the model that it means."""
+    on_demand: bool = False
+    """Load the first model when it is asked for, and not at the start."""
+    others: tuple[WantedModel, ...] = ()
+    """Further models to serve."""
+    memory_gib: float | None = None
+    """Memory for several models together; None: most of what is free."""
     threads: int | None = None
     """Engine threads; None: every usable core."""
     cells: int | None = None

@@ -12,7 +12,7 @@ import trio
 from msgspec.structs import replace
 
 from mycelia.node.app import Node
-from mycelia.node.serve.api import Embedded, VocabularyTexts
+from mycelia.node.serve.api import Embedded
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.usage import UsageMeter, Use
 from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
@@ -43,6 +43,7 @@ class Swarms:
         self._usage = usage or UsageMeter()
         self.usage = self._usage.since
         self.tokenize_text, self.detokenize = home.tokenize_text, home.detokenize
+        self.vocabulary_texts = home.vocabulary_texts
         self.health = home.health
         self.recent_requests, self.requests_changed = home.recent_requests, home.requests_changed
 
@@ -55,8 +56,8 @@ class Swarms:
         return self._home.model
 
     @property
-    def vocabulary_texts(self) -> VocabularyTexts:
-        return self._home.vocabulary_texts
+    def own_models(self) -> Sequence[str]:
+        return self._home.own_models
 
     def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
@@ -76,11 +77,11 @@ class Swarms:
             answer = part.ask(replace(ask, model=model), deadline_s, client)
         return self._usage.counting(answer, client, (model or self.model) + suffix)
 
-    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
         """See ``Api.embed``."""
-        use = Use(self.model, is_failed=True)
+        use = Use(model or self.model, is_failed=True)
         try:
-            made = await self._home.embed(texts, client)
+            made = await self._home.embed(texts, client, model)
             use.is_failed, use.prompt_tokens = False, made.num_tokens
             return made
         finally:

@@ -248,6 +248,30 @@ class ModelRow(msgspec.Struct, frozen=True):
     """How prompts of the model reuse what is cached, see ``ModelInfo``; empty: unknown, as of others' models."""
 
 
+class ServedRow(msgspec.Struct, frozen=True):
+    """A model that the node serves."""
+
+    model: str
+    namespace: str
+    """In hexadecimal."""
+    context_tokens: int
+    reuse: str
+    state: str
+    """loaded, loading, unloading or unloaded: then the next request loads it."""
+    active_requests: int
+    waiting_requests: int
+    slots: int
+    cells: int
+    """Capacity of the KV cache in tokens."""
+    cached_tokens: int
+    load_s: float = 0.0
+    """Seconds that loading it takes; 0: not measured."""
+    memory_bytes: int = 0
+    """The most that its engine took; 0: not measured, as of a node with one model."""
+    kept_bytes: int = 0
+    """Room for prefixes beside the KV cells, also while it is not loaded; 0: not counted."""
+
+
 class TreeRowView(msgspec.Struct, frozen=True):
     """One edge of the radix tree, parents before children."""
 
@@ -258,6 +282,8 @@ class TreeRowView(msgspec.Struct, frozen=True):
     is_leaf: bool
     text: str
     """Beginning of the edge's text."""
+    model: str = ""
+    """The model whose cache it is; empty: the node serves only one."""
 
 
 class TrafficView(msgspec.Struct, frozen=True):
@@ -424,6 +450,9 @@ class NodeState(msgspec.Struct, frozen=True):
     traffic: TrafficView
     refused: dict[str, int]
     """Things from peers that were not used, since the start: count by reason (see ``proto/wire/refusals.py``)."""
+    served: list[ServedRow] = []
+    """The models that the node serves, first the one of ``model`` to ``reuse``. The numbers of requests, slots, cells
+    and tokens above are sums."""
     relayed: RelayedView = RelayedView()
     swarm: str = ""
     """Name of the private swarm in which the node runs; empty: the open network."""

@@ -1,7 +1,8 @@
 """Checks of a node's command line, made before anything starts."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from mycelia.proto.wire.errors import LocalError
 
 if TYPE_CHECKING:
     from mycelia.node.serve.api_keys import ApiKey
+    from mycelia.node.settings import WantedModel
 
 BOOTSTRAP_FILE = "bootstrap.txt"
 MAX_BOOTSTRAP_PEERS = 256
@@ -222,6 +224,47 @@ def read_swarm_key(path: Path | None) -> bytes:
             f" umask 077; (printf '{form}\\n'; openssl rand -hex {SWARM_KEY_BYTES}) > swarm.key"
         )
     return key
+
+
+MAX_MODELS = 16
+"""As many as peers can be told of."""
+
+
+def read_models(texts: tuple[str, ...]) -> "tuple[WantedModel, ...]":
+    """The models of the option --model. Raises UsageError."""
+    from mycelia.node.settings import WantedModel
+
+    if len(texts) > MAX_MODELS:
+        raise UsageError(f"--model: {len(texts)} models are more than {MAX_MODELS}")
+    return tuple(map(WantedModel.of, texts))
+
+
+def models_in_swarm(
+    data_dir: Path, swarm: str, models: "Sequence[WantedModel]", is_default: bool
+) -> "list[WantedModel]":
+    """The models to serve in a private swarm, see ``model_in_swarm``. is_default: the user named none."""
+    if is_default:
+        return [replace(one, name=model_in_swarm(data_dir, swarm, "") or one.name) for one in models]
+    for one in models:
+        model_in_swarm(data_dir, swarm, one.name)
+    return list(models)
+
+
+def read_loras(texts: tuple[str, ...], model: "WantedModel") -> "list[WantedModel]":
+    """``model`` with each adapter. Raises UsageError for a text that is no name and file of one."""
+    from mycelia.node.engine.gguf import check_adapter
+
+    found = []
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path or len(name) > MAX_MODEL_CHARS:
+            raise UsageError(f"--lora: {text!r} is not a name and a file such as poet=./poet.gguf")
+        try:
+            check_adapter(Path(path).expanduser())
+        except LocalError as exc:
+            raise UsageError(f"--lora: {exc}") from exc
+        found.append(replace(model, called=name, lora_path=Path(path).expanduser()))
+    return found
 
 
 def model_in_swarm(data_dir: Path, swarm: str, model: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from mycelia.node.plugins import Plugged
-from mycelia.node.settings import UsageError
+from mycelia.node.settings import LOAD, WHEN, UsageError
 
 MAX_FILE_BYTES = 262_144
 PREFIX = "MYCELIA_"
@@ -24,8 +24,10 @@ _NOT_SET = {"as_json", "help", "exit_with_parent", "version"}
 """Parameters that belong to one call and cannot be configured."""
 _ORDER = ("node", "ask", "chat", "swarm")
 """The first sections of the written file: the ones that users change most."""
-ALIASES, KEYS = "aliases", "keys"
-"""The sections that spell the options --alias and --key of nodes as tables."""
+ALIASES, KEYS, MODELS = "aliases", "keys", "models"
+"""The sections that spell the options --alias, --key and --model of nodes as tables."""
+_ONE_OR_MORE = {"model"}
+"""Keys of repeatable options that may also have one value that is no list."""
 _PATH_OR_NAME = {"model", "bootstrap"}
 """Keys whose values are files or something else, such as a name."""
 _LIKE_NODE = ("doctor",)
@@ -103,7 +105,7 @@ class Schema:
                 if section in ("", own) or (section == "node" and names[0] in _LIKE_NODE):
                     for option in _options(command):
                         if _key(option) == key and option.name is not None:
-                            _at(found, names)[option.name] = setting.value
+                            _at(found, names)[option.name] = _value_for(option, setting.value)
         return found
 
     def read(self, file: Path | None, environment: Mapping[str, str]) -> Settings:
@@ -122,8 +124,8 @@ class Schema:
 
         document = tomllib.loads(read_text(path))
         settings: Settings = {}
-        # (the sections of aliases and keys last, as they go beside those of [node])
-        for name, value in sorted(document.items(), key=lambda item: item[0] in (ALIASES, KEYS)):
+        # (the sections of aliases, keys and models last, as they go beside those of [node])
+        for name, value in sorted(document.items(), key=lambda item: item[0] in (ALIASES, KEYS, MODELS)):
             if name in self._unknown:
                 continue
             if name == ALIASES and ("node", "alias") in set(self.all_keys()):
@@ -131,6 +133,9 @@ class Schema:
                     self._add(settings, path, "node", "alias", pairs)
             elif name == KEYS and ("node", "key") in set(self.all_keys()):
                 self._add(settings, path, "node", "key", _keys(path, value, document.get("node")))
+            elif name == MODELS and ("node", "model") in set(self.all_keys()):
+                if models := _models(path, value, document.get("node")):
+                    self._add(settings, path, "node", "model", models)
             elif name in self.sections and name:
                 if not isinstance(value, dict):
                     raise click.UsageError(f"{path}: {name} is a section; write [{name}] on a line of its own")
@@ -154,7 +159,10 @@ class Schema:
                 raise click.UsageError(f"there is no setting for the environment variable {name}{nearest}")
             section, key = known[name]
             option = self.option(section, key)
-            value: object = environment[name].split() if option.multiple else environment[name]
+            value: object = environment[name]
+            if option.multiple:
+                is_file = key in _ONE_OR_MORE and Path(environment[name]).is_file()
+                value = [environment[name]] if is_file else environment[name].split()
             settings[section, key] = Setting(self._checked(name, option, value), name)
         return settings
 
@@ -165,6 +173,8 @@ class Schema:
             kind = "section" if isinstance(value, dict) and not section else "key"
             raise click.UsageError(f"{path}: there is no {kind} {where}{self._elsewhere(key) or _nearest(key, names)}")
         option = self.option(section, key)
+        if option.multiple and key in _ONE_OR_MORE and isinstance(value, str):
+            value = [value]
         _check_type(path, where, option, value)
         value = _located(path.parent, key, option, value)
         settings[section, key] = Setting(self._checked(f"{path}: {where}", option, value), str(path))
@@ -204,6 +214,9 @@ class Schema:
             lines += ["", "# Other names of models, for clients that ask for them by these names: --alias as a table."]
             lines.append(f"# [{ALIASES}]")
             lines.append('# "gpt-4o-mini" = "smollm2"')
+        if ("node", "model") in set(self.all_keys()):
+            lines += ["", "# Models to serve, beside those of model in [node]: from the start, or when asked for."]
+            lines += [f"# [{MODELS}]", '# "smollm2" = "start"', '# "./large.gguf" = "demand"']
         if ("node", "key") in set(self.all_keys()):
             lines += [
                 "",
@@ -253,6 +266,21 @@ def _pairs(path: Path, table: object, node: object) -> list[str]:
         raise click.UsageError(f'{path}: [{ALIASES}] must have lines such as "gpt-4o-mini" = "smollm2"')
     of_node = node.get("alias", []) if isinstance(node, dict) else []
     return [*of_node, *(f"{name}={model}" for name, model in table.items())]
+
+
+def _models(path: Path, table: object, node: object) -> list[str]:
+    """The values of --model in the section of models, and those of [node]. Raises click.UsageError."""
+    if not isinstance(table, dict) or not all(when in WHEN for when in table.values()):
+        words = " or ".join(f'"{when}"' for when in WHEN)
+        raise click.UsageError(f'{path}: [{MODELS}] must have lines such as "smollm2" = "start", with {words}')
+    of_node = node.get("model", []) if isinstance(node, dict) else []
+    of_node = [of_node] if isinstance(of_node, str) else of_node
+    return [*of_node, *(f"{name}{LOAD}{when}" for name, when in table.items())]
+
+
+def _value_for(option: click.Option, value: object) -> object:
+    """A setting of [node] for ``option`` of a command like it, which may take only one of its values."""
+    return value[0] if isinstance(value, list) and value and not option.multiple else value
 
 
 def _at(nested: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -327,6 +355,9 @@ def _located(folder: Path, key: str, option: click.Option, value: object) -> obj
         return [_located(folder, key, option, item) for item in value]
     if not isinstance(value, str):
         return value
+    name, load, when = value.rpartition(LOAD) if key == "model" else ("", "", "")
+    if load:
+        return f"{_located(folder, key, option, name)}{load}{when}"
     path = folder / Path(value).expanduser()
     if isinstance(option.type, click.Path) or (key in _PATH_OR_NAME and path.is_file()):
         return str(path)

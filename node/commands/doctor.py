@@ -67,13 +67,13 @@ def doctor(
     from mycelia.node.doctor.machine import examine, lines, with_outlook
     from mycelia.node.doctor.network import look_out
     from mycelia.node.network.addresses import default_listen
-    from mycelia.node.settings import DEFAULT_API_PORT, DEFAULT_PORT
+    from mycelia.node.settings import DEFAULT_API_PORT, DEFAULT_PORT, WantedModel
     from mycelia.node.storage.data_dir import default_data_dir
 
     where, peers = data_dir or default_data_dir(), read_bootstrap(bootstrap)
     ports = check_listen(listen or default_listen(DEFAULT_PORT)), DEFAULT_API_PORT if api_port is None else api_port
     key = read_swarm_key(swarm_key)
-    report = examine(model, where)
+    report = examine(WantedModel.of(model).name, where)
     if not offline:
         report = with_outlook(report, run(lambda: look_out(where, peers, *ports, key)))
     click.echo(msgspec.json.encode(report) if as_json else "\n".join(lines(report)))

@@ -14,6 +14,7 @@ Examples:
   mycelia node --model qwen3-4b                             a model of the catalogue, fetched if it is not here
   mycelia node --model hf:Qwen/Qwen3-8B-GGUF:Q4_K_M         any GGUF model of Hugging Face
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
+  mycelia node --model smollm2 --model ./large.gguf,load=demand   the second when it is asked for
   mycelia node --bootstrap /dnsaddr/bootstrap.example.org   join through the nodes that a name lists
   mycelia node --announce /ip4/203.0.113.7/tcp/7117         behind a router that forwards this port
   mycelia node --swarm home                                 in the private swarm that you made or joined
@@ -47,11 +48,30 @@ Examples:
 @data_dir_option
 @click.option(
     "--model",
-    default="smollm2",
-    show_default=True,
-    metavar="NAME|PATH",
+    "models",
+    multiple=True,
+    default=("smollm2",),
+    show_default="smollm2",
+    metavar="NAME|PATH[,load=demand]",
     help="Model to serve: a GGUF file, smollm2, or a model that is fetched if it is not here: a name of 'mycelia model"
-    " catalogue', hf:OWNER/REPO:QUANT or a URL; 'fake' needs no model and answers with letters, for tests.",
+    " catalogue', hf:OWNER/REPO:QUANT or a URL; 'fake' needs no model and answers with letters, for tests. Repeatable:"
+    " prompts that name no model get the first one. With ,load=demand it is loaded when it is asked for, and unloaded"
+    " when nobody asks. Models that do not fit beside each other take turns.",
+)
+@click.option(
+    "--lora",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="LoRA adapter (GGUF) of the first model: both together are served as the model NAME, with prefixes of their"
+    " own. On a processor the weights are in memory once. Repeatable.",
+)
+@click.option(
+    "--memory",
+    "memory_gib",
+    type=click.FloatRange(0.1, 2**20),
+    metavar="GIB",
+    help="Memory for several models together: weights, KV cells and --ram-tier."
+    "  [default: 4/5 of the free memory at the start]",
 )
 @click.option(
     "--api-port", type=click.IntRange(0, 65_535), help="Port of the HTTP API; 0 takes any free one.  [default: 7118]"
@@ -218,4 +238,4 @@ def node(context: click.Context, /, **_: object) -> None:
     settings = settings_of(context)
     from mycelia.node.run import run_node
 
-    trio.run(run_node, settings, partial(settings_again, context, settings.model))
+    trio.run(run_node, settings, partial(settings_again, context, settings))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import click
 from click.core import ParameterSource
@@ -13,10 +14,12 @@ from mycelia.node.commands.checks import (
     check_listen,
     check_policy,
     check_tls,
-    model_in_swarm,
+    models_in_swarm,
     read_aliases,
     read_api_keys,
     read_bootstrap,
+    read_loras,
+    read_models,
     read_swarm_key,
     read_tensor_split,
 )
@@ -35,15 +38,20 @@ def settings_of(context: click.Context, find_model: Callable[[str], str] = model
         raise click.UsageError("give --tensor-split (several GPUs) or --main-gpu (one GPU), not both")
     if swarm and swarm_key is not None:
         raise click.UsageError("give --swarm (a swarm with members) or --swarm-key (a key without), not both")
-    asked, model = given["model"], find_model(given["model"])
+    asked = read_models(given["models"])
+    here = [replace(one, name=find_model(one.name)) for one in asked]
+    other_names = [name for one, held in zip(asked, here, strict=True) for name in other_name(one.name, held.name)]
     where = given["data_dir"] or default_data_dir()
-    is_default = context.get_parameter_source("model") is ParameterSource.DEFAULT
+    is_default = context.get_parameter_source("models") is ParameterSource.DEFAULT
     host = given["api_host"] or DEFAULT_API_HOST
     key = "" if context.find_root().params["isolated"] else os.environ.get("MYCELIA_API_KEY", "")
-    model = model_in_swarm(where, swarm, "" if is_default else model) or model
+    first, *others = models_in_swarm(where, swarm, here, is_default)
     return NodeSettings(
         data_dir=where,
-        model=model,
+        model=first.name,
+        on_demand=first.on_demand,
+        others=(*others, *read_loras(given["lora"], first)),
+        memory_gib=given["memory_gib"],
         listen=check_listen(given["listen"] or default_listen(DEFAULT_PORT)),
         announce=check_announce(given["announce"]),
         bootstrap=read_bootstrap(given["bootstrap"]),
@@ -57,7 +65,7 @@ def settings_of(context: click.Context, find_model: Callable[[str], str] = model
         allowed_hosts=check_hosts(given["allow_host"]),
         tls_cert=check_tls(given["tls_cert"], given["tls_key"]),
         tls_key=given["tls_key"],
-        aliases=(*read_aliases(given["alias"]), *other_name(asked, model)),
+        aliases=(*read_aliases(given["alias"]), *other_names),
         threads=given["threads"],
         slots=given["slots"],
         cells=given["cells"],
@@ -79,13 +87,17 @@ def settings_of(context: click.Context, find_model: Callable[[str], str] = model
     )
 
 
-def settings_again(context: click.Context, model: str) -> NodeSettings:
+def settings_again(context: click.Context, settings: NodeSettings) -> NodeSettings:
     """The settings of a node that was started with ``context``, as the configuration is now. Options that were given on
-    the command line stay. model: the one that it serves; another one is not fetched. Raises LocalError."""
+    the command line stay. settings: those of its start; other models than theirs are not fetched. Raises LocalError."""
     from mycelia.node.commands.config_file import Schema
 
-    def find_model(asked: str) -> str:
-        return model if asked == context.params["model"] else asked
+    asked = [model.name for model in read_models(context.params["models"])]
+    held = [settings.model, *(model.name for model in settings.others)]
+    names = dict(zip(asked, held, strict=False))  # (adapters come after the models)
+
+    def find_model(name: str) -> str:
+        return names.get(name, name)
 
     root = context.find_root()
     values: dict[str, object] = {}

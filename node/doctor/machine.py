@@ -17,7 +17,7 @@ from msgspec import Struct
 from mycelia.node.doctor.network import Line
 from mycelia.node.doctor.processor import unused_instructions
 from mycelia.node.engine.backends import BUILD_CUDA, BUILD_VULKAN, no_gpu_reason, unusable_backend
-from mycelia.node.engine.models import FAKE_MODEL
+from mycelia.node.engine.models import is_fake
 from mycelia.node.engine.probe.probe import Library, Model, Problem, Question, probe
 from mycelia.node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
 from mycelia.node.engine.sizing import Device
@@ -99,7 +99,7 @@ def with_outlook(report: Report, outlook: list[Line]) -> Report:
 
 def examine(model: str, data_dir: Path) -> Report:
     """Check everything; blocks for about a second. model: a registered name or a path."""
-    path, model_problem = (None, "") if model == FAKE_MODEL else _find(model)
+    path, model_problem = (None, "") if is_fake(model) else _find(model)
     settings, memory = EngineSettings(path or Path(model)), available_memory_bytes()
     host_bytes = None if memory is None else memory - settings.ram_tier_bytes
     findings = probe(Question(settings.slots, settings.cells or 0, host_bytes), path)

@@ -71,6 +71,9 @@ def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
         tensor_split=settings.tensor_split,
         main_gpu=settings.main_gpu,
         exact=settings.exact,
+        is_dir_memory=settings.is_dir_memory,
+        room_bytes=settings.room_bytes or 0,
+        lora_path=str(settings.lora_path or ""),
     )
 
 

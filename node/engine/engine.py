@@ -191,11 +191,37 @@ class CacheChange:
     reset: bool = False
 
 
+LOADED = "loaded"
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Whether an engine's model is in memory, and what it takes there."""
+
+    state: str = LOADED
+    """loaded, loading, unloading or unloaded."""
+    load_s: float = 0.0
+    """Seconds that loading takes; 0: unknown, or it is always loaded."""
+    memory_bytes: int = 0
+    """The most that the engine took; 0: not measured."""
+    kept_bytes: int = 0
+    """Room for prefixes beside the KV cells, also while the model is not loaded; 0: not counted."""
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.state == LOADED
+
+
 class Engine(Protocol):
     """A running engine. Many tasks may call ``generate`` at the same time."""
 
     @property
     def info(self) -> ModelInfo: ...
+
+    @property
+    def residence(self) -> Residence:
+        """An engine whose model is not loaded loads it for the next call that needs it, which waits for that."""
+        ...
 
     @property
     def vocabulary(self) -> Vocabulary | None:

@@ -25,7 +25,7 @@ _ENCODERS = frozenset(
 _DIFFUSERS = frozenset({"dream", "llada", "llada-moe", "rnd1"})
 _EMBEDDER = "an embedding model, which reads texts and writes none: serve a text model, which also makes embeddings"
 _PROJECTOR = "the part of a model that sees images or hears sound: give the file of the model itself, which reads text"
-_ADAPTER = "a LoRA adapter, which changes another model: merge both with llama.cpp's llama-export-lora and serve that"
+_ADAPTER = "a LoRA adapter, which changes another model: serve that one, and give the adapter with --lora NAME=FILE"
 _OTHERS = {
     "clip": _PROJECTOR,
     "controlvector": "a control vector, which steers another model: give the file of a model",
@@ -42,18 +42,30 @@ _NO_WEIGHTS = "a vocabulary without a model: give the file of the model itself"
 
 def check_file(path: Path) -> None:
     """Raise LocalError, in one line, if ``path`` cannot be read or is no file of a model that can be served."""
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise LocalError(f"{path} is not a GGUF file")
-            num_tensors, fields = _header(file)
-    except (OSError, ValueError) as exc:
-        raise LocalError(f"cannot read the model {path}: {getattr(exc, 'strerror', None) or exc}") from exc
+    num_tensors, fields = _read_header(path)
     what = _TYPES.get(fields.get("general.type", "")) or _OTHERS.get(fields.get("general.architecture", ""))
     if what is None and num_tensors == 0:
         what = _NO_WEIGHTS
     if what is not None:
         raise LocalError(f"cannot serve {path}: it is {what}")
+
+
+def check_adapter(path: Path) -> None:
+    """Raise LocalError, in one line, if ``path`` cannot be read or is no LoRA adapter."""
+    _, fields = _read_header(path)
+    if fields.get("general.type") != "adapter" or fields.get("adapter.type", "lora") != "lora":
+        raise LocalError(f"{path} is no LoRA adapter: llama.cpp's convert_lora_to_gguf.py makes one")
+
+
+def _read_header(path: Path) -> tuple[int | None, dict[str, str]]:
+    """The number of tensors and some fields. Raises LocalError."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise LocalError(f"{path} is not a GGUF file")
+            return _header(file)
+    except (OSError, ValueError) as exc:
+        raise LocalError(f"cannot read the model {path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def parts_of(path: Path) -> list[Path]:

@@ -48,6 +48,12 @@ class Load(_Frame, frozen=True):
     cache_dir: str
     """Empty: no disk tier."""
     exact: bool
+    is_dir_memory: bool = False
+    """See ``EngineSettings``."""
+    room_bytes: int = 0
+    """Memory that the engine may take; 0: what is free."""
+    lora_path: str = ""
+    """Empty: no adapter."""
     gpu_layers: int | None = None
     tensor_split: tuple[float, ...] = ()
     main_gpu: int | None = None
@@ -123,6 +129,12 @@ class Embed(_Frame, frozen=True):
 
 class Ping(_Frame, frozen=True):
     """Asks for a Pong."""
+
+
+class Resize(_Frame, frozen=True):
+    """The disk tier may have this many bytes from now on."""
+
+    disk_tier_bytes: int
 
 
 class Loaded(_Frame, frozen=True):
@@ -266,7 +278,7 @@ class LoadChanged(_Frame, frozen=True):
     vitals: Vitals
 
 
-ToChild = Load | Submit | Cancel | Render | Parse | Spell | Embed | Ping
+ToChild = Load | Submit | Cancel | Render | Parse | Spell | Embed | Ping | Resize
 FromChild = (
     Loaded
     | LoadFailed

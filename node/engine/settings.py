@@ -43,6 +43,12 @@ class EngineSettings:
     missing. It contains prompts and answers as tokens. None: nothing is written."""
     disk_tier_gib: float = 8.0
     """Maximum size of ``cache_dir`` for one model, in GiB: 370,000 tokens of a 135M model."""
+    is_dir_memory: bool = False
+    """``cache_dir`` lies in memory (tmpfs): it is the memory tier then, and survives the engine's process."""
+    room_bytes: int | None = None
+    """Memory that the engine may take, prefixes in ``cache_dir`` not included. None: what is free."""
+    lora_path: Path | None = None
+    """GGUF file of a LoRA adapter that is applied to the model; None: none."""
     gpu_layers: int | None = None
     """Layers on GPUs, the output counted as one; 0: none. None: all if llama.cpp has a GPU."""
     tensor_split: tuple[float, ...] = ()

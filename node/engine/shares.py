@@ -14,7 +14,7 @@ import trio
 from numpy.typing import NDArray
 
 from mycelia.node.engine.changes import ChangeLog
-from mycelia.node.engine.engine import CacheChange, Engine, EngineItem, EngineRequest
+from mycelia.node.engine.engine import CacheChange, Engine, EngineItem, EngineRequest, Residence
 from mycelia.node.signals import Signal
 from mycelia.proto.admission.subnets import of_member
 from mycelia.proto.answers.spelling import Vocabulary
@@ -38,6 +38,10 @@ class EngineShare:
     @property
     def vocabulary(self) -> Vocabulary | None:
         return self._engine.vocabulary
+
+    @property
+    def residence(self) -> Residence:
+        return self._engine.residence
 
     def vitals(self) -> Vitals:
         return self._engine.vitals()

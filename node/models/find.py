@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from mycelia.node.engine.gguf import check_parts, name_of, parts_of_name
-from mycelia.node.engine.models import FAKE_MODEL, PACKAGED_MODELS, resolve_model
+from mycelia.node.engine.models import PACKAGED_MODELS, is_fake, resolve_model
 from mycelia.node.models.catalogue import load_catalogue
 from mycelia.node.models.hub_cache import find_in_cache
 from mycelia.node.models.names import HubModel, WebModel, read_name
@@ -27,7 +27,7 @@ class MissingError(LocalError):
 
 def source_of(name: str) -> Source:
     """Where the model ``name`` would be fetched from. Raises LocalError for a name that means nothing."""
-    if name in PACKAGED_MODELS or name == FAKE_MODEL:
+    if name in PACKAGED_MODELS or is_fake(name):
         return None
     found = read_name(name)
     if found is not None or _is_path(name):
@@ -57,7 +57,7 @@ def find_model(name: str) -> Path:
 
 def served_name(name: str, path: Path) -> str:
     """The name by which a swarm knows the model: a packaged model's own, else its file's without the ending."""
-    return name if name in PACKAGED_MODELS or name == FAKE_MODEL else name_of(path)[:128] or "model"
+    return name if name in PACKAGED_MODELS or is_fake(name) else name_of(path)[:128] or "model"
 
 
 def find_source(source: HubModel | WebModel) -> Path | None:

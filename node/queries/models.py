@@ -19,13 +19,16 @@ from mycelia.node.engine.engine import Engine
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.queries.questions import ask_all
+from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.views import ModelRow
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
+from mycelia.proto.config import RoutingConfig
 from mycelia.proto.events import Malformed
 from mycelia.proto.overlay import Overlay, PeerView
 from mycelia.proto.planes.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
+from mycelia.proto.routing.choose import wait_here_s
 from mycelia.proto.wire.errors import RemoteError
-from mycelia.proto.wire.messages import Models, ModelsQuery
+from mycelia.proto.wire.messages import Models, ModelsQuery, Vitals
 
 log = structlog.get_logger()
 
@@ -61,11 +64,12 @@ MAX_NAMESPACES = 2
 class SwarmModels:
     """Knows the swarm's models, exchanges this knowledge with peers and finds nodes for a model."""
 
-    def __init__(self, network: Network, overlay: Overlay, driver: OverlayDriver, engine: Engine) -> None:
+    def __init__(self, network: Network, overlay: Overlay, driver: OverlayDriver, own: OwnModels) -> None:
         self._network = network
         self._overlay = overlay
         self._driver = driver
-        self._engine = engine
+        self._own = own
+        self._routing = RoutingConfig()
         self._directory = Directory()
         self._asking = trio.Lock()
         self._asked_at = -math.inf
@@ -109,8 +113,8 @@ class SwarmModels:
 
     def known_rows(self) -> list[ModelRow]:
         """The same without asking."""
-        own = self._engine.info.name
-        num_connected = Counter({own: 1})
+        own = {engine.info.name: place for place, engine in enumerate(self._own)}
+        num_connected = Counter(dict.fromkeys(own, 1))
         for view in self._peers():
             num_connected.update({served.model for served in view.served})
         num_nodes, context_tokens = Counter[str](), Counter[str]()
@@ -120,26 +124,40 @@ class SwarmModels:
             if known.num_seen or not num_connected[known.model]:
                 context_tokens[known.model] = max(context_tokens[known.model], known.context_tokens)
         connected = sorted(
-            filter(num_connected.get, num_nodes), key=lambda name: (name != own, -num_connected[name], name)
+            filter(num_connected.get, num_nodes),
+            key=lambda name: (own.get(name, len(own)), -num_connected[name], name),
         )
         told = [name for name in num_nodes if not num_connected[name]]
         order = shared_room(connected, told, MAX_ROWS)
-        reuse = {own: self._engine.info.reuse}
+        reuse = {engine.info.name: engine.info.reuse for engine in self._own}
         rows = [
             ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name], reuse.get(name, ""))
             for name in order
         ]
-        return [rows[0], *sorted(rows[1:], key=lambda row: row.model)]
+        return [*rows[: len(own)], *sorted(rows[len(own) :], key=lambda row: row.model)]
 
     def servers(self, model: str) -> list[bytes]:
-        """At most MAX_ENTRIES connected nodes that serve ``model``, the least loaded first."""
+        """At most MAX_ENTRIES connected nodes that serve ``model``, first those where a prompt begins soonest, to the
+        second, and of these the least loaded."""
         loads = {
-            view.peer: (served.vitals.active_requests + served.vitals.waiting_requests) / max(served.vitals.slots, 1)
+            view.peer: (round(wait_here_s(served.vitals, 0, self._routing)), _load(served.vitals))
             for view in self._peers()
             for served in view.served
             if served.model == model
         }
         return sorted(loads, key=lambda peer: loads[peer])[:MAX_ENTRIES]
+
+    def sooner(self, engine: Engine) -> list[bytes]:
+        """At most MAX_ENTRIES connected nodes at which a prompt for the model of ``engine``, which is not loaded here,
+        would begin sooner, the best first."""
+        own_s = wait_here_s(engine.vitals(), 0, self._routing)
+        waits = {
+            view.peer: wait_here_s(served.vitals, 0, self._routing) + self._overlay.round_trip_s(view.peer)
+            for view in self._peers()
+            for served in view.served
+            if served.namespace == engine.info.namespace and served.vitals.slots
+        }
+        return sorted((peer for peer in waits if waits[peer] < own_s), key=lambda peer: waits[peer])[:MAX_ENTRIES]
 
     async def find(self, model: str, client: bytes = b"", peer: bytes = b"") -> list[bytes]:
         """Connected peers at which a prompt for ``model`` can enter, the best first. These are nodes that serve it,
@@ -166,10 +184,11 @@ class SwarmModels:
         return self._overlay.peers(self._driver.now())
 
     def _seen(self) -> dict[ModelKey, SeenModel]:
-        info = self._engine.info
-        context_tokens = {(info.namespace, info.name): info.context_tokens}
-        neighbours = {owner.peer for owner in self._overlay.estimates.live(info.namespace)}
-        nodes = {(info.namespace, info.name): {mark_of(peer) for peer in (self._network.peer_id, *neighbours)}}
+        context_tokens, nodes = dict[ModelKey, int](), dict[ModelKey, set[int]]()
+        for info in (engine.info for engine in self._own):
+            neighbours = {owner.peer for owner in self._overlay.estimates.live(info.namespace)}
+            context_tokens[info.namespace, info.name] = info.context_tokens
+            nodes[info.namespace, info.name] = {mark_of(peer) for peer in (self._network.peer_id, *neighbours)}
         for view in self._peers():
             for served in view.served:
                 key = (served.namespace, served.model)
@@ -250,3 +269,7 @@ class SwarmModels:
     async def _dial(self, peer: bytes) -> None:
         with suppress(NetworkError):
             await self._network.dial(peer)
+
+
+def _load(vitals: Vitals) -> float:
+    return (vitals.active_requests + vitals.waiting_requests) / max(vitals.slots, 1)

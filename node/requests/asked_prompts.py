@@ -95,19 +95,15 @@ class AskedPrompts:
         if ask.tokens:
             return self._known_tokens(ask.tokens)
         if ask.text:
-            return await self._engine.tokenize_text(ask.text, client, self.network_of(client))
+            return await self._engine.tokenize_text(ask.text, client, network_of(client, self._network))
         return await self._engine.tokenize_chat(
             ask.messages,
             ask.tools,
             client,
-            self.network_of(client),
+            network_of(client, self._network),
             options=ask.template_options,
             continues_final=ask.continues_final,
         )
-
-    def network_of(self, client: bytes) -> str:
-        """The network from which a client asks: all clients of one network have one share of the engine."""
-        return subnet_of(self._network.remote_address(client)) if client else ""
 
     def _known_tokens(self, packed: bytes) -> Sequence[int]:
         """Unpacks at least one token. Raises LocalError."""
@@ -118,3 +114,8 @@ class AskedPrompts:
         if max(tokens) >= self._engine.info.num_vocab:
             raise LocalError(f"token ids of this model are below {self._engine.info.num_vocab}")
         return tokens
+
+
+def network_of(client: bytes, network: Network) -> str:
+    """The network from which a client asks: all clients of one network have one share of the engine."""
+    return subnet_of(network.remote_address(client)) if client else ""

@@ -13,13 +13,14 @@ import msgspec
 import structlog
 import trio
 
-from mycelia.node.engine.engine import DEADLINE, TOO_LATE, Engine
+from mycelia.node.engine.engine import DEADLINE, TOO_LATE
 from mycelia.node.errors import first_error
 from mycelia.node.formats.families import format_named
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.answer_frames import MAX_WAITING_BYTES, AnswerFrames
-from mycelia.node.requests.asked_prompts import AskedPrompts, RefusedError
+from mycelia.node.requests.asked_prompts import AskedPrompts, RefusedError, network_of
+from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.prompt_logprobs import Owner, PromptReports
 from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
@@ -73,7 +74,7 @@ class Entry:
 
     def __init__(
         self,
-        engine: Engine,
+        models: OwnModels,
         network: Network,
         handle: Callable[[Event], None],
         silence_s: SilenceS,
@@ -82,8 +83,7 @@ class Entry:
         subnet: Callable[[bytes], str],
     ) -> None:
         """subnet: ``Overlay.subnet``."""
-        self._engine = engine
-        self._prompts = AskedPrompts(engine, network)
+        self._models = models
         self._salts = salts
         self._subnet = subnet
         self._requests = requests
@@ -122,16 +122,17 @@ class Entry:
         machine, because the local API has no keys that could tell them apart.
         """
         request_id = self._requests.new_id(ask.request_id)
-        self._requests.entered(request_id, ask.model or self._engine.info.name, client)
+        engine = self._models.named(ask.model) or self._models.first  # (which refuses what it does not serve)
+        self._requests.entered(request_id, ask.model or engine.info.name, client)
         frames = AnswerFrames(self._waiting, self._subnet(client))
-        running = self._running[request_id] = RunningAnswer(frames, trio.current_time(), deadline_s, client)
+        running = self._running[request_id] = RunningAnswer(engine, frames, trio.current_time(), deadline_s, client)
         if deadline_s is not None:
             assert self._nursery is not None
             self._nursery.start_soon(self._expire, request_id, running)
         try:
             # (a prompt may wait before it is tokenized)
             with trio.move_on_after(math.inf if deadline_s is None else max(0.0, deadline_s)):
-                await self._submit(request_id, ask, client)
+                await self._submit(request_id, running, ask, client)
             yield frames
         finally:
             frames.leave()
@@ -158,14 +159,15 @@ class Entry:
             self._handle(RequestCancelled(request_id))
             self._end(request_id, Failed(code=DEADLINE, message=why, retryable=False))
 
-    async def _submit(self, request_id: bytes, ask: Ask, client: bytes) -> None:
+    async def _submit(self, request_id: bytes, running: RunningAnswer, ask: Ask, client: bytes) -> None:
+        namespace, prompts = running.engine.info.namespace, AskedPrompts(running.engine, self._network)
         try:
-            prompt, sampling = await self._prompts.prepare(ask, client)
-            open_tokens = await self._prompts.open_tokens(ask, prompt, client)
+            prompt, sampling = await prompts.prepare(ask, client)
+            open_tokens = await prompts.open_tokens(ask, prompt, client)
             salt = self._salts.of(ask.cache_salt, client)
             if sampling.prompt_logprobs and request_id in self._running:
-                running, owner = self._running[request_id], Owner(salt, sampling.prompt_logprobs)
-                first = self._prompts.first_logprobs(prompt)
+                owner = Owner(namespace, salt, sampling.prompt_logprobs)
+                first = prompts.first_logprobs(prompt)
                 running.report = await self._reports.begin(owner, prompt, first, sampling.logprobs_from)
                 sampling = msgspec.structs.replace(sampling, logprobs_from=running.report.num_reported)
         except RefusedError as exc:
@@ -173,9 +175,8 @@ class Entry:
                 self._end(request_id, exc.failed)
         else:
             if request_id in self._running:
-                namespace = self._engine.info.namespace
                 self._requests.tokenized(request_id, len(prompt))
-                sampling = self._read_format(self._running[request_id], ask, prompt, sampling)
+                sampling = self._read_format(running, ask, prompt, sampling)
                 answered = unpack_tokens(ask.answered)
                 self._handle(
                     RequestSubmitted(request_id, namespace, prompt, sampling, client, answered, salt, open_tokens)
@@ -183,7 +184,7 @@ class Entry:
 
     def _read_format(self, running: RunningAnswer, ask: Ask, prompt: Sequence[int], sampling: Sampling) -> Sampling:
         """The sampling for a client that reads the model's format: a grammar leaves the model's thought free."""
-        info, vocabulary = self._engine.info, self._engine.vocabulary
+        info, vocabulary = running.engine.info, running.engine.vocabulary
         if not (ask.reads_format and ask.messages and info.format and vocabulary is not None):
             return sampling
         running.spelled = SpelledText(info.format, vocabulary, info.spellings)
@@ -272,7 +273,7 @@ class Entry:
             if request_id in self._running and not scope.cancel_called:  # (it may have ended before this task ran)
                 self._requests.routed(effect)
                 format_ = running.spelled.format_name if running.spelled is not None else ""
-                running.tell(route_frame(effect.decision, self._engine.info.namespace, format_, running.opened))
+                running.tell(route_frame(effect.decision, effect.generate.namespace, format_, running.opened))
 
         try:
             with scope:
@@ -281,11 +282,11 @@ class Entry:
                     owner = owner_of(generate.tag, generate.scope, self._network.peer_id, self._subnet(client))
                     # (the client gets the route while the engine works)
                     await serve_request(
-                        self._engine,
+                        running.engine,
                         generate,
                         on_frame,
                         client,
-                        self._prompts.network_of(client),
+                        network_of(client, self._network),
                         owner,
                         self._requests,
                         running.left_s(),

@@ -39,6 +39,8 @@ MIN_SHARED_TOKENS = 32
 class Owner(NamedTuple):
     """Whose logprobs, and of which kind: only these are exchangeable."""
 
+    namespace: bytes
+    """The model's: equal tokens of another model are another text."""
     salt: Salt
     num_top: int
 

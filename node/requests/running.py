@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from mycelia.node.engine.engine import Engine
 from mycelia.node.requests.answer_frames import FRAME_BYTES, AnswerFrames
 from mycelia.node.requests.prompt_logprobs import PromptReport
 from mycelia.node.requests.spelled_text import SpelledText
@@ -24,6 +25,8 @@ from mycelia.proto.wire.messages import (
 class RunningAnswer:
     """What the entry node knows of an answer on its way to the client."""
 
+    engine: Engine
+    """This node's own engine of the model."""
     frames: AnswerFrames
     started_at: float
     deadline_s: float | None

@@ -20,6 +20,7 @@ from mycelia.node.engine.engine import (
 )
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream
+from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.admission.subnets import subnet_of
@@ -103,7 +104,7 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
 
 
 async def serve_generate_stream(
-    engine: Engine,
+    models: OwnModels,
     overlay: Overlay,
     requests: RequestLog,
     remote_address: Callable[[bytes], str],
@@ -130,6 +131,7 @@ async def serve_generate_stream(
             frame = msgspec.structs.replace(frame, vitals=overlay.as_told(frame.vitals))
         await stream.send(frame if owner == PUBLIC else _in_whole_blocks(frame))
 
+    engine = models.of(request.namespace) or models.first  # (which refuses prompts of other models)
     async with cancelled_at_end(stream):
         subnet = subnet_of(remote_address(stream.peer))
         await serve_request(engine, request, send, stream.peer, subnet, owner, requests)

@@ -40,6 +40,11 @@ class Api(Protocol):
         ...
 
     @property
+    def own_models(self) -> Sequence[str]:
+        """The names of all models served here, ``model`` first."""
+        ...
+
+    @property
     def aliases(self) -> Mapping[str, str]:
         """Other name that clients here may use -> the model that it means."""
         ...
@@ -55,7 +60,7 @@ class Api(Protocol):
         ...
 
     async def models(self) -> list[ModelRow]:
-        """The models of the swarm, as peers report them within some seconds; the one served here comes first."""
+        """The models of the swarm, as peers report them within some seconds; those served here come first."""
         ...
 
     def state(self) -> NodeState: ...
@@ -73,24 +78,28 @@ class Api(Protocol):
         *,
         options: str = "",
         continues_final: bool = False,
+        model: str = "",
     ) -> list[int]:
-        """The prompt of a conversation. client: see ``ask``; tools, options, continues_final: see ``Ask``. Raises
-        LocalError, also as BusyError, and for a conversation that the model's template refuses."""
+        """The prompt of a conversation. client: see ``ask``; tools, options, continues_final: see ``Ask``. model: one
+        of ``own_models``; empty: the first. Raises LocalError, also as BusyError, and for a conversation that the
+        model's template refuses."""
         ...
 
-    async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
-        """The tokens of a text as a prompt, the begin token included. Raises LocalError, also as BusyError."""
+    async def tokenize_text(self, text: str, client: bytes = b"", model: str = "") -> list[int]:
+        """The tokens of a text as a prompt, the begin token included. model: see ``tokenize``. Raises LocalError, also
+        as BusyError."""
         ...
 
-    async def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of tokens. Raises LocalError."""
+    async def detokenize(self, tokens: Sequence[int], model: str = "") -> str:
+        """The text of tokens. model: see ``tokenize``. Raises LocalError."""
         ...
 
-    @property
-    def vocabulary_texts(self) -> VocabularyTexts: ...
+    def vocabulary_texts(self, model: str = "") -> VocabularyTexts:
+        """model: see ``tokenize``."""
+        ...
 
-    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
-        """The vector of each text, or of its tokens, by the model served here. client: see ``ask``. Raises LocalError
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
+        """The vector of each text, or of its tokens. client: see ``ask``; model: see ``tokenize``. Raises LocalError
         for a text that cannot be embedded, BusyError when too many wait."""
         ...
 
@@ -117,3 +126,14 @@ class Api(Protocol):
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
         ...
+
+
+def own_model(named: str | None, own: Sequence[str], aliases: Mapping[str, str]) -> str | None:
+    """The model among ``own`` that a client means, by its name or an alias, or by none; None: it means another one."""
+    name = aliases.get(named, named) if named else own[0]
+    return name if name in own else None
+
+
+def spelled(own: Sequence[str]) -> str:
+    """The models for an error."""
+    return ", ".join(map(repr, own))

@@ -56,7 +56,7 @@ def probe_routes(api: Api) -> list[Route]:
 
 
 def _props(api: Api) -> dict[str, Any]:
-    state, texts = api.state(), api.vocabulary_texts
+    state, texts = api.state(), api.vocabulary_texts()
     params = {
         "n_predict": -1,
         "temperature": 1.0,

@@ -4,15 +4,16 @@ They are made on request from the node's state and the sums of its requests, so 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mycelia.node.engine.engine import LOADED
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import Table
-from mycelia.node.views import NodeState, RelayedView
+from mycelia.node.views import NodeState, RelayedView, ServedRow
 
 PATHS = ("direct", "punched", "relayed", "LAN")
 """The ways to a peer, see ``network/network.py``."""
@@ -50,6 +51,7 @@ class _NodeCollector(Collector):
         yield _gauge("mycelia_tasks", "Tasks of the node's event loop.", state.tasks)
         yield _gauge("mycelia_kv_cells", "Tokens that the KV cache holds at most.", state.cells)
         yield _gauge("mycelia_kv_cached_tokens", "Tokens of prefixes in the KV cache.", state.cached_tokens)
+        yield from _of_models(state.served)
         yield from self._of_requests()
         yield from _of_keys(self._usage)
         yield _counter("mycelia_received_bytes", "Bytes from peers.", "plane", traffic.received_bytes)
@@ -76,6 +78,20 @@ class _NodeCollector(Collector):
         yield _sum("mycelia_estimate_found_tokens", "Promised tokens that were found.", totals.found_tokens)
         for histogram in (self._requests.ttft, self._requests.duration, self._requests.queue, self._requests.per_token):
             yield from histogram.collect()
+
+
+def _of_models(rows: Sequence[ServedRow]) -> Iterator[Metric]:
+    def gauges(name: str, text: str, value: Callable[[ServedRow], float]) -> Metric:
+        return _gauges(f"mycelia_model_{name}", text, "model", {row.model: value(row) for row in rows})
+
+    yield gauges("loaded", "Models served here; 1: in memory.", lambda row: row.state == LOADED)
+    yield gauges("requests_running", "Requests of the model.", lambda row: row.active_requests)
+    yield gauges("requests_waiting", "Waiting requests of the model.", lambda row: row.waiting_requests)
+    yield gauges(
+        "memory_bytes", "The most that the model's engine took; 0: not measured.", lambda row: row.memory_bytes
+    )
+    yield gauges("kept_bytes", "Room for the model's prefixes; 0: not counted.", lambda row: row.kept_bytes)
+    yield gauges("load_seconds", "Time of the last load; 0: not measured.", lambda row: row.load_s)
 
 
 def _of_keys(usage: Table) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mycelia.node.terminal.tables import WIDE, printable, short
-from mycelia.node.views import NodeState, RequestRow, StatsView, TraceView, TreeRowView
+from mycelia.node.views import NodeState, RequestRow, ServedRow, StatsView, TraceView, TreeRowView
 
 SHORT_REQUEST = 8
 _MAX_ROWS = 40
@@ -25,13 +25,18 @@ def status_table(state: NodeState) -> Table:
     table.add_column(overflow="fold")
     load = f"{state.active_requests} of {state.slots} slots, {state.waiting_requests} waiting"
     full = f" ({state.cached_tokens / state.cells:.0%} of {state.cells})" if state.cells else ""
-    models = sorted({model for peer in state.peers for model in peer.models} - {state.model})
+    own = {state.model, *(row.model for row in state.served)}
+    models = sorted({model for peer in state.peers for model in peer.models} - own)
     rates = state.traffic.received_bytes_per_s
     table.add_row("node", f"{state.peer}, version {state.version}, up {duration(state.uptime_s)}")
     swarm = f"{printable(state.swarm)}, private" if state.swarm else "the open network"
     table.add_row("swarm", f"{swarm}, and the open network" if state.public else swarm)
     table.add_row("listens", "\n".join(state.addresses) or "-")
     table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, reuse {state.reuse}")
+    for row in state.served[1:]:
+        table.add_row("", f"{printable(row.model)}, {row.context_tokens} tokens of context, reuse {row.reuse}")
+    if len(state.served) > 1:
+        table.add_row("in memory", "\n".join(map(_residence, state.served)))
     if models:
         table.add_row("other models", printable(", ".join(models)))
     table.add_row("load", load)
@@ -51,6 +56,14 @@ def status_table(state: NodeState) -> Table:
     if state.refused:
         table.add_row("refused", ", ".join(f"{reason} {count}" for reason, count in state.refused.items()))
     return table
+
+
+def _residence(row: ServedRow) -> str:
+    """Such as ``smollm2 loaded, 412.0 MB, 1.9 s to load; 1500.0 MB for prefixes``."""
+    took = f", {size(row.memory_bytes)}" if row.memory_bytes else ""
+    load = f", {row.load_s:.1f} s to load" if row.load_s else ""
+    kept = f"; {size(row.kept_bytes)} for prefixes" if row.kept_bytes else ""
+    return f"{printable(row.model)} {row.state}{took}{load}{kept}"
 
 
 def show_stats(console: Console, stats: StatsView) -> None:

@@ -27,7 +27,8 @@ class Vitals(Record, frozen=True, kw_only=True):
     """A node's measurements of itself now. Rates in tokens/s; 0 means not measured yet."""
 
     queued_tokens: Small = field(name="1")
-    """Prompt tokens accepted but not yet prefilled."""
+    """Prompt tokens accepted but not yet prefilled. While the model is not loaded, also as many as could be prefilled
+    in the time that loading takes."""
     active_requests: Small = field(name="2")
     """Requests being prefilled or decoded."""
     waiting_requests: Small = field(name="3")

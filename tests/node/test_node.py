@@ -9,6 +9,7 @@ from mycelia.node.errors import BusyError
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.network import MessageStream, NetworkSettings
 from mycelia.node.requests.entry import ASK, GENERATE, Entry
+from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.salts import Salts
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.views import TextView, frame_view
@@ -228,7 +229,7 @@ class SlowReader(FakeEngine):
 async def test_a_deadline_passes_before_the_prompt_is_read(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    entry = Entry(SlowReader(), None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
+    entry = Entry(OwnModels(SlowReader()), None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     await nursery.start(entry.run)
     with trio.fail_after(10):
         async with entry.ask(an_ask("hello"), 2.0) as stream:
@@ -245,7 +246,7 @@ class BusyReader(FakeEngine):
 
 
 async def test_a_prompt_that_there_is_no_time_to_read_is_refused_with_a_time() -> None:
-    entry = Entry(BusyReader(), None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
+    entry = Entry(OwnModels(BusyReader()), None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     async with entry.ask(an_ask("hello")) as stream:
         (failed,) = [frame async for frame in stream]
     assert isinstance(failed, Failed) and failed.code == OVERLOADED

@@ -60,7 +60,18 @@ class TextRead(NamedTuple):
     cpu_s: float
 
 
-Message = ipc.Submit | ipc.Embed | ipc.Cancel | GrammarReady | GrammarAnswered | GrammarEnded | TextRead | Close | Wake
+Message = (
+    ipc.Submit
+    | ipc.Embed
+    | ipc.Cancel
+    | ipc.Resize
+    | GrammarReady
+    | GrammarAnswered
+    | GrammarEnded
+    | TextRead
+    | Close
+    | Wake
+)
 
 
 class StepLoop:
@@ -191,6 +202,9 @@ class StepLoop:
                 self._choices.grammar_answered(message)
             case GrammarEnded():
                 self.grammars.ended(message, time.monotonic())
+            case ipc.Resize():
+                if self._tiers is not None:
+                    self._tiers.resize(message.disk_tier_bytes)
             case TextRead():
                 self.scheduler.accounts.charge_seconds(*message)
             case Close():

@@ -82,7 +82,7 @@ class Service:
             self.renders.put(message)
         elif isinstance(message, ipc.Ping):
             self._replies.send(ipc.Pong(*self.loop.pulse(), self.renders.busy_s()))
-        elif isinstance(message, ipc.Submit | ipc.Embed):
+        elif isinstance(message, ipc.Submit | ipc.Embed | ipc.Resize):
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
             self.loop.inbox.put(message)
@@ -102,16 +102,19 @@ class Service:
 def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
     """Load the model and fill ``service``. Raises LocalError."""
     path = Path(message.model_path)
-    memory = available_memory_bytes()
+    memory = min(filter(None, (message.room_bytes, available_memory_bytes())), default=None)
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
     llama = _open_llama(message, path, budget)
     limit = PromptLimit(llama.context_tokens, llama.longest_piece())
     template = ChatTemplate(llama.chat_template, llama, limit, llama.tools_template)
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
+    if message.lora_path:  # (an adapter changes the cells)
+        kv_settings += f", lora {model_digest(Path(message.lora_path)).hex()}"
     digest = model_digest(path)
     tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))
     token_bytes = llama.cell_bytes + llama.state_bytes // EVERY_TOKENS
-    tier_tokens = message.ram_tier_bytes // token_bytes if tiers is not None else 0
+    tier_bytes = message.disk_tier_bytes if message.is_dir_memory else message.ram_tier_bytes
+    tier_tokens = tier_bytes // token_bytes if tiers is not None else 0
     # Host memory must hold all cells that can be idle at once. On a GPU the copies are not worth their time.
     demote_idle = not llama.offloaded and not llama.keeps_states and tier_tokens >= llama.num_cells
     may_reuse = llama.reuse and (tiers is not None or not llama.keeps_states)
@@ -169,7 +172,8 @@ def _open_llama(message: ipc.Load, path: Path, budget: CellBudget) -> Llama:
         "batch_tokens": BATCH_TOKENS,
     }
     offload = Offload(0) if message.exact else Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
-    loaded, num_cells = open_model(path, offload), message.cells or budget
+    lora_path = Path(message.lora_path) if message.lora_path else None
+    loaded, num_cells = open_model(path, offload, lora_path), message.cells or budget
     if message.exact and keeps_states(loaded.handle):
         return ExactStateLlama(path, num_cells=num_cells, memory=budget, loaded=loaded, **sizes)
     if message.exact:

@@ -29,6 +29,7 @@ from mycelia.node.engine.engine import (
     EngineRequest,
     EngineTokens,
     ModelInfo,
+    Residence,
     append_tokens,
 )
 from mycelia.node.engine.prompts import prompt_over_context
@@ -148,6 +149,10 @@ class FakeEngine:
     @property
     def vocabulary(self) -> Vocabulary:
         return _VOCABULARY
+
+    @property
+    def residence(self) -> Residence:
+        return Residence()
 
     def vitals(self) -> Vitals:
         return Vitals(

@@ -69,6 +69,8 @@ class FakeService:
                 self._nursery.start_soon(self._spell, message)
             case ipc.Embed():
                 self._nursery.start_soon(self._embed, message)
+            case ipc.Resize():
+                pass
             case ipc.Ping():
                 self._say(ipc.Pong(is_decoding=False, busy_s=0.0))
             case ipc.Load():
@@ -150,6 +152,7 @@ def _reply(key: int, item: EngineItem) -> ipc.FromChild:
 async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
     defaults = FakeSettings()
     settings = FakeSettings(
+        model_name=wanted.model_path,
         cells=wanted.cells or defaults.cells,
         slots=wanted.slots,
         max_waiting=wanted.max_waiting,

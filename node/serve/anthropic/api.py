@@ -15,7 +15,7 @@ from starlette.routing import Route
 from mycelia.node.serve.anthropic.requests import to_chat
 from mycelia.node.serve.anthropic.shape import MessageShape, errors
 from mycelia.node.serve.anthropic.types import CountRequest, MessagesRequest, TokenCount
-from mycelia.node.serve.api import Api
+from mycelia.node.serve.api import Api, own_model, spelled
 from mycelia.node.serve.http.bodies import json_response, read_json, refusing
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
@@ -33,8 +33,10 @@ def anthropic_routes(api: Api) -> list[Route]:
 
     async def count(request: Request) -> Response:
         body = await read_json(request, CountRequest)
-        if body.model and api.aliases.get(body.model, body.model) != api.model:
-            raise HttpError(404, f"tokens are counted for the node's own model only, {api.model!r}", "model_not_found")
+        model = own_model(body.model, api.own_models, api.aliases)
+        if model is None:
+            own = spelled(api.own_models)
+            raise HttpError(404, f"tokens are counted for the node's own model only, {own}", "model_not_found")
         (ask,) = wanted_chat(to_chat(body)).asks
         tokens = await api.tokenize(
             ask.messages,
@@ -42,6 +44,7 @@ def anthropic_routes(api: Api) -> list[Route]:
             client_of(request.scope),
             options=ask.template_options,
             continues_final=ask.continues_final,
+            model=model,
         )
         return json_response(TokenCount(len(tokens)))
 

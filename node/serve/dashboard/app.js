@@ -194,6 +194,7 @@ function drawFacts() {
     ["Slots in use", state.active_requests, `of ${state.slots}${waiting}`],
     ["KV cache", percent(state.cached_tokens, state.cells), `${state.cached_tokens} tokens`],
     ["Answered", answered, failed ? `${failed} failed` : ""],
+    ...(state.served.length > 1 ? state.served.map((row) => [clip(row.model), row.state, row.memory_bytes ? `${Math.round(row.memory_bytes / 1e6)} MB` : ""]) : []),
   ];
   by("facts").replaceChildren(...facts.map(([name, value, more]) => {
     const box = el("div", [el("dt", name), el("dd", [String(value), " ", el("small", more)])]);

@@ -70,7 +70,7 @@ def openai_routes(api: Api) -> list[Route]:
 
     async def embed(request: Request) -> Response:
         body = await read_json(request, EmbeddingRequest)
-        wanted = wanted_embeddings(body, api.model, api.aliases)
+        wanted = wanted_embeddings(body, api.own_models, api.aliases)
         return cast(Response, EmbeddingAnswer(api, wanted, client_of(request.scope)))
 
     async def document(_: Request) -> Response:

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: a vector for each text, by the model that this node serves."""
+"""POST /v1/embeddings: a vector for each text, by a model that this node serves."""
 
 import base64
 import math
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from mycelia.node.errors import BusyError
-from mycelia.node.serve.api import Api
+from mycelia.node.serve.api import Api, own_model, spelled
 from mycelia.node.serve.http.bodies import json_response, retry_after
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.http.errors import HttpError
@@ -36,16 +36,19 @@ class WantedEmbeddings:
     """Texts or tokens."""
     model: str
     """As the client named it."""
+    own_model: str
+    """The model that makes the vectors."""
     is_base64: bool
     shortened: Shortened | None
 
 
-def wanted_embeddings(body: EmbeddingRequest, model: str, aliases: Mapping[str, str]) -> WantedEmbeddings:
-    """What to embed. Raises HttpError for what this node, which serves ``model``, cannot do."""
-    named = body.model or model
-    if aliases.get(named, named) != model:
+def wanted_embeddings(body: EmbeddingRequest, own: Sequence[str], aliases: Mapping[str, str]) -> WantedEmbeddings:
+    """What to embed. own: the models served here. Raises HttpError for what this node cannot do."""
+    named = body.model or own[0]
+    model = own_model(named, own, aliases)
+    if model is None:
         message = (
-            f"The model `{named}` does not exist here: embeddings come from the node's own model, {model!r}, as"
+            f"The model `{named}` does not exist here: embeddings come from the node's own model, {spelled(own)}, as"
             " vectors of different models cannot be compared"
         )
         raise HttpError(404, message, "model_not_found", "model")
@@ -54,7 +57,7 @@ def wanted_embeddings(body: EmbeddingRequest, model: str, aliases: Mapping[str, 
         _check_tokenizer(body.tokenizer, model, aliases)
     texts: list[str | Sequence[int]] = [text or unpack_tokens(tokens) for text, tokens in prompts]
     is_base64 = body.encoding_format == "base64"
-    return WantedEmbeddings(texts, named, is_base64, shortened(model, body.dimensions))
+    return WantedEmbeddings(texts, named, model, is_base64, shortened(model, body.dimensions))
 
 
 def _check_tokenizer(named: str | None, model: str, aliases: Mapping[str, str]) -> None:
@@ -88,7 +91,7 @@ class EmbeddingAnswer:
 
     async def _response(self) -> Any:
         try:
-            made = await self._api.embed(self._wanted.texts, self._client)
+            made = await self._api.embed(self._wanted.texts, self._client, self._wanted.own_model)
         except BusyError as exc:
             retry_ms = math.ceil(1_000 * min(exc.retry_s, MAX_RETRY_S)) or RETRY_MS
             failed = Failed(code="overloaded", message=str(exc), retryable=True, retry_after_ms=retry_ms)

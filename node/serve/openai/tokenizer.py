@@ -1,6 +1,6 @@
 """The tokenizer of the model served here, over HTTP: vLLM's paths and llama-server's names for the same.
 
-lm-evaluation-harness uses them instead of a copy of the tokenizer. They answer for this node's own model only.
+lm-evaluation-harness uses them instead of a copy of the tokenizer. They answer for this node's own models only.
 """
 
 from typing import Annotated
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mycelia.node.errors import BusyError
-from mycelia.node.serve.api import Api
+from mycelia.node.serve.api import Api, own_model, spelled
 from mycelia.node.serve.http.bodies import json_response, read_json
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
@@ -61,14 +61,12 @@ def tokenizer_routes(api: Api) -> list[Route]:
 
     async def tokenize(request: Request) -> Response:
         body = await read_json(request, TokenizeRequest)
-        _check_model(api, body.model)
+        model, text = _own_model(api, body.model), body.content if body.prompt is None else body.prompt
         try:
-            tokens = await api.tokenize_text(
-                body.content if body.prompt is None else body.prompt, client_of(request.scope)
-            )
+            tokens = await api.tokenize_text(text, client_of(request.scope), model)
         except LocalError as exc:
             raise HttpError(429 if isinstance(exc, BusyError) else 400, str(exc), param="prompt") from exc
-        begin = api.vocabulary_texts.begin_token
+        begin = api.vocabulary_texts(model).begin_token
         asked = body.add_special if body.add_special_tokens is None else body.add_special_tokens
         keeps_begin = asked if asked is not None else body.prompt is not None
         if not keeps_begin and begin is not None and tokens[:1] == [begin]:
@@ -77,15 +75,15 @@ def tokenizer_routes(api: Api) -> list[Route]:
 
     async def detokenize(request: Request) -> Response:
         body = await read_json(request, DetokenizeRequest)
-        _check_model(api, body.model)
+        model = _own_model(api, body.model)
         try:
-            text = await api.detokenize(body.tokens)
+            text = await api.detokenize(body.tokens, model)
         except LocalError as exc:
             raise HttpError(400, str(exc), param="tokens") from exc
         return json_response(Detokenized(text, text))
 
     async def info(_: Request) -> Response:
-        texts = api.vocabulary_texts
+        texts = api.vocabulary_texts()
         told = texts.begin_text or None, texts.end_text or None, texts.chat_template or None
         return json_response(TokenizerInfo(*told, add_bos_token=texts.begin_token is not None))
 
@@ -96,8 +94,9 @@ def tokenizer_routes(api: Api) -> list[Route]:
     ]
 
 
-def _check_model(api: Api, model: str | None) -> None:
-    if model and api.aliases.get(model, model) != api.model:
-        raise HttpError(
-            404, f"this node tokenizes for {api.model!r}, not for {model[:128]!r}", "model_not_found", "model"
-        )
+def _own_model(api: Api, named: str | None) -> str:
+    model = own_model(named, api.own_models, api.aliases)
+    if model is None:
+        message = f"this node tokenizes for {spelled(api.own_models)}, not for {str(named)[:128]!r}"
+        raise HttpError(404, message, "model_not_found", "model")
+    return model

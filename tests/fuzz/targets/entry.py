@@ -6,6 +6,7 @@ import trio
 
 from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine, FakeSettings
 from mycelia.node.requests.entry import Entry
+from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.salts import Salts
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.events import Event, RequestSubmitted
@@ -78,7 +79,7 @@ async def _ask(item: Item) -> bool:
         sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
     )
     events: list[Event] = []
-    entry = Entry(_ENGINE, _Addresses(), events.append, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
+    entry = Entry(OwnModels(_ENGINE), _Addresses(), events.append, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     async with entry.ask(ask, client=b"s" * 32) as frames:
         if not events:
             failed = await anext(frames)

@@ -71,7 +71,7 @@ class _Node(Unobserved):
     ) -> list[int]:
         return [1, 2]
 
-    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
         return Embedded([], 0)
 
 

@@ -161,7 +161,7 @@ class OpenAiBodies:
                     response = msgspec.json.decode(body, type=ResponsesRequest)
                     asks = wanted_chat(response_to_chat(response, [])).asks
                 case _:
-                    wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), "m", {"a": "m"})
+                    wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), ["m"], {"a": "m"})
                     return bool(wanted.texts)
         except (HttpError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # (the first of these errors is a refusal; ``read_json`` makes one of the others)

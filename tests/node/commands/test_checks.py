@@ -13,11 +13,14 @@ from mycelia.node.commands.checks import (
     read_aliases,
     read_api_keys,
     read_bootstrap,
+    read_loras,
+    read_models,
     read_swarm_key,
 )
 from mycelia.node.network.identity import new_identity
 from mycelia.node.peer_id import peer_text
-from mycelia.node.settings import UsageError
+from mycelia.node.settings import UsageError, WantedModel
+from tests.node.engine.child.tiny_models import write_adapter, write_model
 
 
 def test_origins_are_those_that_browsers_send() -> None:
@@ -153,6 +156,34 @@ def test_aliases() -> None:
     ):
         with pytest.raises(UsageError, match=says):
             read_aliases(wrong)
+
+
+def test_models() -> None:
+    assert read_models(("smollm2", "./a,b.gguf,load=demand")) == (
+        WantedModel("smollm2"),
+        WantedModel("./a,b.gguf", on_demand=True),
+    )
+    for wrong, says in (
+        (("a,load=never",), "has to end in"),
+        ((",load=start",), "has to end in"),
+        (tuple(f"fake-{number}" for number in range(17)), "more than 16"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read_models(wrong)
+
+
+def test_adapters(tmp_path: Path) -> None:
+    adapter, model = write_adapter(tmp_path / "a.gguf", "lfm2"), write_model(tmp_path / "m.gguf", "lfm2")
+    (found,) = read_loras((f"poet={adapter}",), WantedModel("base"))
+    assert found == WantedModel("base", called="poet", lora_path=adapter)
+    for wrong, says in (
+        ("poet", "is not a name and a file"),
+        ("=x", "is not a name"),
+        (f"poet={model}", "is no LoRA adapter"),
+        (f"poet={tmp_path}/none", "cannot read"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read_loras((wrong,), WantedModel("base"))
 
 
 def test_tls_files_that_are_none(tmp_path: Path) -> None:

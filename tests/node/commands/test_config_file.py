@@ -75,7 +75,7 @@ def test_an_example_is_the_default_where_there_is_one() -> None:
         "slots": 8,
         "cells": 8192,
         "disk_tier": 8,
-        "model": "smollm2",
+        "model": ["smollm2"],
     }
 
 
@@ -88,6 +88,20 @@ def test_aliases_are_a_table_or_options(tmp_path: Path) -> None:
         file.write_text(wrong)
         done = run("--config", str(file), "config", "show")
         assert done.exit_code == 2 and '"gpt-4o-mini" = "smollm2"' in done.output
+
+
+def test_models_are_a_table_or_options(tmp_path: Path) -> None:
+    file, model = tmp_path / "mycelia.toml", tmp_path / "a b.gguf"
+    model.touch()
+    file.write_text('[models]\n"smollm2" = "start"\n"a b.gguf" = "demand"\n[node]\nmodel = "fake"\n')
+    given = ["fake", "smollm2,load=start", f"{model},load=demand"]
+    assert shown(file)["node", "model"] == (given, str(file))
+    assert shown(file, MYCELIA_NODE_MODEL="fake fake-b")["node", "model"][0] == ["fake", "fake-b"]
+    assert shown(file, MYCELIA_NODE_MODEL=str(model))["node", "model"][0] == [str(model)]
+    for wrong in ("[models]\na = 5\n", "models = 5\n", '[models]\na = "later"\n'):
+        file.write_text(wrong)
+        done = run("--config", str(file), "config", "show")
+        assert done.exit_code == 2 and '"smollm2" = "start"' in done.output
 
 
 def test_flags_go_before_variables_and_those_before_the_file(tmp_path: Path) -> None:
@@ -126,7 +140,7 @@ def test_the_doctor_looks_at_what_the_node_would_do(tmp_path: Path) -> None:
     file = tmp_path / "mycelia.toml"
     file.write_text("[doctor]\nmodel = 'other'\n[node]\nmodel = 'one'\napi_port = 9\nthreads = 2\n")
     told = KNOWN.default_map(KNOWN.read_file(file))
-    assert told["doctor"] == {"model": "other", "api_port": 9} and told["node"]["model"] == "one"
+    assert told["doctor"] == {"model": "other", "api_port": 9} and told["node"]["models"] == ["one"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from mycelia.proto.wire.messages import (
 from tests.node.members import Member, an_ask, frames_of, open_members
 from tests.node.requests.test_rejoin import a_client
 
-OWNER, OTHER = Owner(Salt(b"a"), 1), Owner(Salt(b"b"), 1)
+OWNER, OTHER = Owner(b"n", Salt(b"a"), 1), Owner(b"n", Salt(b"b"), 1)
 SHOTS = list(range(100)) * 2
 
 
@@ -52,7 +52,7 @@ def test_the_table_knows_every_prefix_it_was_told() -> None:
         table.add(OWNER, tokens, entries(tokens))
         table.check_invariants()
         told.append(tokens)
-    assert not table.known(OTHER, told[0]) and not table.known(Owner(OWNER.salt, 2), told[0])
+    assert not table.known(OTHER, told[0]) and not table.known(Owner(b"n", OWNER.salt, 2), told[0])
 
 
 def common(one: list[int], other: list[int]) -> list[int]:

@@ -18,6 +18,7 @@ from mycelia.node.network.memory import MemorySwarm
 from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings
 from mycelia.node.requests.answer_frames import AnswerFrames
 from mycelia.node.requests.entry import ASK, KEEP_ALIVE_S, Entry
+from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.rejoin import MAX_FRUITLESS, SILENCE_DEADLINE_S, AnswerSoFar, OpenEntry, rejoining
 from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
@@ -322,7 +323,7 @@ async def test_who_has_only_just_come_is_told_nothing(
 ) -> None:
     """Otherwise a refusal a moment later could no longer be the status of the response."""
     engine = FakeEngine(FakeSettings())
-    entry = Entry(engine, None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
+    entry = Entry(OwnModels(engine), None, lambda event: None, lambda *_: 1.0, RequestLog(), Salts(bytes), str)  # type: ignore[arg-type]
     await nursery.start(entry.run)
     await trio.sleep(0.9 * KEEP_ALIVE_S)
     async with entry.ask(an_ask("a prompt that nobody ever answers")) as waiting:
@@ -338,7 +339,7 @@ async def test_who_has_only_just_come_is_told_nothing(
 async def test_text_and_tokens_never_come_apart() -> None:
     """Frames may end inside a character, as those of a full batch do."""
     waiting = AnswerFrames(ByteShares(1_000_000), "")
-    running = RunningAnswer(waiting, 0.0, None, b"")
+    running = RunningAnswer(FakeEngine(), waiting, 0.0, None, b"")
     euro = "€".encode()
     for tokens, data in (([1], b"a" + euro[:1]), ([2], euro[1:] + b"b"), ([3], euro[:2]), ([4], b""), ([5], euro[2:])):
         running.deliver(data, tokens)

@@ -53,9 +53,7 @@ class FakeNode(Unobserved):
         finally:
             self.left.set()
 
-    @property
-    def model(self) -> str:
-        return "fake"
+    model = "fake"
 
     def models(self) -> list[ModelRow]:
         return [ModelRow("fake", 1, 4_096)]

@@ -11,12 +11,21 @@ from mycelia.node.views import LinksRow, RequestRow, TraceView, UsageRow
 class Unobserved:
     """A part of ``Api`` in which nothing ever happens."""
 
-    vocabulary_texts = VocabularyTexts()
+    texts = VocabularyTexts()
 
-    async def tokenize_text(self, text: str, client: bytes = b"") -> list[int]:
+    model: str
+
+    @property
+    def own_models(self) -> Sequence[str]:
+        return [self.model]
+
+    def vocabulary_texts(self, model: str = "") -> VocabularyTexts:
+        return self.texts
+
+    async def tokenize_text(self, text: str, client: bytes = b"", model: str = "") -> list[int]:
         return list(text.encode())
 
-    async def detokenize(self, tokens: Sequence[int]) -> str:
+    async def detokenize(self, tokens: Sequence[int], model: str = "") -> str:
         return bytes(tokens).decode()
 
     aliases: Mapping[str, str] = {}

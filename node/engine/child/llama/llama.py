@@ -148,6 +148,7 @@ class Llama(ModelVocabulary):
         if not context:
             reason = self._log.reason(f"no memory for {num_cells} cells?")
             raise LocalError(f"cannot open a context of {num_cells} cells for {path}: {reason}")
+        self._loaded.adapt(context)
         return context
 
     def open_side_context(self, **params: Any) -> Any:
@@ -159,6 +160,7 @@ class Llama(ModelVocabulary):
         context = L.llama_init_from_model(self.model, wanted)
         if not context:
             raise LocalError(f"cannot open another context: {self._log.reason('no memory for it?')}")
+        self._loaded.adapt(context)
         return context
 
     # --- decoding: the owner thread only --------------------------------------------------------------------------

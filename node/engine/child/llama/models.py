@@ -75,6 +75,14 @@ def load_model(path: Path, params: Any, log: Log) -> Any:
     return model
 
 
+def load_adapter(model: Any, path: Path, log: Log) -> Any:
+    """Load a LoRA adapter of ``model``. Raises LocalError."""
+    adapter = L.llama_adapter_lora_init(model, os.fsencode(path))
+    if not adapter:
+        raise LocalError(f"cannot use the adapter {path} with this model: {log.reason('it belongs to another one?')}")
+    return adapter
+
+
 class LoadedModel(NamedTuple):
     """A model and what it was loaded with: llama.cpp keeps pointers to the log and to the parameters."""
 
@@ -83,16 +91,27 @@ class LoadedModel(NamedTuple):
     log: Log
     gpus: tuple[Device, ...]
     offload: Offload
+    adapter: Any = None
+    """A LoRA adapter; None: none."""
+
+    def adapt(self, context: Any) -> None:
+        """Apply the adapter, if there is one, to a new context."""
+        if self.adapter is not None:
+            adapters, scales = (L.llama_adapter_lora_p_ctypes * 1)(self.adapter), (ctypes.c_float * 1)(1.0)
+            if L.llama_set_adapters_lora(context, adapters, 1, scales):
+                raise LocalError(f"the adapter does not fit: {self.log.reason('llama.cpp gave no reason')}")
 
 
-def open_model(path: Path, offload: Offload) -> LoadedModel:
-    """Load a model onto the GPUs that ``offload`` wants. Raises LocalError."""
+def open_model(path: Path, offload: Offload, lora_path: Path | None = None) -> LoadedModel:
+    """Load a model onto the GPUs that ``offload`` wants, and an adapter of it. Raises LocalError."""
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     log = Log()
     L.llama_backend_init()
     gpus = find_gpus(offload)
     params = model_params(offload, gpus)
-    return LoadedModel(load_model(path, params, log), params, log, gpus, offload)
+    model = load_model(path, params, log)
+    adapter = load_adapter(model, lora_path, log) if lora_path is not None else None
+    return LoadedModel(model, params, log, gpus, offload, adapter)
 
 
 def keeps_states(model: Any) -> bool:

@@ -109,6 +109,8 @@ class TierStore:
         if blob is None:
             return
         edge = self.tier.add_state(packed, blob, blake3(blob).digest(), now, place, whose)
+        if edge.num_bytes > self.tier.ram_bytes:  # (otherwise it would be gone at once)
+            self._write(edge)
         self._settle(self.tier.trim(now))
         if not edge.gone:
             self.reported.add(edge)
@@ -242,6 +244,11 @@ class TierStore:
     def discard(self, edge: Edge) -> None:
         self._say(f"cache: a saved prefix of {edge.end} tokens could not be restored and is dropped")
         self._settle(self.tier.remove(edge))
+
+    def resize(self, disk_bytes: int) -> None:
+        """The files may take this much from now on."""
+        self.tier.disk_bytes = disk_bytes
+        self._settle(self.tier.trim(self._clock()))
 
     # --- disk and index -------------------------------------------------------------------------------------------
 

@@ -35,6 +35,25 @@ def write_model(path: Path, kind: str, num_layers: int = 4, seed: int = 0, scale
     return path
 
 
+def write_adapter(path: Path, kind: str, num_layers: int = 4, seed: int = 1, rank: int = 4) -> Path:
+    """Write a LoRA adapter of the model that ``write_model`` writes with the same arguments, and return the path."""
+    sizes, rng = Sizes(kind, 1), np.random.default_rng(seed)
+    metadata: dict[str, Value] = {
+        "general.architecture": kind,
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(rank),
+    }
+    tensors = {}
+    for name, (width, height) in (
+        (name, shape) for name, shape in sizes.shapes(num_layers).items() if "ffn_up" in name
+    ):
+        tensors[f"{name}.lora_a"] = rng.normal(0.0, 0.3, (rank, width)).astype(np.float32)
+        tensors[f"{name}.lora_b"] = rng.normal(0.0, 0.3, (height, rank)).astype(np.float32)
+    write_gguf(path, metadata, tensors)
+    return path
+
+
 class Sizes:
     """The shapes of the tensors of one kind of model."""
 

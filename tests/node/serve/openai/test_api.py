@@ -110,7 +110,7 @@ class ScriptedNode(Unobserved):
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         return []
 
-    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"") -> Embedded:
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
         match texts[0]:
             case "bad":
                 raise LocalError("no numbers for it")

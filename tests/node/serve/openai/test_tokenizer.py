@@ -8,7 +8,7 @@ TEXTS = VocabularyTexts("<s>", "</s>", ord("h"), "{{ messages }}")
 
 async def test_tokens_and_texts_of_both_servers() -> None:
     async with served() as (node, http):
-        node.vocabulary_texts = TEXTS
+        node.texts = TEXTS
 
         async def tokens(**body: object) -> list[int]:
             answer = (await http.post("/tokenize", json=body)).json()

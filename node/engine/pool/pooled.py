@@ -1,0 +1,301 @@
+"""An engine whose model is loaded when a request needs it, and unloaded when its pool says so.
+
+Calls wait while the model is not loaded; the pool knows of each from its beginning to its end. The cost of the wait is
+told to other nodes: an engine that is not loaded reports as many queued tokens as it could compute in the time that
+loading takes. So routing compares it rightly with nodes that have the model loaded, whatever version they run.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from mycelia.node.engine.engine import (
+    CacheChange,
+    EngineDone,
+    EngineFailed,
+    EngineItem,
+    EngineRequest,
+    ModelInfo,
+    Residence,
+)
+from mycelia.node.engine.pool.facts import Facts
+from mycelia.node.engine.process import ProcessEngine
+from mycelia.node.engine.settings import EngineSettings
+from mycelia.node.engine.stream import AnswerStream
+from mycelia.node.errors import BusyError
+from mycelia.node.signals import Signal
+from mycelia.proto.answers.spelling import Vocabulary
+from mycelia.proto.config import RoutingConfig
+from mycelia.proto.loading.loader import Asked, Ended, Event, Loader, State
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import MAX_SMALL, ChatMessage, Vitals
+
+MAX_WAITING = 256
+"""Calls that wait for the model to be loaded."""
+UNMEASURED_RATE = round(RoutingConfig().default_prefill_rate)
+
+
+class PooledEngine:
+    """An ``Engine`` of an ``EnginePool``."""
+
+    def __init__(
+        self, name: str, settings: EngineSettings, facts: Facts | None, loader: Loader, tell: Callable[[Event], None]
+    ) -> None:
+        """facts: None if the model was never loaded. tell: passes an event to the loader."""
+        self.name = name
+        self._settings = settings
+        self._loader = loader
+        self._tell = tell
+        self._inner = ProcessEngine(settings)
+        self._rates = (facts.prefill_rate, facts.decode_rate) if facts is not None else (0, 0)
+        if facts is not None:
+            self._inner.recall(facts.loaded)
+        self._is_open = False
+        """Whether calls may begin: the model is loaded and shall stay so."""
+        self._changed = Signal()
+        self._failure = ""
+        self._num_failures = 0
+        self._num_running = 0
+        self._num_waiting = 0
+        self._waiting_tokens = 0
+        self._ended: trio.Event | None = None
+        self._scope = trio.CancelScope()
+        self._vitals_told: Vitals | None = None
+        self._vitals_changed = Signal()
+
+    # --- for the pool ---------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int | None:
+        return self._inner.pid
+
+    @property
+    def is_known(self) -> bool:
+        """Whether ``info`` is."""
+        return self._inner.is_known
+
+    def facts(self) -> Facts | None:
+        """What is to be remembered; None: nothing new."""
+        if self._inner.loaded is None:
+            return None
+        self._note_rates()
+        loader = self._loader
+        return Facts(self._inner.loaded, loader.num_bytes(self.name), loader.load_s(self.name), *self._rates)
+
+    async def follow(self) -> None:
+        """Passes on changes of the load. Never returns."""
+        while True:
+            await self._inner.vitals_changes()
+            self._vitals_changed.notify()
+
+    async def start(self, nursery: trio.Nursery, room_bytes: int) -> None:
+        """Starts the engine's process; returns when the model is loaded. Raises LocalError."""
+        self._inner.give_room(room_bytes)
+        self._scope, self._ended, started = trio.CancelScope(), trio.Event(), trio.Event()
+        nursery.start_soon(self._supervise, started, self._scope, self._ended)
+        await started.wait()
+        if self._inner.start_error:
+            await self._ended.wait()
+            raise LocalError(self._inner.start_error)
+
+    def open(self) -> None:
+        """Calls begin, also those that wait."""
+        self._is_open = True
+        self._note_change()
+
+    def fail(self, why: str) -> None:
+        """The calls that wait end with an error."""
+        self._failure, self._num_failures = why, self._num_failures + 1
+        self._note_change()
+
+    def close(self) -> None:
+        """New calls wait from now on."""
+        self._is_open = False
+        self._note_change()
+
+    async def end(self) -> None:
+        """Ends the engine's process when the calls that have begun are over. It is closed."""
+        while self._num_running:
+            await self._changed.wait()
+        self._note_rates()
+        self._scope.cancel()
+        if self._ended is not None:
+            await self._ended.wait()
+
+    def resize(self, kept_bytes: int) -> None:
+        """The model may keep this many bytes of prefixes."""
+        self._inner.resize(kept_bytes)
+
+    def drop_kept(self) -> None:
+        """What the engine holds need not be kept any more: the node ends."""
+        self._inner.saves_at_end = False
+
+    async def _supervise(self, started: trio.Event, scope: trio.CancelScope, ended: trio.Event) -> None:
+        try:
+            with scope:
+                await self._inner.supervise(started)
+        finally:
+            started.set()
+            ended.set()
+
+    def _note_rates(self) -> None:
+        vitals = self._inner.vitals()
+        self._rates = vitals.prefill_rate or self._rates[0], vitals.decode_rate or self._rates[1]
+
+    def _note_change(self) -> None:
+        self._changed.notify()
+        self._vitals_changed.notify()
+
+    # --- the Engine interface -------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._inner.info
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        return self._inner.vocabulary
+
+    @property
+    def residence(self) -> Residence:
+        state = self._loader.states[self.name]
+        # (a loaded one that must not begin anything more is as good as not loaded)
+        name = "unloading" if state is State.LOADED and not self._is_open else state.name.lower()
+        loader = self._loader
+        return Residence(name, loader.load_s(self.name), loader.num_bytes(self.name), loader.kept_bytes(self.name))
+
+    def vitals(self) -> Vitals:
+        """See ``Engine.vitals``."""
+        inner = self._inner.vitals()
+        if self._is_open:
+            return inner
+        rate = inner.prefill_rate or self._rates[0] or UNMEASURED_RATE
+        queued = inner.queued_tokens + self._waiting_tokens + round(rate * self._loader.load_s(self.name))
+        return Vitals(
+            queued_tokens=min(queued, MAX_SMALL),
+            active_requests=inner.active_requests,
+            waiting_requests=inner.waiting_requests + self._num_waiting,
+            slots=self._settings.slots,
+            prefill_rate=rate,
+            decode_rate=inner.decode_rate or self._rates[1],
+            hold_ms=inner.hold_ms,
+        )
+
+    async def vitals_changes(self) -> Vitals:
+        await trio.lowlevel.checkpoint()
+        while (vitals := self.vitals()) == self._vitals_told:
+            await self._vitals_changed.wait()
+        self._vitals_told = vitals
+        return vitals
+
+    async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        async with self._using():
+            return await self._inner.detokenize(sequences)
+
+    async def tokenize_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        subnet: str = "",
+        *,
+        options: str = "",
+        continues_final: bool = False,
+    ) -> Sequence[int]:
+        async with self._using():
+            return await self._inner.tokenize_chat(
+                messages, tools, client, subnet, options=options, continues_final=continues_final
+            )
+
+    async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
+        async with self._using():
+            return await self._inner.tokenize_text(text, client, subnet)
+
+    async def embed(
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
+    ) -> list[NDArray[np.float32]]:
+        async with self._using(sum(map(len, texts))):
+            return await self._inner.embed(texts, client, subnet)
+
+    @asynccontextmanager
+    async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
+        began = trio.current_time()
+        async with AsyncExitStack() as stack:
+            try:
+                use = await stack.enter_async_context(self._using(len(request.prompt)))
+            except LocalError as exc:
+                refused = AnswerStream()
+                refused.put(EngineFailed("overloaded", str(exc), True, getattr(exc, "retry_s", 0.0)))
+                yield refused
+                return
+            if request.deadline_s is not None:
+                request = replace(request, deadline_s=request.deadline_s - (trio.current_time() - began))
+            yield use.noting(await stack.enter_async_context(self._inner.generate(request)), self._rate)
+
+    def _rate(self) -> int:
+        return self._inner.vitals().prefill_rate or self._rates[0]
+
+    async def cache_changes(self) -> CacheChange:
+        return await self._inner.cache_changes()
+
+    @asynccontextmanager
+    async def _using(self, num_tokens: int = 0) -> AsyncIterator["_Use"]:
+        """The model is loaded during the block. num_tokens: what waits. Raises BusyError when too many calls wait,
+        LocalError when the model cannot be loaded."""
+        if not self._is_open and self._num_waiting >= MAX_WAITING:
+            raise BusyError(f"{self._num_waiting} requests wait for the model", self._loader.load_s(self.name))
+        use, num_failures = _Use(), self._num_failures
+        self._tell(Asked(self.name))
+        try:
+            while not self._is_open:
+                if self._num_failures != num_failures:
+                    raise LocalError(self._failure)
+                self._num_waiting += 1
+                self._waiting_tokens += num_tokens
+                self._vitals_changed.notify()
+                try:
+                    await self._changed.wait()
+                finally:
+                    self._num_waiting -= 1
+                    self._waiting_tokens -= num_tokens
+            self._num_running += 1
+            try:
+                yield use
+            finally:
+                self._num_running -= 1
+                if not self._num_running:
+                    self._changed.notify()
+        finally:
+            self._tell(Ended(self.name, use.saved_s))
+
+
+class _Use:
+    """One call, and what reused prefixes saved it."""
+
+    def __init__(self) -> None:
+        self.saved_s = 0.0
+
+    def noting(self, items: AsyncIterator[EngineItem], rate: Callable[[], int]) -> "_Noted":
+        return _Noted(items, rate, self)
+
+
+class _Noted:
+    """The items of an answer, of which the last one is noted."""
+
+    def __init__(self, items: AsyncIterator[EngineItem], rate: Callable[[], int], use: _Use) -> None:
+        self._items = items
+        self._rate = rate
+        self._use = use
+
+    def __aiter__(self) -> "_Noted":
+        return self
+
+    async def __anext__(self) -> EngineItem:
+        item = await anext(self._items)
+        if isinstance(item, EngineDone) and (rate := self._rate()):
+            self._use.saved_s = item.usage.cached_tokens / rate
+        return item

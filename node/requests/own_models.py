@@ -1,0 +1,38 @@
+"""The models that a node serves."""
+
+from collections.abc import Iterator
+
+from mycelia.node.engine.engine import Engine
+from mycelia.proto.wire.bounds import MAX_NAMESPACES
+from mycelia.proto.wire.errors import LocalError
+
+
+class OwnModels:
+    """An engine for each model, in the order in which they were added. Requests that name no model get the first."""
+
+    def __init__(self, first: Engine) -> None:
+        self.first = first
+        self._by_name = {first.info.name: first}
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def add(self, engine: Engine) -> None:
+        """Another model. Raises LocalError when it cannot be told from one of the others, or there are too many."""
+        info = engine.info
+        same = self._by_name.get(info.name) or self.of(info.namespace)
+        if same is not None:
+            raise LocalError(f"{same.info.name} and {info.name} are one model, or have one name: serve one of them")
+        if len(self._by_name) >= MAX_NAMESPACES:
+            raise LocalError(f"a node serves at most {MAX_NAMESPACES} models")
+        self._by_name[info.name] = engine
+
+    def named(self, name: str) -> Engine | None:
+        """The engine of the model that a request names."""
+        return self._by_name.get(name) if name else self.first
+
+    def of(self, namespace: bytes) -> Engine | None:
+        return next((engine for engine in self if engine.info.namespace == namespace), None)

@@ -1,0 +1,52 @@
+"""What the HTTP API asks the engines for, without a request to the swarm: tokens, texts and vectors."""
+
+from collections.abc import Sequence
+
+from mycelia.node.engine.engine import Engine
+from mycelia.node.requests.own_models import OwnModels
+from mycelia.node.serve.api import Embedded, VocabularyTexts
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import ChatMessage
+
+
+class OwnTexts:
+    """See the methods of ``Api``. model: one that is served here; empty: the first."""
+
+    def __init__(self, models: OwnModels) -> None:
+        self._models = models
+
+    async def tokenize(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: str = "",
+        client: bytes = b"",
+        *,
+        options: str = "",
+        continues_final: bool = False,
+        model: str = "",
+    ) -> list[int]:
+        engine = self._engine(model)
+        tokens = await engine.tokenize_chat(messages, tools, client, options=options, continues_final=continues_final)
+        return list(tokens)
+
+    async def tokenize_text(self, text: str, client: bytes = b"", model: str = "") -> list[int]:
+        return list(await self._engine(model).tokenize_text(text, client))
+
+    async def detokenize(self, tokens: Sequence[int], model: str = "") -> str:
+        (text,) = await self._engine(model).detokenize([tokens])
+        return text
+
+    def vocabulary(self, model: str = "") -> VocabularyTexts:
+        info = self._engine(model).info
+        return VocabularyTexts(info.begin_text, info.end_text, info.begin_token, info.chat_template)
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
+        engine = self._engine(model)
+        tokens = [await engine.tokenize_text(text, client) if isinstance(text, str) else text for text in texts]
+        return Embedded(await engine.embed(tokens, client), sum(map(len, tokens)))
+
+    def _engine(self, model: str) -> Engine:
+        engine = self._models.named(model)
+        if engine is None:
+            raise LocalError(f"this node does not serve {model!r}")
+        return engine

@@ -1,0 +1,120 @@
+"""Several engines in real processes, without a model; one test has real models."""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+
+from mycelia.node.engine.engine import Engine, EngineDone, EngineFailed, EngineItem, EngineRequest
+from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.pool.pool import EnginePool, PoolModel, open_pool
+from mycelia.node.engine.settings import EngineSettings
+from mycelia.proto.cache.tier import MIB
+from mycelia.proto.loading.plan import KEPT_SHARE
+from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Sampling
+
+DEADLINE_S = 60.0
+AMPLE = 4_096 * MIB
+
+
+def fake(name: str, stays: bool = True) -> PoolModel:
+    return PoolModel(EngineSettings(Path(name), name, slots=2, fake=True), stays)
+
+
+def request(prompt: list[int], max_tokens: int = 4) -> EngineRequest:
+    return EngineRequest(bytes(16), prompt, Sampling(max_tokens=max_tokens))
+
+
+async def answer(engine: Engine, prompt: list[int], max_tokens: int = 4) -> EngineItem:
+    """The last item."""
+    async with engine.generate(request(prompt, max_tokens)) as items:
+        return [item async for item in items][-1]
+
+
+def states(*engines: Engine) -> list[str]:
+    return [engine.residence.state for engine in engines]
+
+
+async def engines_of(pool: EnginePool) -> list[Engine]:
+    return [await pool.first(), *[engine async for engine in pool.later()]]
+
+
+async def test_models_that_do_not_fit_together_take_turns_and_come_back_known(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_pool([fake("fake-a"), fake("fake-b")], tmp_path, AMPLE) as pool:
+            one, other = await engines_of(pool)
+            assert one.info.namespace != other.info.namespace
+            assert states(one, other) == ["loaded", "loaded"]
+            need = max(one.residence.memory_bytes, other.residence.memory_bytes)
+            assert need > 64 * MIB
+        # A second run knows the models without loading them, and has memory for one of them.
+        async with open_pool(
+            [fake("fake-a"), fake("fake-b", False)], tmp_path, int(1.5 * need / (1 - KEPT_SHARE))
+        ) as pool:
+            one, other = await engines_of(pool)
+            assert states(one, other) == ["loaded", "unloaded"]
+            vitals = other.vitals()
+            assert vitals.slots == 2 and vitals.queued_tokens > 0
+            assert isinstance(await answer(one, [1, 2, 3]), EngineDone)
+            assert isinstance(await answer(other, [1, 2, 3]), EngineDone)
+            assert states(one, other) == ["unloaded", "loaded"]
+            async with trio.open_nursery() as nursery:  # (all of them wait for one load)
+                ended = list[EngineItem]()
+
+                async def ask() -> None:
+                    ended.append(await answer(one, [1, 2, 3]))
+
+                for _ in range(3):
+                    nursery.start_soon(ask)
+            assert [type(item) for item in ended] == [EngineDone] * 3
+            assert states(one, other) == ["loaded", "unloaded"]
+
+
+async def test_a_model_that_does_not_fit_is_refused_with_the_sizes(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_pool([fake("fake-a")], tmp_path, 16 * MIB) as pool:
+            with pytest.raises(LocalError, match="--memory"):
+                await pool.first()
+
+
+async def test_a_model_that_cannot_be_loaded_leaves_the_others_alone(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(resolve_model("smollm2").read_bytes()[:100_000])
+    models = [fake("fake-a"), PoolModel(EngineSettings(broken, "broken"))]
+    with trio.fail_after(DEADLINE_S):
+        async with open_pool(models, tmp_path, AMPLE) as pool:
+            (one,) = await engines_of(pool)
+            assert isinstance(await answer(one, [1]), EngineDone)
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_pool([fake("fake-a", False)], tmp_path, AMPLE) as pool:
+            async with AsyncExitStack() as stack:
+                scope = stack.enter_context(trio.CancelScope())
+                scope.cancel()
+                await pool.first()
+            engine = await pool.first()
+            assert isinstance(await answer(engine, [1]), EngineDone)
+            assert engine.vitals().waiting_requests == 0
+
+
+async def test_prefixes_survive_the_unload(tmp_path: Path) -> None:
+    """SmolLM2 makes room for another model, comes back, and finds its prompts."""
+    real = PoolModel(EngineSettings(resolve_model("smollm2"), "smollm2", threads=1, cells=1024, slots=2))
+    prompt = [5 + number % 900 for number in range(400)]
+    with trio.fail_after(3 * DEADLINE_S):
+        async with open_pool([real, fake("fake-b", False)], tmp_path, AMPLE) as pool:
+            engines = await engines_of(pool)
+            need = engines[0].residence.memory_bytes
+        async with open_pool([real, fake("fake-b", False)], tmp_path, int(1.1 * need / (1 - KEPT_SHARE))) as pool:
+            one, other = await engines_of(pool)
+            first = await answer(one, prompt)
+            assert isinstance(first, EngineDone) and first.usage.cached_tokens == 0
+            assert isinstance(await answer(other, [1, 2, 3]), EngineDone)
+            assert not one.residence.is_loaded
+            again = await answer(one, prompt)
+            assert isinstance(again, EngineDone) and again.usage.cached_tokens >= 0.9 * len(prompt)
+            assert not isinstance(again, EngineFailed)
