@@ -220,6 +220,14 @@ def liveness(plan: plans.LivenessBench) -> "Report":
     return run(partial(bench_liveness, plan))
 
 
+@_measures(plans.ModelsBench, "--only node --minutes 2", "--model smollm2 --model gemma3 --model ./hybrid.gguf --json")
+def models(plan: plans.ModelsBench) -> "Report":
+    """Several models: three on one node with memory for two, and three spread unevenly over four nodes."""
+    from mycelia.bench.models import bench_models
+
+    return run(partial(bench_models, plan))
+
+
 @_measures(plans.AttacksBench, "--only newcomer --only floods --runs 1", "--json > attacks.json")
 def attacks(plan: plans.AttacksBench) -> "Report":
     """What strangers with one address can do to real nodes on this machine, compared with idle nodes.

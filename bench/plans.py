@@ -17,6 +17,7 @@ FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY,
 """The faults of real nodes, described in ``chaos/faults.py``."""
 ATTACK_GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
 RANDOM = "random"
+MODEL_GROUPS = ("node", "swarm")
 
 
 def _model() -> Any:
@@ -263,6 +264,29 @@ class ChaosBench:
 class LivenessBench:
     num_nodes: int = _nodes(4, 3, 32, "Number of real nodes.")
     runs: int = _runs(5)
+
+
+@dataclass(frozen=True)
+class ModelsBench:
+    models: tuple[str, ...] = setting(
+        ("smollm2", "gemma3", "fake-third"),
+        "Models to serve, at least three. Repeatable.  [default: smollm2, gemma3 and fake-third]",
+        "--model",
+        metavar="NAME|PATH",
+        shows_default=False,
+    )
+    minutes: float = setting(10.0, "Length of the load on each kind of node.", least=0.1, most=1_000)
+    rate: float = setting(0.3, "Requests per second on a node, and on each node of a swarm.", above=0, most=100)
+    max_tokens: int = setting(16, "Most tokens of an answer.", least=1, most=512)
+    groups: tuple[str, ...] = setting(
+        MODEL_GROUPS,
+        "Measure only these groups of rows.  [default: all]",
+        "--only",
+        choices=MODEL_GROUPS,
+        shows_default=False,
+    )
+    threads: int = _threads()
+    seed: int = _seed("prompts and arrivals")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class AwayEngine(FakeEngine):
     def vitals(self) -> Vitals:
         rate = 100
         return Vitals(
-            queued_tokens=round(rate * self.load_s), active_requests=0, waiting_requests=0, slots=2, prefill_rate=rate
+            queued_tokens=round(rate * self.load_s), active_requests=0, waiting_requests=0, slots=8, prefill_rate=rate
         )
 
 
