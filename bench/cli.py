@@ -242,6 +242,7 @@ def attacks(plan: plans.AttacksBench) -> "Report":
 @bench.command(
     epilog=epilog(
         "bench swarm",
+        "bench swarm --workload dialogue",
         "bench swarm --rtt 200 --policy mycelia --policy lmetric --policy random",
         "bench swarm --data ./workloads --runs 3 --json > swarm.json",
         "bench swarm --model fake --cells 65536 --requests 40 --rate 4",
@@ -252,10 +253,10 @@ def attacks(plan: plans.AttacksBench) -> "Report":
 def swarm(plan: plans.SwarmBench, as_json: bool) -> None:
     """Real nodes on this machine with distance between them, compared with the simulator's prediction.
 
-    A proxy in front of each node makes the distance. Prompts are MMLU's with five examples; they come as a Poisson
-    process and enter at random nodes. The simulator gets the same requests and the speed of this machine, which is
-    measured first: run nothing else meanwhile. TTFT is the client's, from its HTTP request to the first text. Takes
-    about ten minutes on two cores.
+    A proxy in front of each node makes the distance. Prompts are MMLU's with five examples, or those of dialogues.
+    Clients come as a Poisson process to random nodes. The simulator gets the same requests and the speed of this
+    machine, which is measured first: run nothing else meanwhile. TTFT is the client's, from its HTTP request to the
+    first text. Takes about twenty minutes on two cores.
     """
     from mycelia.bench.swarm.swarm import bench_swarm, show_swarm
     from mycelia.node.commands.checks import check_policy

@@ -18,6 +18,9 @@ FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY,
 ATTACK_GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
 RANDOM = "random"
 MODEL_GROUPS = ("node", "swarm")
+MMLU, DIALOGUE = "mmlu", "dialogue"
+"""Workloads of real nodes, described in ``swarm/prompts.py``."""
+LOADS = {MMLU: 0.8, DIALOGUE: 2.0}
 
 
 def _model() -> Any:
@@ -309,17 +312,28 @@ class AttacksBench:
 class SwarmBench:
     num_nodes: int = _nodes(4, 2, 32, "Number of real nodes.")
     rtt_ms: float = setting(80.0, "Round trip between any two nodes.", "--rtt", least=0, most=2_000, metavar="MS")
-    zipf: float = setting(1.0, "Skew of the popularity of subjects: Zipf's exponent.", least=0, most=3)
-    num_requests: int = setting(120, "Requests under each policy per run.", "--requests", least=1, most=100_000)
-    load: float = setting(
-        0.8, "Requests per second / what all nodes could answer with nothing cached.", above=0, most=100
+    workload: str = setting(
+        MMLU,
+        "What clients ask: MMLU's questions with five examples; or dialogues of some 1,000 tokens with short answers"
+        " and tools between, whose next prompt follows the answer.",
+        choices=[MMLU, DIALOGUE],
+    )
+    zipf: float = setting(
+        1.0, "Skew of the popularity of subjects or system prompts: Zipf's exponent.", least=0, most=3
+    )
+    num_requests: int = setting(60, "Requests under each policy per run.", "--requests", least=1, most=100_000)
+    load: float | None = setting(
+        None,
+        "Requests per second / what all nodes could answer with nothing cached.  [default: 0.8; dialogue 2]",
+        above=0,
+        most=100,
     )
     rate: float | None = setting(
         None, "Requests per second in the whole swarm, instead of --load.", above=0, most=1_000
     )
-    max_tokens: int = setting(4, "Most tokens of an answer; MMLU's answers are one letter.", least=1, most=512)
+    max_tokens: int = setting(4, "Most tokens of an answer of MMLU, which is one letter.", least=1, most=512)
     policies: tuple[str, ...] = setting(
-        (OWN_POLICY, RANDOM),
+        (OWN_POLICY, RANDOM, "least_load", "longest_prefix", "gorgo"),
         "Rule that chooses the serving node, see 'mycelia simulate --help'. Repeatable; rows of the first policy have"
         " no prefix.",
         "--policy",
@@ -338,12 +352,16 @@ class SwarmBench:
     )
     data: Path | None = setting(
         None,
-        "Folder with mmlu.jsonl or mmlu.jsonl.gz.  [default: made-up texts of the same lengths]",
+        "Folder with mmlu.jsonl or mmlu.jsonl.gz, for MMLU.  [default: made-up texts of the same lengths]",
         metavar="DIR",
         path="folder",
     )
     runs: int = _runs(1, "Runs, each with other prompts.", 100)
     seed: int = _seed("prompts, arrivals and entry nodes")
+
+    def rate_of(self, cold_rate: float) -> float:
+        """Requests per second. cold_rate: what all nodes answer a second with nothing cached."""
+        return self.rate or (self.load or LOADS[self.workload]) * cold_rate
 
     @property
     def rtt_s(self) -> float:

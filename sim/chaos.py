@@ -23,10 +23,11 @@ from mycelia.sim.engine import draw_spec
 from mycelia.sim.faults import FaultPlan, Faults, reachable
 from mycelia.sim.links import Links, mesh_of, modelled_rtt, random_graph
 from mycelia.sim.metadata import MESH_DEGREE
+from mycelia.sim.prompts import Prompt, Session
 from mycelia.sim.record import Record
 from mycelia.sim.scenario import DEGREE
 from mycelia.sim.serving import Serving
-from mycelia.sim.sessions import GENERATORS, Prompt, Session
+from mycelia.sim.sessions import GENERATORS
 from mycelia.sim.world import SimNode, World
 
 START_S, SETTLE_S = 5.0, 15.0

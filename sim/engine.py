@@ -52,6 +52,8 @@ class EngineSpec:
     """Fixed time of a prefill, in addition to its tokens."""
     depth_s: float = 0.0
     """Additional time of a token for each token before it, whose cells it attends to."""
+    told_rate: float = 1.0
+    """The prefill rate that the engine reports / its real one."""
 
     @property
     def context_tokens(self) -> int:
@@ -65,11 +67,13 @@ class EngineSpec:
         return uncached / self.prefill_rate + self.start_s + uncached * self.depth_s * mean_depth
 
 
-def draw_spec(rng: random.Random) -> EngineSpec:
+def draw_spec(rng: random.Random, unevenness: float = 10.0) -> EngineSpec:
     """A volunteer's machine, from an old laptop to a good GPU: prefill 300 to 3,000 tokens/s (log-uniform), decode 10
-    to 60 (log-uniform), 1 to 8 slots and 600 to 2,400 blocks of 64 tokens (uniform), each drawn independently."""
+    to 60 (log-uniform), 1 to 8 slots and 600 to 2,400 blocks of 64 tokens (uniform), each drawn independently.
+    unevenness: the greatest prefill rate / the least one, around the same middle."""
+    middle, reach = math.log(300 * 3_000) / 2, math.log(unevenness) / 2
     return EngineSpec(
-        prefill_rate=math.exp(rng.uniform(math.log(300), math.log(3_000))),
+        prefill_rate=math.exp(rng.uniform(middle - reach, middle + reach)),
         decode_rate=math.exp(rng.uniform(math.log(10), math.log(60))),
         slots=rng.randint(1, 8),
         cache_blocks=rng.randint(600, 2_400),
@@ -259,8 +263,9 @@ class Engine:
         return self._num_active() + len(self._waiting)
 
     def vitals(self, now: float) -> Vitals:
-        """The engine's load. Rates are exact, or on a shared machine the recently measured ones: 0 before any."""
-        rate = self.spec.prefill_rate
+        """The engine's load. Rates are exact but for ``told_rate``, or on a shared machine the recently measured ones:
+        0 before any."""
+        rate = self.spec.prefill_rate * self.spec.told_rate
         if self._host is not None:
             rate = self._measured.rate
         return Vitals(

@@ -14,9 +14,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mycelia.sim.outcome import percentile
+from mycelia.sim.prompts import Prompt, Session
 from mycelia.sim.record import Record
 from mycelia.sim.scenario import Scenario
-from mycelia.sim.sessions import Prompt, Session
 from mycelia.sim.simulate import LEAST_AGAIN_S, Step, SwarmRun
 
 PATIENCE_S = 30.0

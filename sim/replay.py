@@ -15,9 +15,9 @@ from mycelia.sim.host import Host
 from mycelia.sim.links import Links, constant_rtt, mesh_of, random_graph
 from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.policies import make_policy
+from mycelia.sim.prompts import Prompt
 from mycelia.sim.record import Record
 from mycelia.sim.serving import Serving
-from mycelia.sim.sessions import Prompt
 from mycelia.sim.views import TrueState
 from mycelia.sim.world import World
 
@@ -30,9 +30,11 @@ DRAIN_S = 3_600.0
 @dataclass(frozen=True)
 class Request:
     at_s: float
-    """Seconds since the start."""
+    """Seconds since the start; after another request, since its end."""
     entry: int
     prompt: Prompt
+    after: int | None = None
+    """The request that its client makes before it, by its place."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,25 @@ def replay(requests: Sequence[Request], swarm: Swarm, policy: str, seed: int) ->
 
     began = world.now
     records: dict[int, Record] = {}
+    followers = followers_of([request.after for request in requests])
 
     def submit(place: int) -> None:
-        records[place] = serving.submit(requests[place].entry, requests[place].prompt)
+        records[place] = serving.submit(requests[place].entry, requests[place].prompt, lambda _: submit_after(place))
 
-    for place, request in enumerate(requests):
-        world.call(began + request.at_s, partial(submit, place))
-    world.run(began + max((request.at_s for request in requests), default=0.0))
-    serving.run_until_over(records.values(), world.now + DRAIN_S)
+    def submit_after(place: int | None) -> None:
+        for follower in followers.get(place, ()):
+            world.call(world.now + requests[follower].at_s, partial(submit, follower))
+
+    submit_after(None)
+    until = began + max((request.at_s for request in requests), default=0.0) + DRAIN_S
+    while world.now < until and not (len(records) == len(requests) and all(one.is_over for one in records.values())):
+        world.run(world.now + 1.0)
     return [records[place] for place in range(len(requests))]
+
+
+def followers_of(after: Sequence[int | None]) -> dict[int | None, list[int]]:
+    """For each place, and for None, the places that come directly after it. after: what each place comes after."""
+    followers: dict[int | None, list[int]] = {}
+    for place, before in enumerate(after):
+        followers.setdefault(before, []).append(place)
+    return followers

@@ -5,13 +5,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from mycelia.sim.setting import setting
-from mycelia.sim.traces import TraceRow
+from mycelia.sim.traces import Recorded
 
 DEGREE = 32
 """Connections that a node dials for, as in node/network."""
 MAX_ENTRIES = 50
-TRACE = "mooncake"
-"""The workload that replays ``Scenario.trace``."""
 TRICKLE_S = 25.0
 
 
@@ -55,15 +53,17 @@ class Comparison(StrEnum):
 class Scenario:
     workload: str = setting(
         "mmlu",
-        "What clients ask: mmlu, multi-turn, no-sharing, or mooncake:FILE, a trace in Mooncake's form; with --data also"
-        " conversation and hotspot.",
+        "What clients ask: mmlu, multi-turn, tools (short answers, tools between), agents (8,000 to 60,000 tokens),"
+        " no-sharing, or mooncake:FILE, a trace in Mooncake's form; with --data also conversation, hotspot and"
+        " dialogues.",
         metavar="NAME",
     )
-    """A name in ``sessions.GENERATORS``, or TRACE."""
-    trace: tuple[TraceRow, ...] = ()
+    """A name in ``sessions.GENERATORS``, or the name of ``recorded``."""
+    recorded: Recorded | None = None
+    """What the workload replays; None: it is made up."""
     zipf: float = setting(1.0, "Skew of the popularity of shared prefixes: Zipf's exponent.", least=0, most=3)
     rate: float | None = 8.0
-    """Prompts a second in the whole swarm; None: as in the trace. Not used with ``load``."""
+    """Prompts a second in the whole swarm; None: as recorded. Not used with ``load``."""
     load: float | None = setting(
         None,
         "Prompts per second / what the machines could answer with perfect caches and balance; instead of --rate.",
@@ -110,6 +110,18 @@ class Scenario:
     """How dishonest nodes handle prompts."""
     liars_after_s: float = 0.0
     """Time from the first prompts until dishonest nodes join."""
+    burst_s: float | None = setting(
+        None,
+        "Sessions begin only during every other period of this length, and then twice as often.  [default: evenly]",
+        "--bursts",
+        above=0,
+        metavar="SECONDS",
+    )
+    unevenness: float = setting(10.0, "Prefill rate of the fastest machine / of the slowest.", least=1, most=1_000)
+    cache_share: float = setting(1.0, "Sizes of caches / the usual ones.", "--caches", above=0, most=100)
+    wrong_rates: float = setting(
+        1.0, "Each node reports a prefill rate that is this many times too high or too low, by lot.", least=1, most=100
+    )
     warm_s: float = setting(60.0, "Virtual seconds before the measured time.", "--warmup", least=0)
     """Prompts come at half the rate then, unless a trace gives their times."""
     measured_s: float = setting(240.0, "Virtual seconds that are measured.", "--seconds", least=1)

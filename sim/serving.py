@@ -26,9 +26,9 @@ from mycelia.proto.wire.messages import Failed, Sampling, Vitals
 from mycelia.sim.engine import EngineSpec, Job, Used
 from mycelia.sim.engines import Engines
 from mycelia.sim.host import Host
+from mycelia.sim.prompts import Prompt
 from mycelia.sim.record import Attempt, Record
 from mycelia.sim.scenario import Conduct
-from mycelia.sim.sessions import Prompt
 from mycelia.sim.world import NAMESPACE, SimNode, World
 
 NO_ENGINE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)

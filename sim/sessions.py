@@ -1,69 +1,71 @@
-"""Prompts of clients and their times: workloads as streams of sessions, each with one prompt after the other.
+"""Workloads that are made up: prompts of clients and their times, as streams of sessions.
 
 A session's next prompt comes ``think_s`` after the previous answer, so a slow answer delays what follows, as with
-people. Sessions begin as a Poisson process at a rate that makes ``rate`` prompts a second in total, or at the trace's
-times. The tokens are numbers without meaning: equal where prompts share a prefix, and new where they do not.
+people. Sessions begin as a Poisson process at a rate that makes ``rate`` prompts a second in total. Where sessions have
+several prompts, some are under way when the workload begins, so that this rate holds from the start.
 
 - ``mmlu``: one prompt per session, ``workload.Mmlu``: 57 shared prefixes drawn by Zipf's law, a question of its own, an
   answer of 1 to 64 tokens.
-- ``multi-turn``: 8 system prompts of 100 to 800 tokens, drawn by Zipf's law; 1 to 9 turns of 20 to 200 tokens, answers
-  of 50 to 400, a median pause of 20 s before the next turn (log-normal, sigma 1). The users of an entry node are one
-  client, as they are to a real node without keys, and only the system prompts are shared by all.
 - ``no-sharing``: prompts as long as those of ``mmlu``, which share nothing.
-- ``mooncake``: a trace, see ``read_mooncake``.
+- ``multi-turn``, ``tools``, ``agents``: conversations, each with one of a few system prompts, drawn by Zipf's law, and
+  then turn by turn longer. See ``CONVERSATIONS``.
+
+Uniform between the two values in brackets, and pauses log-normal with sigma 1:
+
+| | system prompts | their tokens | first turn | each next turn | answer | turns | median pause | mean prompt |
+|---|---|---|---|---|---|---|---|---|
+| multi-turn: people | 8 | 100-800 | 20-200 | 20-200 | 50-400 | 1-9 | 20 s | 1,200 |
+| tools: short calls, their results | 12 | 700-1,900 | 20-200 | 50-400 | 20-100 | 2-12 | 3 s | 2,400 |
+| agents: long sessions with slow tools | 8 | 5,000-7,000 | 3,000-9,000 | 900-2,200 | 50-800 | 6-20 | 150 s | 25,000 |
+
+With ``agents``, prompts grow from at least 8,000 to at most 60,000 tokens by 1,000 to 3,000 a turn. 30 nodes at a load
+of 0.7 have caches for about a third of the sessions that are under way.
+
+The users of an entry node are one client, as they are to a real node without keys, and only the system prompts are
+shared by all.
 """
 
+import math
 import random
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import merge
 from itertools import accumulate
+from operator import attrgetter
 
-from mycelia.proto.cache.sharing import EVERYBODY, Salt
+from mycelia.proto.cache.sharing import Salt
+from mycelia.sim.prompts import Piece, Session, Text, Turn
 from mycelia.sim.workload import Mmlu
 
 MAX_ANSWER_TOKENS = 64
-SYSTEM_PROMPTS, SYSTEM_TOKENS = 8, (100, 800)
-TURNS, USER_TOKENS, ANSWER_TOKENS = (1, 9), (20, 200), (50, 400)
-THINK_S = 20.0
+USUAL_DECODE_RATE = 25.0
+"""Tokens/s: about how long answers take, for the number of sessions under way."""
 
-_NEW_TOKENS = 1 << 30
-"""First token of those that no two pieces of text share; below are the tokens of shared prefixes and of traces."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A client's prompt and the answer that any model will give."""
-
-    tokens: tuple[int, ...]
-    answer: tuple[int, ...]
-    """At least one token."""
-    salt: Salt = Salt(scope=EVERYBODY)  # noqa: RUF009  immutable
-    """Which prefixes it may reuse: without a salt all, as few-shot prompts should."""
-    open_tokens: int = 0
-    """Number of leading tokens that hold no secrets."""
+Range = tuple[int, int]
+"""The least and the greatest value, both included."""
 
 
 @dataclass(frozen=True)
-class Session:
-    """Prompts that come one after the other."""
+class Conversation:
+    """What conversations of one kind are like: the columns of the table above."""
 
-    at_s: float
-    """When the first prompt comes, in seconds since the workload's start."""
-    prompts: tuple[Prompt, ...]
-    think_s: tuple[float, ...] = ()
-    """Seconds between the answer to a prompt and the next one."""
+    num_systems: int
+    system_tokens: Range
+    first_tokens: Range
+    next_tokens: Range
+    answer_tokens: Range
+    turns: Range
+    pause_s: float
+    max_tokens: int = 1 << 30
+    """A conversation ends before a prompt is longer."""
 
 
-class _Text:
-    """Makes runs of tokens that differ from all others."""
-
-    def __init__(self) -> None:
-        self._num_pieces = 0
-
-    def new(self, num_tokens: int) -> tuple[int, ...]:
-        self._num_pieces += 1
-        return (_NEW_TOKENS + self._num_pieces,) * num_tokens
+CONVERSATIONS = {
+    "multi-turn": Conversation(8, (100, 800), (20, 200), (20, 200), (50, 400), (1, 9), 20.0),
+    "tools": Conversation(12, (700, 1_900), (20, 200), (50, 400), (20, 100), (2, 12), 3.0),
+    "agents": Conversation(8, (5_000, 7_000), (3_000, 9_000), (900, 2_200), (50, 800), (6, 20), 150.0, 60_000),
+}
 
 
 def arrivals(rate: float, rng: random.Random) -> Iterator[float]:
@@ -74,38 +76,108 @@ def arrivals(rate: float, rng: random.Random) -> Iterator[float]:
         yield at_s
 
 
+def in_bursts(sessions: Iterator[Session], burst_s: float) -> Iterator[Session]:
+    """The same sessions, but they begin only during every other ``burst_s`` seconds, and then twice as often."""
+    for session in sessions:
+        cycles, within_s = divmod(session.at_s, 2 * burst_s)
+        yield replace(session, at_s=cycles * 2 * burst_s + within_s / 2)
+
+
 def mmlu(rate: float, zipf: float, rng: random.Random) -> Iterator[Session]:
-    prompts, text = Mmlu(zipf, rng), _Text()
+    prompts, text = Mmlu(zipf, rng), Text()
     for at_s in arrivals(rate, rng):
-        tokens = tuple(prompts.draw())
-        yield Session(at_s, (Prompt(tokens, text.new(rng.randint(1, MAX_ANSWER_TOKENS))),))
+        pieces = tuple(Piece(*piece) for piece in prompts.draw_pieces())
+        yield Session(at_s, (Turn(pieces, text.new(rng.randint(1, MAX_ANSWER_TOKENS))),))
 
 
 def no_sharing(rate: float, zipf: float, rng: random.Random) -> Iterator[Session]:
-    text = _Text()
+    text = Text()
     for session in mmlu(rate, zipf, rng):
-        (prompt,) = session.prompts
-        yield replace(session, prompts=(Prompt(text.new(len(prompt.tokens)), text.new(len(prompt.answer))),))
+        (turn,) = session.turns
+        yield replace(session, turns=(Turn((text.new(turn.num_tokens),), text.new(turn.answer.count)),))
 
 
-def multi_turn(rate: float, zipf: float, rng: random.Random) -> Iterator[Session]:
-    text = _Text()
-    system = [text.new(rng.randint(*SYSTEM_TOKENS)) for _ in range(SYSTEM_PROMPTS)]
-    weights = list(accumulate((rank + 1) ** -zipf for rank in range(SYSTEM_PROMPTS)))
-    for at_s in arrivals(rate / (sum(TURNS) / 2), rng):
-        said = prefix = system[bisect(weights, rng.random() * weights[-1])]
-        prompts: list[Prompt] = []
-        for _ in range(rng.randint(*TURNS)):
-            tokens = said + text.new(rng.randint(*USER_TOKENS))
-            prompts.append(Prompt(tokens, text.new(rng.randint(*ANSWER_TOKENS)), Salt(), len(prefix)))
-            said = tokens + prompts[-1].answer
-        think_s = tuple(THINK_S * rng.lognormvariate(0.0, 1.0) for _ in prompts[1:])
-        yield Session(at_s, tuple(prompts), think_s)
+def conversations(kind: Conversation, rate: float, zipf: float, rng: random.Random) -> Iterator[Session]:
+    text = Text()
+    systems = [text.new(rng.randint(*kind.system_tokens)) for _ in range(kind.num_systems)]
+    weights = list(accumulate((rank + 1) ** -zipf for rank in range(kind.num_systems)))
+    least, most = kind.turns
+
+    def make(rng: random.Random, num_turns: int) -> tuple[Turn, ...]:
+        system = systems[bisect(weights, rng.random() * weights[-1])]
+        lengths = [rng.randint(*(kind.next_tokens if turn else kind.first_tokens)) for turn in range(num_turns)]
+        answers = [rng.randint(*kind.answer_tokens) for _ in lengths]
+        return turns_of(text, (system,), list(zip(lengths, answers, strict=True)), kind.max_tokens)
+
+    answer_s = sum(kind.answer_tokens) / 2 / USUAL_DECODE_RATE
+    return stream(rate, range(least, most + 1), make, kind.pause_s, answer_s, rng)
+
+
+def turns_of(
+    text: Text, said: tuple[Piece, ...], lengths: Sequence[tuple[int, int]], max_tokens: int = 1 << 30
+) -> tuple[Turn, ...]:
+    """A conversation after ``said``, whose turns add (tokens, tokens of the answer). It ends before a prompt would be
+    longer than ``max_tokens``. Everybody may reuse what is ``said``, and only its own client all else."""
+    open_tokens = sum(piece.count for piece in said)
+    turns: list[Turn] = []
+    for num_tokens, num_answer in lengths:
+        said = (*said, text.new(num_tokens))
+        turn = Turn(said, text.new(num_answer), Salt(), open_tokens)
+        if turn.num_tokens > max_tokens:
+            break
+        turns.append(turn)
+        said = (*said, turn.answer)
+    return tuple(turns)
+
+
+def stream(
+    rate: float,
+    lengths: Sequence[int],
+    make: Callable[[random.Random, int], tuple[Turn, ...]],
+    pause_s: float,
+    answer_s: float,
+    rng: random.Random,
+) -> Iterator[Session]:
+    """Sessions without end, of ``rate`` prompts a second.
+
+    lengths: the numbers of turns of sessions, of which one is drawn for each. make: (random generator, number of turns)
+    -> the turns. pause_s: the median pause. answer_s: the usual time of an answer.
+
+    Sessions under way at the start are drawn as a renewal process has them: the longer a session, the likelier, at any
+    of its turns, and in the middle of a pause that is likely a long one.
+    """
+    before = random.Random(rng.getrandbits(64))  # (the sessions that begin later do not depend on the rate)
+    mean_pause_s = pause_s * math.exp(0.5)
+
+    def session(at_s: float, turns: tuple[Turn, ...], rng: random.Random) -> Session:
+        return Session(at_s, turns, tuple(pause_s * rng.lognormvariate(0.0, 1.0) for _ in turns[1:]))
+
+    def begin() -> Iterator[Session]:
+        for at_s in arrivals(rate * len(lengths) / sum(lengths), rng):
+            yield session(at_s, make(rng, rng.choice(lengths)), rng)
+
+    under_way = []
+    for _ in range(round(rate * (mean_pause_s + answer_s))):
+        (num_turns,) = before.choices(lengths, lengths)
+        turns = make(before, num_turns)
+        at_s = before.random() * (pause_s * before.lognormvariate(1.0, 1.0) + answer_s)
+        under_way.append(session(at_s, turns[before.randrange(len(turns)) :], before))
+    return merge(sorted(under_way, key=attrgetter("at_s")), begin(), key=attrgetter("at_s"))
 
 
 Generator = Callable[[float, float, random.Random], Iterator[Session]]
 """(prompts a second, Zipf's exponent, random generator) -> sessions in order of their start, without end."""
-GENERATORS: dict[str, Generator] = {"mmlu": mmlu, "multi-turn": multi_turn, "no-sharing": no_sharing}
+
+
+def _generator(kind: Conversation) -> Generator:
+    return lambda rate, zipf, rng: conversations(kind, rate, zipf, rng)
+
+
+GENERATORS: dict[str, Generator] = {
+    "mmlu": mmlu,
+    **{name: _generator(kind) for name, kind in CONVERSATIONS.items()},
+    "no-sharing": no_sharing,
+}
 
 
 def hit_bound(prompts: Sequence[tuple[Sequence[int], int, int]], counted: Sequence[bool], stride: int) -> float:

@@ -19,19 +19,20 @@ from functools import lru_cache, partial
 from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.capacity import Work, capacity, mean_work
-from mycelia.sim.engine import draw_spec
+from mycelia.sim.capacity import rate_at
+from mycelia.sim.engine import EngineSpec, draw_spec
 from mycelia.sim.faults import DOWN_S, session_s
 from mycelia.sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
 from mycelia.sim.mechanisms import mechanisms_of
 from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.outcome import Outcome, Window, outcome_of
 from mycelia.sim.policies import make_policy
+from mycelia.sim.prompts import Session
 from mycelia.sim.record import Record
-from mycelia.sim.scenario import TRACE, Scenario
+from mycelia.sim.scenario import Scenario
 from mycelia.sim.serving import Serving
-from mycelia.sim.sessions import GENERATORS, Session
-from mycelia.sim.traces import TraceRow, sessions_of, trace_rate
+from mycelia.sim.sessions import GENERATORS, in_bursts
+from mycelia.sim.traces import Recorded, Trace
 from mycelia.sim.traffic import GOSSIP, LAZY, REPAIR
 from mycelia.sim.views import TrueState, told
 from mycelia.sim.world import World
@@ -67,8 +68,8 @@ class SwarmRun:
 
     def __post_init__(self) -> None:
         scenario, seed = self.scenario, self.seed
-        if scenario.workload not in (*GENERATORS, TRACE):
-            raise LocalError(f"no workload {scenario.workload}; there are {', '.join(GENERATORS)}, mooncake:FILE")
+        if scenario.recorded is None and scenario.workload not in GENERATORS:
+            raise LocalError(f"no workload {scenario.workload}; there are {', '.join(GENERATORS)}")
         if scenario.entries < 1:
             raise LocalError("all nodes are liars: there is none where requests could enter")
         self.rng = random.Random(f"scenario {seed}")
@@ -85,8 +86,7 @@ class SwarmRun:
         self.num_cells = cells_for(scenario.num_peers)
         self.near: list[list[int]] = [[] for _ in range(scenario.num_peers)]
         """The nodes that each node connects with."""
-        machines = random.Random(f"machines {seed}")
-        specs = [draw_spec(machines) for _ in range(scenario.num_peers)]
+        specs = _machines(scenario, seed)
         # Machines and homes are drawn node by node, so the last nodes are like any others.
         liars = range(scenario.num_peers - scenario.num_liars, scenario.num_peers)
         self.serving = Serving(self.world, specs, liars, scenario.conduct)
@@ -97,7 +97,8 @@ class SwarmRun:
         """When prompts came that no machine can hold."""
         self.rate = scenario.rate
         if scenario.load is not None:
-            self.rate = scenario.load * capacity(specs, _work(scenario.workload, scenario.zipf, scenario.trace, seed))
+            work = scenario.workload, scenario.recorded, scenario.zipf
+            self.rate = _rate_at(scenario.load, specs, *work, seed)
 
     # --- the swarm -------------------------------------------------------------------------------------------------
 
@@ -174,7 +175,9 @@ class SwarmRun:
     def ask(self) -> None:
         world, scenario = self.world, self.scenario
         clients = random.Random(f"clients {self.seed}")
-        sessions = _sessions(scenario.workload, self.rate, scenario.zipf, scenario.trace, self.seed)
+        sessions = _sessions(scenario.workload, scenario.recorded, self.rate, scenario.zipf, self.seed)
+        if scenario.burst_s is not None:
+            sessions = in_bursts(sessions, scenario.burst_s)
         self._begin_next(sessions, world.now, clients)
         world.run(world.now + scenario.warm_s)
         from_s, bytes_before = world.now, self._digest_bytes()
@@ -186,7 +189,7 @@ class SwarmRun:
             from_s,
             world.now,
             max(world.now + scenario.tail_s, world.now + scenario.drain_s),
-            self.rate or trace_rate(scenario.trace),
+            self.rate or (scenario.recorded and scenario.recorded.rate) or 0.0,
             tuple(one.busy_s / max(scenario.measured_s, 1e-9) for one in used),
             self._digest_bytes() - bytes_before,
             frozenset(self.serving.liars),
@@ -206,7 +209,7 @@ class SwarmRun:
         if session is None:
             return
         # Half the rate while caches warm up: the queues of cold caches must not be measured.
-        slow_s = 0.0 if self.scenario.trace else self.scenario.warm_s / 2
+        slow_s = 0.0 if isinstance(self.scenario.recorded, Trace) else self.scenario.warm_s / 2
         at_s = session.at_s + min(session.at_s, slow_s)
         if at_s >= self.scenario.warm_s + self.scenario.measured_s + self.scenario.tail_s:
             return
@@ -220,7 +223,7 @@ class SwarmRun:
 
     def submit(self, entry: int, session: Session, turn: int) -> None:
         """The client of ``session`` asks its prompt number ``turn`` now, and then the following ones."""
-        if len(session.prompts[turn].tokens) >= self.most_tokens:
+        if session.turns[turn].num_tokens >= self.most_tokens:
             self._too_long_s.append(self.world.now)
         else:
             self._try(entry, session, turn, None)
@@ -258,19 +261,35 @@ class SwarmRun:
         return outcome_of(self.records, window, num_too_long)
 
 
+def _machines(scenario: Scenario, seed: int) -> tuple[EngineSpec, ...]:
+    machines, rates = random.Random(f"machines {seed}"), random.Random(f"rates {seed}")
+    drawn = [draw_spec(machines, scenario.unevenness) for _ in range(scenario.num_peers)]
+    wrong = scenario.wrong_rates
+    return tuple(
+        replace(
+            spec,
+            cache_blocks=max(round(spec.cache_blocks * scenario.cache_share), 1),
+            told_rate=rates.choice((wrong, 1 / wrong)),
+        )
+        for spec in drawn
+    )
+
+
 @lru_cache(maxsize=8)
-def _work(workload: str, zipf: float, trace: tuple[TraceRow, ...], seed: int) -> Work:
-    return mean_work(_sessions(workload, 1.0, zipf, trace, seed))
+def _rate_at(
+    load: float, specs: tuple[EngineSpec, ...], workload: str, recorded: Recorded | None, zipf: float, seed: int
+) -> float:
+    return rate_at(load, specs, lambda rate: _sessions(workload, recorded, rate, zipf, seed))
 
 
 def _sessions(
-    workload: str, rate: float | None, zipf: float, trace: tuple[TraceRow, ...], seed: int
+    workload: str, recorded: Recorded | None, rate: float | None, zipf: float, seed: int
 ) -> Iterator[Session]:
-    """The sessions of a workload, whose content does not depend on the rate."""
-    if workload == TRACE:
-        return sessions_of(trace, rate)
+    rng = random.Random(f"prompts {seed}")
+    if recorded is not None:
+        return recorded.sessions(rate, rng)
     assert rate is not None
-    return GENERATORS[workload](rate, zipf, random.Random(f"prompts {seed}"))
+    return GENERATORS[workload](rate, zipf, rng)
 
 
 def cells_for(num_peers: int) -> int:

@@ -122,10 +122,14 @@ class Mmlu:
 
     def draw(self) -> list[int]:
         """The tokens of the next prompt; no question comes twice."""
+        return [token for token, count in self.draw_pieces() for _ in range(count)]
+
+    def draw_pieces(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The next prompt as (token, count) of its subject and of its question."""
         subject = self._subjects[bisect(self._weights, self._rng.random() * self._weights[-1])]
         self._num_questions += 1
         length = self._rng.randint(MMLU_QUESTION_TOKENS // 2, MMLU_QUESTION_TOKENS * 3 // 2)
-        return [subject] * MMLU_PREFIX_TOKENS[subject] + [_QUESTION_BASE + self._num_questions] * length
+        return (subject, MMLU_PREFIX_TOKENS[subject]), (_QUESTION_BASE + self._num_questions, length)
 
 
 def blocks_of(tokens: Sequence[int]) -> list[bytes]:

@@ -17,7 +17,6 @@ from mycelia.bench.report.atomic import replaced
 from mycelia.bench.report.runs import Run, outcomes
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.outcome import Outcome
-from mycelia.sim.traces import TraceRow
 
 
 class Cache:
@@ -53,7 +52,7 @@ def outcomes_kept(runs: list[Run], jobs: int, cache: Cache) -> Iterator[tuple[Ru
             missing.append(run)
         else:
             yield run, kept, False
-    for place, outcome in outcomes(missing, jobs):
+    for place, outcome, _ in outcomes(missing, jobs):
         cache.put(missing[place], outcome)
         yield missing[place], outcome, True
 
@@ -61,8 +60,11 @@ def outcomes_kept(runs: list[Run], jobs: int, cache: Cache) -> Iterator[tuple[Ru
 def key_of(run: Run) -> str:
     """32 hexadecimal digits."""
     scenario = run.scenario
-    read = [_digest_of_trace(scenario.trace), _digest_of_file(scenario.rtt_file) if scenario.rtt_file else ""]
-    told = asdict(replace(scenario, trace=(), rtt_file=None))
+    read = [
+        scenario.recorded.digest if scenario.recorded else "",
+        _digest_of_file(scenario.rtt_file) if scenario.rtt_file else "",
+    ]
+    told = asdict(replace(scenario, recorded=None, rtt_file=None))
     parts = msgspec.json.encode([told, run.policy, run.seed, *read, code_version()])
     return blake3(parts).hexdigest(length=16)
 
@@ -76,11 +78,6 @@ def code_version() -> str:
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest(length=8)
-
-
-@lru_cache(maxsize=4)
-def _digest_of_trace(trace: tuple[TraceRow, ...]) -> str:
-    return blake3(msgspec.json.encode(trace)).hexdigest(length=16) if trace else ""
 
 
 @lru_cache(maxsize=4)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from mycelia.bench.report.runs import Run
 from mycelia.sim.ablations import ABLATIONS
-from mycelia.sim.data import TRACES, internet_of, trace_of
+from mycelia.sim.data import TRACES, internet_of, recorded_of
 from mycelia.sim.policies import NAMES, ORACLES, OWN
-from mycelia.sim.scenario import TRACE, Scenario
-from mycelia.sim.traces import read_mooncake
+from mycelia.sim.scenario import Scenario
 
 SWEEP, SIZES, IMBALANCE, FRESHNESS = "sweep", "sizes", "imbalance", "freshness"
 NO_SHARING, LIARS, CHURN, TALKS, ABLATION = "no sharing", "liars", "churn", "conversations", "ablations"
@@ -41,8 +40,6 @@ class Cell:
     labels: Labels
     scenario: Scenario
     policies: tuple[str, ...]
-    workload: str = ""
-    """The name for ``mycelia simulate``, if it differs from the scenario's."""
 
     def label(self, name: str) -> str:
         """Raises KeyError for a label that the cell does not have."""
@@ -117,9 +114,8 @@ def plan(size: Size, data: Path | None, only: Collection[str] = SECTIONS) -> lis
     cells = [*_sweep(size, base), *_sizes(size, base), *_robustness(size, base)]
     if data is not None:
         for name in TRACES:
-            trace = tuple(read_mooncake(trace_of(data, name)))
-            scenario = _timed(replace(base, workload=TRACE, trace=trace, drain_s=_SLOW_DRAIN_S), size.trace_s)
-            cells.append(Cell(TALKS, (("workload", name),), scenario, size.policies, workload=name))
+            replayed = replace(base, workload=name, recorded=recorded_of(name, data), drain_s=_SLOW_DRAIN_S)
+            cells.append(Cell(TALKS, (("workload", name),), _timed(replayed, size.trace_s), size.policies))
     return [cell for cell in cells if cell.section in only]
 
 
@@ -185,9 +181,9 @@ def command_of(cell: Cell, num_seeds: int, data: str = "DIR") -> str:
     scenario = cell.scenario
     rtt = INTERNET if scenario.rtt_s is None else f"{1000 * scenario.rtt_s:g}"
     options: Mapping[str, object] = {
-        "data": data if scenario.rtt_file or scenario.trace else None,
-        "workload": cell.workload or (scenario.workload if scenario.workload != "mmlu" else None),
-        "zipf": f"{scenario.zipf:g}" if not scenario.trace else None,
+        "data": data if scenario.rtt_file or scenario.recorded else None,
+        "workload": scenario.workload if scenario.workload != "mmlu" else None,
+        "zipf": f"{scenario.zipf:g}" if scenario.recorded is None else None,
         "load": f"{scenario.load:g}",
         "peers": scenario.num_peers,
         "entries": scenario.num_entries,

@@ -21,13 +21,13 @@ from mycelia.bench.hundred.hosts import Hosts, open_hosts
 from mycelia.bench.plans import HundredBench
 from mycelia.bench.report.report import Progress, Report, report_of, rows_of
 from mycelia.bench.swarm.mmlu import draw_prompts, made_up_subjects
+from mycelia.bench.swarm.prompts import user
 from mycelia.bench.swarm.real_swarm import ANSWER_DEADLINE_S, OthersMeter, Outcome, Question, Run, ask_one
 from mycelia.bench.swarm.swarm import Pair, bound_of, compare, requests_of
 from mycelia.node.engine.fake.engine import FakeEngine
 from mycelia.node.engine.fake.worker import DECODE_RATE, PREFILL_RATE
 from mycelia.node.plugins import OWN_POLICY
 from mycelia.proto.wire.blocks import STRIDE
-from mycelia.proto.wire.messages import ChatMessage
 from mycelia.sim.crowd import meet_and_part
 from mycelia.sim.engine import EngineSpec
 from mycelia.sim.replay import Swarm
@@ -68,7 +68,7 @@ async def bench_hundred(bench: HundredBench) -> Report:
     starts = [place.ready_at - first_at for place in places]
     dead = [places.index(place) for place in killed]
     crowd = await trio.to_thread.run_sync(meet_and_part, starts, dead, SHARES, RTT_S, bench.rest_s, bench.seed)
-    prompts = [await FakeEngine().tokenize_chat([ChatMessage(role="user", content=one.text)]) for one in questions]
+    prompts = [await FakeEngine().tokenize_chat(one.messages) for one in questions]
     spec = EngineSpec(PREFILL_RATE, DECODE_RATE, SLOTS, CELLS // STRIDE, grain=1)
     swarm = Swarm([spec] * bench.num_nodes, RTT_S, connections=DEGREE)
     pair = compare(OWN_POLICY, run, requests_of(questions, prompts), swarm, bench.seed)
@@ -127,7 +127,7 @@ def _questions(bench: HundredBench) -> list[Question]:
     texts = draw_prompts(made_up_subjects(count, bench.seed), count, ZIPF, rng)
     times = islice(arrivals(bench.rate, rng), count)
     return [
-        Question(at_s, rng.randrange(bench.num_nodes), text, MAX_TOKENS)
+        Question(at_s, rng.randrange(bench.num_nodes), [user(text)], MAX_TOKENS)
         for at_s, text in zip(times, texts, strict=True)
     ]
 

@@ -8,7 +8,8 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,12 +32,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def outcomes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[int, Outcome]]:
-    """(place in ``runs``, its outcome) for each, in the order in which they end. jobs: number of processes; 1: only
-    this one. Raises what ``simulate`` raises. Then, and when the caller stops early, the remaining runs are ended."""
+def outcomes(runs: Sequence[Run], jobs: int) -> Generator[tuple[int, Outcome, float], None, None]:
+    """(place in ``runs``, its outcome, seconds that it took) for each, in the order in which they end. jobs: number of
+    processes; 1: only this one. Raises what ``simulate`` raises. Then, and when the caller stops early, the remaining
+    runs are ended."""
     if min(jobs, len(runs)) <= 1:
         for place, run in enumerate(runs):
-            yield place, _perform(run)
+            yield place, *_perform(run)
         return
     others = set(active_children())
     executor = ProcessPoolExecutor(min(jobs, len(runs)), mp_context=get_context("spawn"), initializer=_end_with_parent)
@@ -44,7 +46,7 @@ def outcomes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[int, Outcome]]:
         with _sigint_ignored():  # (the workers inherit it)
             places = {executor.submit(_perform, run): place for place, run in enumerate(runs)}
         for future in as_completed(places):
-            yield places[future], future.result()
+            yield places[future], *future.result()
         executor.shutdown()
     finally:
         workers = set(active_children()) - others
@@ -53,11 +55,12 @@ def outcomes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[int, Outcome]]:
             worker.terminate()
 
 
-def _perform(run: Run) -> Outcome:
+def _perform(run: Run) -> tuple[Outcome, float]:
+    began = time.monotonic()
     with no_garbage_collection():
         outcome = simulate(run.scenario, run.policy, run.seed, lambda what: None)
         gc.collect()
-    return outcome
+    return outcome, time.monotonic() - began
 
 
 @contextmanager

@@ -5,18 +5,16 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import click
 
 from mycelia.bench.options import as_json, epilog, options_of
 from mycelia.bench.report.extra import check_extra
 from mycelia.node.plugins import OWN_POLICY
-from mycelia.sim.scenario import TRACE, Scenario
+from mycelia.proto.wire.errors import LocalError
+from mycelia.sim.scenario import Scenario
 from mycelia.sim.setting import setting
-
-if TYPE_CHECKING:
-    from mycelia.sim.traces import TraceRow
 
 DEFAULT_RATE = 8.0
 
@@ -67,6 +65,8 @@ class SimulationPlan:
         "simulate --policy ablations --workload multi-turn --load 0.7",
         "simulate --policy all --load 0.5 --liars 0.3 --digest-age 30",
         "simulate --workload mooncake:conversation_trace.jsonl.gz --rate 1",
+        "simulate --workload tools --load 0.5 --bursts 10",
+        "simulate --workload agents --load 0.7 --warmup 300 --seconds 600",
         "simulate --data traces/ --workload hotspot --load 0.7 --policy all",
         "simulate --workload multi-turn --churn 20 --load-age 5 --digest-age 30",
         "simulate --peers 1000 --entries 50 --rate 100 --seconds 600 --seeds 1 --json > rows.json",
@@ -85,17 +85,23 @@ def simulate(scenario: Scenario, plan: SimulationPlan, as_json: bool) -> None:
     if plan.rate is not None and scenario.load is not None:
         raise click.UsageError("--rate and --load say the same thing twice")
     policies = _read_policies(plan.policies)
-    workload, liars = scenario.workload, scenario.liars
-    kind, trace = _read_workload(workload, plan.data)
+    from mycelia.sim.data import recorded_of
+
+    liars = scenario.liars
+    try:
+        recorded = recorded_of(scenario.workload, plan.data)
+    except LocalError as exc:
+        raise click.UsageError(str(exc)) from exc
     rtt_s, rtt_file = _read_rtt(plan.rtt, plan.data)
-    rate = plan.rate if plan.rate or scenario.load or trace else DEFAULT_RATE
-    scenario = replace(scenario, workload=kind, trace=trace, rate=rate, rtt_s=rtt_s, rtt_file=rtt_file)
+    has_rate = plan.rate or scenario.load or (recorded is not None and recorded.rate)
+    rate = plan.rate if has_rate else DEFAULT_RATE
+    scenario = replace(scenario, recorded=recorded, rate=rate, rtt_s=rtt_s, rtt_file=rtt_file)
     if scenario.num_entries is not None and scenario.num_entries > scenario.num_peers - scenario.num_liars:
         honest = " that are no liars" if liars else ""
         raise click.UsageError(f"--entries {scenario.num_entries} of --peers {scenario.num_peers}{honest}")
     shown = {
-        "workload": workload,
-        "zipf": scenario.zipf if kind != TRACE else None,
+        "workload": scenario.workload,
+        "zipf": scenario.zipf if recorded is None else None,
         "rate": rate,
         "load": scenario.load,
         "peers": scenario.num_peers,
@@ -107,6 +113,10 @@ def simulate(scenario: Scenario, plan: SimulationPlan, as_json: bool) -> None:
         "load_age_s": scenario.load_age_s,
         "churn_minutes": scenario.churn_s / 60 if scenario.churn_s else None,
         "liars": liars or None,
+        "bursts_s": scenario.burst_s,
+        "unevenness": _other(scenario.unevenness, 10.0),
+        "caches": _other(scenario.cache_share, 1.0),
+        "wrong_rates": _other(scenario.wrong_rates, 1.0),
         "warmup_s": scenario.warm_s,
         "seconds": scenario.measured_s,
         "comparison": str(scenario.comparison),
@@ -141,24 +151,9 @@ def _read_policies(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one for name in names for one in groups.get(name, (name,))))
 
 
-def _read_workload(workload: str, data: Path | None) -> tuple[str, "tuple[TraceRow, ...]"]:
-    """(kind, the rows of its trace)."""
-    from mycelia.sim.data import TRACES, trace_of
-    from mycelia.sim.sessions import GENERATORS
-    from mycelia.sim.traces import read_mooncake
-
-    kind, _, path = workload.partition(":")
-    if workload in TRACES:
-        if data is None:
-            raise click.UsageError(f"--workload {workload} is a measured trace: it needs --data DIR")
-        return TRACE, tuple(read_mooncake(trace_of(data, workload)))
-    if kind == TRACE and not path:
-        raise click.UsageError("--workload mooncake needs a file: mooncake:FILE")
-    if kind == TRACE:
-        return TRACE, tuple(read_mooncake(Path(path)))
-    if workload not in GENERATORS:
-        raise click.UsageError(f"no workload {workload}; there are {', '.join((*GENERATORS, *TRACES))}, mooncake:FILE")
-    return workload, ()
+def _other(value: float, usual: float) -> float | None:
+    """None for the usual value, which is not shown."""
+    return None if value == usual else value
 
 
 def _report_file(path: Path | None) -> "AbstractContextManager[IO[str] | None]":

@@ -101,7 +101,7 @@ def run_policies(
     found: dict[Run, Outcome] = {}
     with Progress(len(runs)) as progress:
         progress.show(f"{len(runs)} runs, {min(jobs, len(runs))} at once")
-        for place, outcome in outcomes(runs, jobs):
+        for place, outcome, _ in outcomes(runs, jobs):
             found[runs[place]] = outcome
             progress.step(f"{runs[place].policy}, seed {runs[place].seed}")
     by_policy = {policy: [found[Run(scenario, policy, seed)] for seed in seeds] for policy in policies}

@@ -17,12 +17,12 @@ import trio
 
 from mycelia.bench.engine.engine import OurEngine
 from mycelia.bench.report.report import Progress
+from mycelia.bench.swarm.prompts import Asked
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings, usable_cores
 from mycelia.proto.cache.radix import common_prefix
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import ChatMessage
 from mycelia.sim.engine import EngineSpec
 
 NUM_COLD, NUM_WARM = 6, 6
@@ -63,15 +63,15 @@ class Machine:
 
 
 async def calibrate(
-    settings: EngineSettings, num_engines: int, texts: Sequence[str], max_tokens: int, seed: int, progress: Progress
+    settings: EngineSettings, num_engines: int, asked: Sequence[Asked], seed: int, progress: Progress
 ) -> Machine:
     """Start engines, measure, end them. Raises LocalError when one fails, or the cache is too small for a prompt."""
     async with AsyncExitStack() as stack:
         num_engines = num_measured(num_engines)
         progress.step(f"starting {num_engines} engines")
         engines = [await stack.enter_async_context(open_engine(settings)) for _ in range(num_engines)]
-        prompts = [await _tokens(engines[0], text) for text in texts]
-        _check_room(engines[0], prompts, max_tokens)
+        prompts = [list(await engines[0].tokenize_chat(one.messages)) for one in asked]
+        _check_room(engines[0], [len(prompt) + one.max_tokens for prompt, one in zip(prompts, asked, strict=True)])
         targets = [OurEngine(engine) for engine in engines]
         progress.step("one engine alone")
         rng = random.Random(seed)  # noqa: S311  no secret
@@ -102,16 +102,11 @@ def speeds_of(walls_s: Sequence[float], num_at_full_speed: float) -> tuple[float
     return tuple(speeds)
 
 
-async def _tokens(engine: ProcessEngine, text: str) -> list[int]:
-    return list(await engine.tokenize_chat([ChatMessage(role="user", content=text)]))
-
-
-def _check_room(engine: ProcessEngine, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-    longest = max(len(prompt) for prompt in prompts)
-    if longest + max_tokens > engine.info.context_tokens:
-        raise LocalError(
-            f"a prompt has {longest} tokens, a node holds {engine.info.context_tokens} with the answer: more --cells"
-        )
+def _check_room(engine: ProcessEngine, lengths: Sequence[int]) -> None:
+    """lengths: tokens of each prompt with its answer."""
+    if max(lengths) > engine.info.context_tokens:
+        longest = f"a prompt has {max(lengths)} tokens with its answer"
+        raise LocalError(f"{longest}, a node holds {engine.info.context_tokens}: more --cells")
 
 
 async def _measure_alone(

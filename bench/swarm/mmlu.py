@@ -76,18 +76,20 @@ def made_up_subjects(num_questions: int, seed: int) -> list[Subject]:
     """57 subjects of the real lengths, with ``num_questions`` each."""
     rng = random.Random(seed)  # noqa: S311  no secret
 
-    def words(count: int) -> str:
-        return " ".join(rng.choices(_WORDS.split(), k=count))
-
     low, high = MMLU_QUESTION_TOKENS // 2, MMLU_QUESTION_TOKENS * 3 // 2
     subjects = []
     for number, num_tokens in enumerate(MMLU_PREFIX_TOKENS):
         name = f"subject {number}"
         prefix = _HEAD.format(name)
-        prefix += words(num_tokens - len(prefix.split())) + "\n\n"
-        questions = [words(rng.randint(low, high)) + "\nAnswer:" for _ in range(num_questions)]
+        prefix += words(num_tokens - len(prefix.split()), rng) + "\n\n"
+        questions = [words(rng.randint(low, high), rng) + "\nAnswer:" for _ in range(num_questions)]
         subjects.append(Subject(name, prefix, questions))
     return subjects
+
+
+def words(count: int, rng: random.Random) -> str:
+    """A text of ``count`` common words, each a token in most vocabularies."""
+    return " ".join(rng.choices(_WORDS.split(), k=count))
 
 
 def draw_prompts(subjects: Sequence[Subject], count: int, zipf: float, rng: random.Random) -> list[str]:

@@ -24,6 +24,8 @@ from mycelia.node.local_swarm.processes import LocalNode, open_local_swarm
 from mycelia.node.requests.salts import PUBLIC_SALT
 from mycelia.node.views import AnsweredView, FailedView, FrameView, TextView, is_keep_alive
 from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import ChatMessage
+from mycelia.sim.replay import followers_of
 
 MEASURE_DEADLINE_S = 60.0
 ANSWER_DEADLINE_S = 300.0
@@ -33,11 +35,13 @@ POLL_S = 0.5
 @dataclass(frozen=True)
 class Question:
     at_s: float
-    """Time since the start of the run."""
+    """Time since the start of the run; after another question, since the end of its answer."""
     entry: int
     """Number of the node."""
-    text: str
+    messages: Sequence[ChatMessage]
     max_tokens: int
+    after: int | None = None
+    """The question that its client asks before it, by its place."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +76,27 @@ class RealSwarm:
         self.rtts_s = rtts_s
 
     async def ask(self, questions: Sequence[Question], on_answer: Callable[[], None]) -> Run:
-        """Send every question at its time, without waiting for earlier answers. on_answer: called after each answer."""
+        """Send every question at its time, without waiting for answers but that of its client's question before it.
+        on_answer: called after each answer."""
         infos = [await node.wait_ready() for node in self._nodes]
         numbers = {info.peer: number for number, info in enumerate(infos)}
         outcomes: dict[int, Outcome] = {}
+        followers = followers_of([question.after for question in questions])
         meter = OthersMeter([node.process.pid for node in self._nodes])
         async with http_client(ANSWER_DEADLINE_S) as http:
 
-            async def one(place: int, question: Question) -> None:
+            async def one(place: int, since: float) -> None:
+                question = questions[place]
+                await trio.sleep_until(since + question.at_s)
                 outcomes[place] = await ask_one(http, infos[question.entry].api_url, question, numbers)
                 on_answer()
+                for follower in followers.get(place, ()):
+                    nursery.start_soon(one, follower, trio.current_time())
 
             async with trio.open_nursery() as nursery:
                 began = trio.current_time()
-                for place, question in enumerate(questions):
-                    await trio.sleep_until(began + question.at_s)
-                    nursery.start_soon(one, place, question)
+                for place in followers.get(None, ()):
+                    nursery.start_soon(one, place, began)
         return Run([outcomes[place] for place in range(len(questions))], self.rtts_s, meter.others_cores())
 
 
@@ -117,7 +126,7 @@ async def _measured_rtts(nodes: Sequence[LocalNode], rtt_s: float) -> list[float
 async def ask_one(http: httpx.AsyncClient, api_url: str, question: Question, numbers: dict[str, int]) -> Outcome:
     """Asks at one node. numbers: peer id -> number of the node, of all nodes."""
     body = {
-        "messages": [{"role": "user", "content": question.text}],
+        "messages": [{"role": message.role, "content": message.content} for message in question.messages],
         "max_tokens": question.max_tokens,
         "timeout_s": ANSWER_DEADLINE_S,
         "cache_salt": PUBLIC_SALT,

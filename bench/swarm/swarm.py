@@ -8,9 +8,8 @@ and everything counts from the first request on.
 
 import random
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import median
 
@@ -19,18 +18,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mycelia.bench.plans import RANDOM, SwarmBench
+from mycelia.bench.plans import SwarmBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, row_of
 from mycelia.bench.swarm.calibrate import Machine, calibrate, num_steps
-from mycelia.bench.swarm.mmlu import draw_prompts, load_subjects, made_up_subjects
+from mycelia.bench.swarm.prompts import Asked, flat, prompts_of
 from mycelia.bench.swarm.real_swarm import Question, Run, open_real_swarm
 from mycelia.node.engine.models import FAKE_MODEL, resolve_model
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.local_swarm.distance import SwarmSettings
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.outcome import percentile
+from mycelia.sim.prompts import Prompt
 from mycelia.sim.replay import Request, Swarm, replay
-from mycelia.sim.sessions import Prompt, arrivals, hit_bound
+from mycelia.sim.sessions import arrivals, hit_bound
 
 STEPS_A_RUN = 10
 """Steps of the progress line while requests are answered."""
@@ -68,9 +68,8 @@ class Pair:
     def hit_error(self) -> float:
         return _error(self.simulated.hit_ratio, self.real.hit_ratio)
 
-    @property
-    def ttft_error(self) -> float:
-        return _error(self.simulated.ttft_s("p50"), self.real.ttft_s("p50"))
+    def ttft_error(self, name: str) -> float:
+        return _error(self.simulated.ttft_s(name), self.real.ttft_s(name))
 
 
 @dataclass(frozen=True)
@@ -84,18 +83,13 @@ class Round:
 
 async def bench_swarm(bench: SwarmBench) -> tuple[Report, list[Round]]:
     """Run the benchmark. Raises LocalError when a measurement fails."""
-    subjects = load_subjects(bench.data) if bench.data else made_up_subjects(bench.num_requests, bench.seed)
-    texts = [
-        draw_prompts(subjects, bench.num_requests, bench.zipf, random.Random(f"prompts {bench.seed + run}"))  # noqa: S311
-        for run in range(bench.runs)
-    ]
+    asked = [prompts_of(bench, run) for run in range(bench.runs)]
     num_turns, a_calibration = bench.runs * len(bench.policies), num_steps(bench.num_nodes)
     progress = Progress(a_calibration + num_turns * (1 + STEPS_A_RUN + a_calibration))
     settings = _engine_settings(bench)
-    flat = [text for one in texts for text in one]
 
     async def measure() -> Machine:
-        return await calibrate(settings, bench.num_nodes, flat, bench.max_tokens, bench.seed, progress)
+        return await calibrate(settings, bench.num_nodes, flat(asked), bench.seed, progress)
 
     machines = [await measure()]
 
@@ -103,9 +97,9 @@ async def bench_swarm(bench: SwarmBench) -> tuple[Report, list[Round]]:
         machines.append(await measure())
         return machines[-2].halfway_to(machines[-1])
 
-    rate = bench.rate or bench.load * machines[0].cold_rate()
+    rate = bench.rate_of(machines[0].cold_rate())
     rounds = []
-    for run, of_run in enumerate(texts):
+    for run, of_run in enumerate(asked):
         first = run * bench.num_requests
         prompts = machines[0].prompts[first : first + bench.num_requests]
         rounds.append(await _one_run(bench, run, of_run, prompts, since_last, rate, progress))
@@ -116,7 +110,7 @@ async def bench_swarm(bench: SwarmBench) -> tuple[Report, list[Round]]:
 async def _one_run(
     bench: SwarmBench,
     run: int,
-    texts: Sequence[str],
+    asked: Sequence[Asked],
     prompts: Sequence[Sequence[int]],
     since_last: Callable[[], Awaitable[Machine]],
     rate: float,
@@ -124,10 +118,7 @@ async def _one_run(
 ) -> Round:
     """since_last: measures the machine's mean speed between the last measurement and now."""
     seed = bench.seed + run
-    times = list(islice(arrivals(rate, random.Random(f"arrivals {seed}")), len(texts)))  # noqa: S311
-    clients = random.Random(f"clients {seed}")  # noqa: S311
-    entries = [clients.randrange(bench.num_nodes) for _ in texts]
-    questions = [Question(*one, bench.max_tokens) for one in zip(times, entries, texts, strict=True)]
+    questions = questions_of(asked, rate, bench.num_nodes, seed)
     requests = requests_of(questions, prompts)
     pairs = []
     # Alternating order, so that changes of the machine favour no policy in the median.
@@ -138,6 +129,21 @@ async def _one_run(
         pairs.append(compare(policy, measured, requests, swarm, seed))
     pairs.sort(key=lambda pair: bench.policies.index(pair.policy))
     return Round(bound_of(prompts), pairs)
+
+
+def questions_of(asked: Sequence[Asked], rate: float, num_nodes: int, seed: int) -> list[Question]:
+    """Clients come as a Poisson process, so that about ``rate`` prompts come a second, each to a node of its own."""
+    num_clients = sum(one.after is None for one in asked)
+    times = arrivals(rate * num_clients / len(asked), random.Random(f"arrivals {seed}"))  # noqa: S311  no secret
+    clients = random.Random(f"clients {seed}")  # noqa: S311  no secret
+    questions: list[Question] = []
+    for one in asked:
+        if one.after is None:
+            at_s, entry = next(times), clients.randrange(num_nodes)
+        else:
+            at_s, entry = one.pause_s, questions[one.after].entry
+        questions.append(Question(at_s, entry, one.messages, one.max_tokens, one.after))
+    return questions
 
 
 async def _ask_real_swarm(bench: SwarmBench, policy: str, questions: Sequence[Question], progress: Progress) -> Run:
@@ -170,7 +176,12 @@ def _engine_settings(bench: SwarmBench) -> EngineSettings:
 def requests_of(questions: Sequence[Question], prompts: Sequence[Sequence[int]]) -> list[Request]:
     """The questions for the simulator. Answers have the greatest allowed length, and share no tokens."""
     return [
-        Request(question.at_s, question.entry, Prompt(tuple(prompt), (_ANSWER + place,) * question.max_tokens))
+        Request(
+            question.at_s,
+            question.entry,
+            Prompt(tuple(prompt), (_ANSWER + place,) * question.max_tokens),
+            question.after,
+        )
         for place, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
     ]
 
@@ -227,10 +238,7 @@ def rows_of(rounds: Sequence[Round], machines: Sequence[Machine], rate: float) -
         prefix = "" if policy == policies[0] else f"{policy}_"
         bounds = [one.bound for one in rounds]
         rows += _policy_rows(prefix, of[policy], bounds)
-    if RANDOM in policies[1:]:
-        turns = zip(of[policies[0]], of[RANDOM], strict=True)
-        ratios = [own.real.ttft_s("p50") / other.real.ttft_s("p50") for own, other in turns]
-        rows.append(row_of("ttft_p50_vs_random", "ratio", ratios))
+    rows += _ratio_rows(of[policies[0]], {name: of[name] for name in policies[1:]})
     runs = [pair.run for one in rounds for pair in one.pairs]
     specs = [machine.spec for machine in machines]
     rows += [
@@ -271,9 +279,26 @@ def _policy_rows(prefix: str, pairs: Sequence[Pair], bounds: Sequence[float]) ->
     ]
     rows += [
         row_of(f"{prefix}sim_error_hit", "of the measured", [pair.hit_error for pair in pairs]),
-        row_of(f"{prefix}sim_error_ttft_p50", "of the measured", [pair.ttft_error for pair in pairs]),
+        *(
+            row_of(f"{prefix}sim_error_ttft_{name}", "of the measured", [pair.ttft_error(name) for pair in pairs])
+            for name in _PERCENTILES
+        ),
         row_of(f"{prefix}failed", "requests", [float(pair.real.num_failed) for pair in pairs]),
     ]
+    return rows
+
+
+def _ratio_rows(own: Sequence[Pair], others: Mapping[str, Sequence[Pair]]) -> list[Row]:
+    """The first policy's waits / those of each other one, and of the best other one of each run."""
+    rows = []
+    for name in ("p50", "p99"):
+        ratios = {
+            other: [ours.real.ttft_s(name) / theirs.real.ttft_s(name) for ours, theirs in zip(own, pairs, strict=True)]
+            for other, pairs in others.items()
+        }
+        rows += [row_of(f"ttft_{name}_vs_{other}", "ratio", of_runs) for other, of_runs in ratios.items()]
+        if len(ratios) > 1:
+            rows.append(row_of(f"ttft_{name}_vs_best", "ratio", list(map(max, zip(*ratios.values(), strict=True)))))
     return rows
 
 
@@ -297,11 +322,15 @@ def show_swarm(report: Report, rounds: Sequence[Round], as_json: bool) -> None:
     console.width = max(console.width, 104)
     console.print(table)
     own = rounds[0].pairs[0].policy
-    versus = f", TTFT p50 {value['ttft_p50_vs_random']:.2f} of random's" if "ttft_p50_vs_random" in value else ""
+    versus = "".join(
+        f", TTFT {name} {value[f'ttft_{name}_vs_best']:.2f} of the best other policy's"
+        for name in ("p50", "p99")
+        if f"ttft_{name}_vs_best" in value
+    )
     console.print(
         f"{own}: {value['cached_over_bound']:.3f} of the bound {value['hit_bound']:.3f}{versus}\n"
         f"prediction off by {value['sim_error_hit']:.1%} of the hit ratio,"
-        f" {value['sim_error_ttft_p50']:.1%} of TTFT p50\n"
+        f" {value['sim_error_ttft_p50']:.1%} of TTFT p50, {value['sim_error_ttft_p99']:.1%} of p99\n"
         f"{value['requests']:.0f} requests a policy at {value['rate']:.2f}/s, {len(rounds)} runs, {value['failed']:.0f}"
         f" failed; round trips of {value['rtt_ms_min']:.1f} ms or more",
         soft_wrap=True,

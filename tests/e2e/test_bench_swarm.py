@@ -3,19 +3,30 @@
 import pytest
 import trio
 
-from mycelia.bench.plans import SwarmBench
-from mycelia.bench.swarm import calibrate
+from mycelia.bench.plans import DIALOGUE, MMLU, SwarmBench
+from mycelia.bench.swarm import calibrate, prompts
 from mycelia.bench.swarm.swarm import bench_swarm
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.e2e
 
 
-async def test_two_nodes_at_a_distance_are_measured_and_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workload", [MMLU, DIALOGUE])
+async def test_two_nodes_at_a_distance_are_measured_and_predicted(
+    monkeypatch: pytest.MonkeyPatch, workload: str
+) -> None:
     for name in ("NUM_COLD", "NUM_WARM"):
         monkeypatch.setattr(calibrate, name, 2)  # (one prompt takes a fake engine seconds)
+    monkeypatch.setattr(prompts, "PAUSE_S", 0.01)
     bench = SwarmBench(
-        num_nodes=2, rtt_ms=30.0, num_requests=8, rate=20.0, model="fake", cells=65_536, policies=("random",)
+        num_nodes=2,
+        rtt_ms=30.0,
+        workload=workload,
+        num_requests=8,
+        rate=20.0,
+        model="fake",
+        cells=65_536,
+        policies=("random",),
     )
     with trio.fail_after(2 * DEADLINE_S):
         report, rounds = await bench_swarm(bench)

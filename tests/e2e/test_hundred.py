@@ -8,6 +8,7 @@ import trio
 from mycelia.bench.asking import http_client
 from mycelia.bench.hundred.host import Look
 from mycelia.bench.hundred.hosts import Hosts, open_hosts
+from mycelia.bench.swarm.prompts import user
 from mycelia.bench.swarm.real_swarm import Question, ask_one
 from tests.e2e.conftest import DEADLINE_S
 
@@ -32,9 +33,9 @@ async def test_eight_nodes_in_two_processes_are_one_swarm() -> None:
 
             numbers = {peer: number for number, peer in enumerate(peers)}
             urls = [place.api_url for place in hosts.places]
-            first = await ask_one(http, urls[0], Question(0.0, 0, PROMPT, 4), numbers)
+            first = await ask_one(http, urls[0], Question(0.0, 0, [user(PROMPT)], 4), numbers)
             assert not first.failure and not first.cached_tokens
-            answers = [await ask_one(http, url, Question(0.0, 0, PROMPT, 4), numbers) for url in urls]
+            answers = [await ask_one(http, url, Question(0.0, 0, [user(PROMPT)], 4), numbers) for url in urls]
             assert not any(answer.failure for answer in answers)
             # (a node answers by itself until the holder's digest has come)
             assert answers[first.served_by].cached_tokens > len(PROMPT) / 2
@@ -43,5 +44,5 @@ async def test_eight_nodes_in_two_processes_are_one_swarm() -> None:
             killed = [place.peer for place in hosts.kill(1)]
             assert len(killed) == len(hosts.places) == 4
             await until(hosts, killed, lambda look: not look.connected and not look.live)
-            again = await ask_one(http, urls[0], Question(0.0, 0, PROMPT, 4), numbers)
+            again = await ask_one(http, urls[0], Question(0.0, 0, [user(PROMPT)], 4), numbers)
             assert not again.failure and again.served_by < 4

@@ -6,8 +6,9 @@ from itertools import islice
 import pytest
 
 from mycelia.sim.engine import EngineSpec
-from mycelia.sim.replay import Request, Swarm, replay
-from mycelia.sim.sessions import Prompt, arrivals
+from mycelia.sim.prompts import Prompt
+from mycelia.sim.replay import Request, Swarm, followers_of, replay
+from mycelia.sim.sessions import arrivals
 
 SPEC = EngineSpec(prefill_rate=100.0, decode_rate=50.0, slots=8, cache_blocks=96, grain=1)
 RTT_S = 0.08
@@ -76,3 +77,11 @@ def test_a_prompt_goes_only_to_nodes_that_its_entry_is_connected_with() -> None:
     records = replay(requests, Swarm([SPEC] * 12, RTT_S, connections=2), "random", 1)
     assert all(record.done_s for record in records)
     assert 2 <= len({record.served_by for record in records}) <= 6
+
+
+def test_a_request_may_follow_the_answer_to_another_one() -> None:
+    requests = [Request(1.0, 0, prompt(1, 1)), Request(5.0, 0, prompt(1, 2), after=0), Request(0.5, 1, prompt(2, 3))]
+    first, second, other = replay(requests, Swarm([SPEC] * 2, RTT_S), "mycelia", 1)
+    assert second.submitted_s == pytest.approx(first.done_s + 5.0)
+    assert other.submitted_s == pytest.approx(first.submitted_s - 0.5)
+    assert followers_of([None, 0, None, 0, 1]) == {None: [0, 2], 0: [1, 3], 1: [4]}

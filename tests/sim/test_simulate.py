@@ -16,7 +16,7 @@ from mycelia.sim.policies import NAMES
 from mycelia.sim.record import Record
 from mycelia.sim.scenario import Comparison, Scenario
 from mycelia.sim.simulate import SwarmRun, simulate
-from mycelia.sim.traces import TraceRow
+from mycelia.sim.traces import Trace, TraceRow
 
 SMALL = Scenario(num_peers=6, rate=2.0, warm_s=10.0, measured_s=30.0, rtt_s=0.05)
 
@@ -75,11 +75,11 @@ def test_lost_messages_cost_time_and_no_answer() -> None:
 
 
 def test_a_prompt_that_no_cache_can_hold_is_not_asked() -> None:
-    rows = tuple(
+    rows = [
         TraceRow(float(at), tokens, 5, tuple(range(-(-tokens // 512))))
         for at, tokens in ((11, 1_000), (12, 1_000_000), (13, 1_000))
-    )
-    outcome = run(workload="mooncake", trace=rows, rate=None)
+    ]
+    outcome = run(workload="mooncake", recorded=Trace.of(rows), rate=None)
     assert (outcome.num_requests, outcome.num_too_long, outcome.num_failed) == (2, 1, 0)
 
 
@@ -90,6 +90,16 @@ def test_load_is_a_share_of_what_the_machines_can_answer() -> None:
     # Tokens that are not cached where a prompt enters come in addition.
     assert 0.4 < half.utilisation < 0.8 and 0.1 < tenth.utilisation < 0.2
     assert run("random", load=0.5).rate == half.rate != run(load=0.5, seed=2).rate
+
+
+def test_machines_and_arrivals_are_as_asked_for() -> None:
+    usual = run(load=0.5)
+    changes: list[dict[str, Any]] = [{"burst_s": 5.0}, {"unevenness": 1.0}, {"wrong_rates": 2.0}, {"cache_share": 0.05}]
+    others = [run(load=0.5, **change) for change in changes]
+    assert all(other.num_failed == 0 and other != usual for other in others)
+    _, even, wrong, small = others
+    assert wrong.rate == usual.rate != even.rate
+    assert small.hit_ratio < usual.hit_ratio
 
 
 def test_nobody_is_used_more_than_fully() -> None:

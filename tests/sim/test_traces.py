@@ -1,4 +1,4 @@
-"""Traces and sessions: the errors for bad files, and what prompts share."""
+"""Recorded workloads: the errors for bad files, and what prompts share."""
 
 import gzip
 import json
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mycelia.proto.wire.blocks import STRIDE, block_hashes
+from mycelia.proto.cache.sharing import EVERYBODY
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.sessions import GENERATORS, hit_bound
-from mycelia.sim.traces import read_mooncake, sessions_of
-from mycelia.sim.world import NAMESPACE
+from mycelia.sim.sessions import hit_bound
+from mycelia.sim.traces import read_dialogues, read_mooncake
 
 GOOD = {"timestamp": 0, "input_length": 1_000, "output_length": 5, "hash_ids": [0, 1]}
 
@@ -27,13 +26,14 @@ def test_a_trace_is_read_gzipped_or_not(tmp_path: Path) -> None:
     plain = read_mooncake(write(tmp_path / "trace.jsonl", *rows, "\n"))
     (tmp_path / "trace.gz").write_bytes(gzip.compress((tmp_path / "trace.jsonl").read_bytes()))
     assert read_mooncake(tmp_path / "trace.gz") == plain
-    assert [row.at_s for row in plain] == [0.0, 1.0, 2.0, 3.0]
-    assert plain[0].output_length == 1
+    assert [row.at_s for row in plain.rows] == [0.0, 1.0, 2.0, 3.0]
+    assert plain.rows[0].output_length == 1
+    assert read_mooncake(write(tmp_path / "other.jsonl", rows[0])) != plain
 
 
 def test_prompts_of_a_trace_share_what_its_ids_share(tmp_path: Path) -> None:
     rows = [{**GOOD, "hash_ids": [0, last], "timestamp": 1_000 * last} for last in (1, 2, 3)]
-    sessions = list(sessions_of(read_mooncake(write(tmp_path / "trace", *rows)), rate=3.0))
+    sessions = list(read_mooncake(write(tmp_path / "trace", *rows)).sessions(3.0, random.Random(1)))
     assert [session.at_s for session in sessions] == pytest.approx([0.0, 0.5, 1.0])
     first, second = (session.prompts[0] for session in sessions[:2])
     assert len(first.tokens) == 1_000 and len(first.answer) == 5
@@ -94,28 +94,35 @@ def test_a_trace_without_requests_or_that_is_not_there(tmp_path: Path) -> None:
         read_mooncake(tmp_path)
 
 
-@pytest.mark.parametrize("name", list(GENERATORS))
-def test_sessions_come_at_the_rate_asked_for(name: str) -> None:
-    sessions = list(islice(GENERATORS[name](5.0, 1.0, random.Random(1)), 1_000))
-    prompts = sum(len(session.prompts) for session in sessions)
-    assert prompts / sessions[-1].at_s == pytest.approx(5.0, rel=0.15)
-    assert all(len(session.think_s) == len(session.prompts) - 1 for session in sessions)
-    assert all(prompt.tokens and prompt.answer for session in sessions for prompt in session.prompts)
+DIALOGUE = {"id": "GR-1", "turns": [{"user": "u" * 41, "assistant": "a" * 8}, {"user": "", "assistant": "b" * 9}]}
 
 
-def bound(name: str) -> float:
-    prompts = []
-    for session in islice(GENERATORS[name](5.0, 1.0, random.Random(1)), 300):
-        for prompt in session.prompts:
-            chain = block_hashes(NAMESPACE, prompt.tokens + prompt.answer)
-            prompts.append((chain, len(prompt.tokens) // STRIDE, len(prompt.tokens)))
-    return hit_bound(prompts, [True] * len(prompts), STRIDE)
+def test_dialogues_grow_turn_by_turn_and_share_nothing_with_others(tmp_path: Path) -> None:
+    dialogues = read_dialogues(write(tmp_path / "dialogues.jsonl", DIALOGUE, "\n"))
+    assert dialogues.lengths == [[(11, 2), (1, 3)]]
+    first, second = islice((one for one in dialogues.sessions(0.1, random.Random(1)) if len(one.prompts) == 2), 2)
+    asked, again = first.prompts
+    assert (len(asked.tokens), len(asked.answer), len(again.tokens), len(again.answer)) == (11, 2, 14, 3)
+    assert again.tokens[:13] == asked.tokens + asked.answer
+    assert not set(again.tokens) & set(second.prompts[1].tokens)
+    assert asked.open_tokens == 0 and asked.salt.scope != EVERYBODY
 
 
-def test_only_some_workloads_share() -> None:
-    assert bound("no-sharing") == 0.0
-    assert 0.4 < bound("mmlu") < 0.9
-    assert 0.6 < bound("multi-turn") < 0.95
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("[1]\n", "line 2: not a JSON object"),
+        ({"turns": []}, "line 2: turns is not a list of 1 to 1000"),
+        ({"turns": [DIALOGUE["turns"][0]] * 1_001}, "line 2: turns"),
+        ({"turns": ["hello"]}, "line 2: a turn has no texts"),
+        ({"turns": [{"user": "hello", "assistant": 1}]}, "line 2: a turn has no texts"),
+    ],
+)
+def test_a_bad_dialogue_is_named(tmp_path: Path, bad: object, reason: str) -> None:
+    with pytest.raises(LocalError, match=reason):
+        read_dialogues(write(tmp_path / "dialogues.jsonl", DIALOGUE, bad))
+    with pytest.raises(LocalError, match="no dialogues"):
+        read_dialogues(write(tmp_path / "empty.jsonl"))
 
 
 def test_the_hit_bound_counts_what_came_before() -> None:

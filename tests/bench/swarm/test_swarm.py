@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from mycelia.bench.plans import DIALOGUE, SwarmBench
 from mycelia.bench.report.report import report_of
 from mycelia.bench.swarm.calibrate import Machine, fit_prefill, speeds_of
 from mycelia.bench.swarm.mmlu import draw_prompts, load_subjects, made_up_subjects
+from mycelia.bench.swarm.prompts import draw_dialogues, prompts_of, user
 from mycelia.bench.swarm.real_swarm import Outcome, Question, Run
-from mycelia.bench.swarm.swarm import Round, bound_of, compare, requests_of, rows_of, show_swarm
+from mycelia.bench.swarm.swarm import Round, bound_of, compare, questions_of, requests_of, rows_of, show_swarm
 from mycelia.node.cli import cli
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.engine import EngineSpec
@@ -118,8 +120,45 @@ def test_the_bound_counts_tokens() -> None:
     assert bound_of([[1, 2], [3, 2]]) == 0.0
 
 
+def test_dialogues_grow_and_their_prompts_follow_answers() -> None:
+    asked = draw_dialogues(60, 1.0, random.Random(1))
+    assert len(asked) == 60 and asked == draw_dialogues(60, 1.0, random.Random(1))
+    assert {one.messages[0].role for one in asked} == {"system"}
+    assert len({one.messages[0].content for one in asked if one.after is None}) < sum(
+        one.after is None for one in asked
+    )
+    for place, one in enumerate(asked):
+        assert 8 <= one.max_tokens <= 40
+        if one.after is not None:
+            assert one.after == place - 1 and one.pause_s > 0
+            before = asked[one.after]
+            assert one.messages[: len(before.messages)] == before.messages
+            assert [message.role for message in one.messages[len(before.messages) :]] == ["assistant", "user"]
+    sizes = [sum(len(message.content.split()) for message in one.messages) for one in asked]
+    assert 700 < sum(sizes) / len(sizes) < 1_300
+
+
+def test_a_client_stays_at_its_node_and_clients_make_the_rate() -> None:
+    asked = draw_dialogues(400, 1.0, random.Random(1))
+    drawn = questions_of(asked, 2.0, 4, seed=1)
+    firsts = [question.at_s for question in drawn if question.after is None]
+    assert firsts == sorted(firsts) and 400 / firsts[-1] == pytest.approx(2.0, rel=0.4)
+    assert {question.entry for question in drawn} == {0, 1, 2, 3}
+    for question, one in zip(drawn, asked, strict=True):
+        if question.after is not None:
+            assert question.entry == drawn[question.after].entry and question.at_s == one.pause_s
+
+
+def test_workloads_of_a_plan() -> None:
+    mmlu, dialogue = SwarmBench(num_requests=5), SwarmBench(num_requests=5, workload=DIALOGUE)
+    assert all(one.after is None and one.max_tokens == 4 for one in prompts_of(mmlu, 0))
+    assert prompts_of(dialogue, 0) != prompts_of(dialogue, 1)
+    assert (mmlu.rate_of(0.5), dialogue.rate_of(0.5)) == (0.4, 1.0)
+    assert SwarmBench(rate=3.0).rate_of(0.5) == 3.0 and SwarmBench(load=1.0).rate_of(0.5) == 0.5
+
+
 def questions() -> list[Question]:
-    return [Question(2.0 * place, place % 2, f"text {place}", 3) for place in range(10)]
+    return [Question(2.0 * place, place % 2, [user(f"text {place}")], 3) for place in range(10)]
 
 
 def prompts() -> list[list[int]]:
@@ -149,10 +188,12 @@ def test_rows_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     measured = rows_of(rounds, [Machine(SPEC, tuple(SWARM.speeds or ()), prompts())] * 3, 0.5)
     value = {row.name: row.value for row in measured}
     assert value["hit_ratio"] == 0.75 and value["cached_over_bound"] == 1.0 and value["random_hit_ratio"] == 0.375
-    assert value["ttft_p50_s"] == 0.4 and value["ttft_p50_vs_random"] == 0.4
+    assert value["ttft_p50_s"] == 0.4 and value["ttft_p50_vs_random"] == value["ttft_p99_vs_random"] == 0.4
+    assert "ttft_p50_vs_best" not in value, "there is one other policy"
     assert value["rtt_ms_min"] == 81.0 and value["requests"] == 10 and value["failed"] == 1
     assert value["sim_error_hit"] == pytest.approx(abs(value["sim_hit_ratio"] - 0.75) / 0.75, abs=1e-3)
     assert value["sim_error_ttft_p50"] == pytest.approx(abs(value["sim_ttft_p50_s"] - 0.4) / 0.4, abs=1e-3)
+    assert value["sim_error_ttft_p99"] >= 0
     assert len({row.name for row in measured}) == len(measured)
     show_swarm(report_of("swarm", measured), rounds, as_json=False)
     shown = capsys.readouterr().out
@@ -161,12 +202,26 @@ def test_rows_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["bench"] == "swarm"
 
 
+def test_the_best_other_policy_is_that_of_each_run() -> None:
+    requests = requests_of(questions(), prompts())
+    waits = ({"mycelia": 0.4, "random": 1.0, "gorgo": 0.5}, {"mycelia": 0.4, "random": 0.8, "gorgo": 1.6})
+    rounds = [
+        Round(0.75, [compare(policy, run(ttft_s, 180), requests, SWARM, 1) for policy, ttft_s in of_run.items()])
+        for of_run in waits
+    ]
+    measured = rows_of(rounds, [Machine(SPEC, tuple(SWARM.speeds or ()), prompts())], 0.5)
+    best = next(row for row in measured if row.name == "ttft_p50_vs_best")
+    assert (best.min, best.max) == (0.5, 0.8)
+
+
 def test_a_swarm_that_answered_nothing_was_not_measured() -> None:
     nothing = replace(run(0.4, 0), outcomes=[Outcome(failure="gone")])
     with pytest.raises(LocalError, match="gone"):
         compare("mycelia", nothing, [], SWARM, 1)
 
 
-@pytest.mark.parametrize("wrong", [["--policy", "oracle"], ["--rtt", "nan"], ["--nodes", "1"], ["--data", "nowhere"]])
+@pytest.mark.parametrize(
+    "wrong", [["--policy", "oracle"], ["--rtt", "nan"], ["--nodes", "1"], ["--data", "nowhere"], ["--workload", "x"]]
+)
 def test_a_wrong_command_line(wrong: list[str]) -> None:
     assert CliRunner().invoke(cli, ["bench", "swarm", *wrong]).exit_code != 0
