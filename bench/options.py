@@ -1,7 +1,7 @@
 """Command-line options made from the fields of dataclasses, see ``sim/setting.py``."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -13,6 +13,17 @@ import click
 from mycelia.sim.setting import METADATA, Setting
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+
+
+class _Choice(click.Choice[str]):
+    """One of some texts, as a value of the field's type, which may be a StrEnum: click would ask for its names."""
+
+    def __init__(self, choices: Sequence[str], kind: type) -> None:
+        super().__init__([str(one) for one in choices])
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._kind(super().convert(str(value), param, ctx))
 
 
 class FiniteRange(click.FloatRange):
@@ -72,7 +83,7 @@ def _click_option(name: str, option: Setting, default: Any, hint: Any) -> Callab
 
 def _type(option: Setting, kind: type) -> Any:
     if option.choices:
-        return click.Choice(option.choices)
+        return _Choice(option.choices, kind)
     if kind is Path:
         is_folder, is_there = option.path == "folder", option.path != "output"
         return click.Path(exists=is_there, file_okay=not is_folder, dir_okay=is_folder, path_type=Path)

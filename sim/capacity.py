@@ -72,7 +72,7 @@ def mean_work(sessions: Iterable[Session], cache_tokens: float = math.inf) -> Wo
         if number >= first:
             cached = cache.match(turn) // STRIDE * STRIDE
             uncached += max(turn.num_tokens - cached, 1)
-            answered += turn.answer.count
+            answered += turn.answer.length
         cache.store(turn)
     counted = len(turns) - first
     return Work(uncached / counted, answered / counted)
@@ -132,5 +132,5 @@ def _in_time(sessions: Iterable[Session]) -> Iterator[Turn]:
         turn = session.turns[place]
         yield turn
         if place + 1 < len(session.turns):
-            at_s += turn.answer.count / USUAL_DECODE_RATE + session.think_s[place]
+            at_s += turn.answer.length / USUAL_DECODE_RATE + session.think_s[place]
             heapq.heappush(waiting, (at_s, order, session, place + 1))

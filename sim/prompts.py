@@ -16,10 +16,10 @@ _NEW_TOKENS = 1 << 30
 
 
 class Piece(NamedTuple):
-    """A text: ``count`` times the same token."""
+    """A text: ``length`` times the same token."""
 
     token: int
-    count: int
+    length: int
 
 
 class Text:
@@ -56,7 +56,7 @@ class Turn(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        return sum(piece.count for piece in self.pieces)
+        return sum(piece.length for piece in self.pieces)
 
     def prompt(self) -> Prompt:
         return Prompt(_tokens(self.pieces), _tokens([self.answer]), self.salt, self.open_tokens)
@@ -99,5 +99,5 @@ class _Prompts(Sequence[Prompt]):
 def _tokens(pieces: Iterable[Piece]) -> tuple[int, ...]:
     tokens: tuple[int, ...] = ()
     for piece in pieces:
-        tokens += (piece.token,) * piece.count
+        tokens += (piece.token,) * piece.length
     return tokens

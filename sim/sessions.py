@@ -94,7 +94,7 @@ def no_sharing(rate: float, zipf: float, rng: random.Random) -> Iterator[Session
     text = Text()
     for session in mmlu(rate, zipf, rng):
         (turn,) = session.turns
-        yield replace(session, turns=(Turn((text.new(turn.num_tokens),), text.new(turn.answer.count)),))
+        yield replace(session, turns=(Turn((text.new(turn.num_tokens),), text.new(turn.answer.length)),))
 
 
 def conversations(kind: Conversation, rate: float, zipf: float, rng: random.Random) -> Iterator[Session]:
@@ -118,7 +118,7 @@ def turns_of(
 ) -> tuple[Turn, ...]:
     """A conversation after ``said``, whose turns add (tokens, tokens of the answer). It ends before a prompt would be
     longer than ``max_tokens``. Everybody may reuse what is ``said``, and only its own client all else."""
-    open_tokens = sum(piece.count for piece in said)
+    open_tokens = sum(piece.length for piece in said)
     turns: list[Turn] = []
     for num_tokens, num_answer in lengths:
         said = (*said, text.new(num_tokens))

@@ -1,213 +1,255 @@
-"""The simulations of ``make evaluation``: cells, each a scenario under several policies, in sections.
+"""The simulations of ``make evaluation`` as data: workloads, conditions, and the cells that follow from them.
 
-Run lengths are a compromise: on two cores all of it takes some hours. Where 30 machines are loaded, there are some 50
-prompts a second, so a p99 of one run is that of a few thousand prompts.
+A cell is a scenario under several rules, on every seed. Cells come in sections:
+
+- ``rules``: every workload at every load and distance, where all rules have the same mechanisms (hand-backs, moves,
+  load subscriptions, bounded queues, luck; see ``sim/mechanisms.py``).
+- ``conditions``: the same comparison where one thing is worse than usual.
+- ``systems``: whole systems as they are: only Mycelia has its mechanisms.
+- ``terms``: Mycelia with and without each term and mechanism.
+
+Cells come in the order of what they say, so that an evaluation that is stopped early has the most important ones. Runs
+are as long as two cores allow in three hours: with 30 machines at a load of 0.7 some 60 prompts of MMLU come a second,
+so a p99 of one run is that of some 1,200 prompts; of other workloads, of 500 to 2,000.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mycelia.bench.report.runs import Run
-from mycelia.sim.ablations import ABLATIONS
-from mycelia.sim.data import TRACES, internet_of, recorded_of
-from mycelia.sim.policies import NAMES, ORACLES, OWN
-from mycelia.sim.scenario import Scenario
+from mycelia.sim.data import RECORDED, internet_of, recorded_of
+from mycelia.sim.policies import ABLATIONS, ORACLES, OTHERS, OWN
+from mycelia.sim.scenario import Comparison, Scenario
+from mycelia.sim.traces import Recorded
 
-SWEEP, SIZES, IMBALANCE, FRESHNESS = "sweep", "sizes", "imbalance", "freshness"
-NO_SHARING, LIARS, CHURN, TALKS, ABLATION = "no sharing", "liars", "churn", "conversations", "ablations"
-
+RULES, CONDITIONS, SYSTEMS, TERMS = SECTIONS = ("rules", "conditions", "systems", "terms")
 INTERNET = "internet"
-FRESH = (1.0, 0.1)
-"""Ages of digests and load in seconds: no system announces anything fresher."""
-LIAR_SHARE = 0.3
-CHURN_S = 20 * 60.0
-
-_BASE = Scenario(zipf=1.1, rate=None, load=0.7, digest_age_s=30.0, load_age_s=1.0, drain_s=120.0)
-_SLOW_DRAIN_S = 600.0
-_CLOSE = ("least_load", "longest_prefix", "lmetric", "gorgo", OWN, *ORACLES)
-"""Policies of the sections that compare few: the paper's, the best baselines, and their bound."""
+MIDDLE_LOAD = 0.7
+MMLU = "mmlu"
 
 Labels = tuple[tuple[str, str], ...]
 """The labels of a cell within its section: (name, value)."""
+_PLAIN = ("workload", "condition")
+"""Labels whose values say enough."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A workload and how long its runs are: where prompts are few or sessions long, longer."""
+
+    name: str
+    warm_s: float
+    measured_s: float
+    drain_s: float = 300.0
+
+
+WORKLOADS = (
+    Workload("mmlu", 30, 25),
+    Workload("tools", 40, 40),
+    Workload("agents", 200, 350, 600),
+    Workload("multi-turn", 60, 100),
+    Workload("conversation", 100, 200, 600),
+    Workload("hotspot", 60, 120, 600),
+    Workload("dialogues", 30, 60),
+    Workload("no-sharing", 20, 30),
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One thing that is worse than usual, as changes of a scenario."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+def _condition(name: str, **changes: Any) -> Condition:
+    return Condition(name, MappingProxyType(changes))
+
+
+CONDITION_LIST = (
+    _condition("one entry", num_entries=1),
+    _condition("bursts of 10 s", burst_s=10.0),
+    _condition("machines 1 to 20", unevenness=20.0),
+    _condition("rates wrong by 2x", wrong_rates=2.0),
+    _condition("without luck", without=("luck",)),
+    _condition("load 10 s old", load_age_s=10.0),
+    _condition("digests 5 min, load 10 s old", digest_age_s=300.0, load_age_s=10.0, num_peers=12, warm_s=330.0),
+    _condition("caches of a tenth", cache_share=0.1),
+    _condition("100 nodes, 10% loss", num_peers=100, loss=0.1, warm_s=20.0, measured_s=12.0),
+    _condition("30% liars", liars=0.3, load=0.5),
+    _condition("nodes leave after 5 min", churn_s=300.0, num_entries=10, load=0.5),
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One scenario under some policies, on every seed."""
+    """One scenario under some rules, on every seed."""
 
     section: str
     labels: Labels
     scenario: Scenario
     policies: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The labels in a few words."""
+        return ", ".join(value if name in _PLAIN else f"{name} {value}" for name, value in self.labels)
+
     def label(self, name: str) -> str:
         """Raises KeyError for a label that the cell does not have."""
         return dict(self.labels)[name]
 
-    def runs(self, num_seeds: int) -> list[Run]:
-        return [Run(self.scenario, policy, seed) for policy in self.policies for seed in range(1, num_seeds + 1)]
+    def runs(self, policies: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+        return [Run(self.scenario, policy, seed) for policy in policies for seed in seeds]
 
 
 @dataclass(frozen=True)
 class Size:
     num_peers: int = 30
-    delays: tuple[str, ...] = ("0", "20", "80", "200", INTERNET)
-    """Round trips in ms between any two nodes, or the internet's."""
-    zipfs: tuple[float, ...] = (0.0, 0.8, 1.1, 1.5)
-    loads: tuple[float, ...] = (0.5, 0.7, 0.9)
-    policies: tuple[str, ...] = NAMES
-    peers: tuple[int, ...] = (8, 16, 64, 256)
-    sweep_s: tuple[float, float] = (30.0, 20.0)
-    """Warm-up and measured time of each cell of the sweep. A shorter warm-up measures empty caches."""
-    large_s: tuple[float, float] = (40.0, 20.0)
-    """``sweep_s`` for swarms of more than 64 nodes."""
-    long_s: tuple[float, float] = (60.0, 60.0)
-    """``sweep_s`` for the other sections."""
-    even_s: tuple[float, float] = (60.0, 120.0)
-    """``sweep_s`` where utilisation is compared: in half a minute, chance makes the busiest of 16 nodes 10 % busier."""
-    slow_s: tuple[float, float] = (90.0, 300.0)
-    """``sweep_s`` where prompts are few, or nodes come and go."""
-    trace_s: tuple[float, float] = (200.0, 400.0)
-    """``sweep_s`` for measured traces, whose caches fill slowly."""
-    few: tuple[str, ...] = _CLOSE
-    liar_loads: tuple[float, ...] = (0.3, 0.5)
-    ablated: tuple[str, ...] = ("mmlu", "multi-turn")
+    distances: tuple[str, ...] = (INTERNET, "20")
+    """Round trips between any two nodes: the internet's, or all the same, in ms."""
+    loads: tuple[float, ...] = (MIDDLE_LOAD, 0.5, 0.9)
+    workloads: tuple[Workload, ...] = WORKLOADS
+    conditions: tuple[Condition, ...] = CONDITION_LIST
+    conditioned: tuple[str, ...] = ("tools", MMLU)
+    """Workloads of the conditions."""
+    rules: tuple[str, ...] = (*(name for name in OTHERS if name not in ("random", "round_robin")), OWN)
+    systems: tuple[str, ...] = (*OTHERS, OWN)
+    oracles: tuple[str, ...] = ORACLES
+    """Beside the rules at the middle load on the internet."""
+    terms: tuple[str, ...] = (OWN, *ABLATIONS)
 
 
 FULL = Size()
-SHORT = Size(
-    delays=("0", "200", INTERNET),
-    zipfs=(0.0, 1.5),
-    loads=(0.5, 0.9),
-    policies=_CLOSE,
-    peers=(8, 16, 64),
-    long_s=(60.0, 30.0),
-    slow_s=(60.0, 120.0),
-    few=("lmetric", "gorgo", OWN, *ORACLES),
-    liar_loads=(0.5,),
-    ablated=("mmlu",),
-)
+_FEW = ("least_load", "longest_prefix", "lmetric", "gorgo", "llmd", OWN)
 QUICK = Size(
     num_peers=12,
-    delays=("20", INTERNET),
-    zipfs=(0.8, 1.5),
-    loads=(0.7,),
-    policies=_CLOSE,
-    peers=(8, 16),
-    large_s=(30.0, 20.0),
-    long_s=(60.0, 20.0),
-    even_s=(60.0, 20.0),
-    slow_s=(20.0, 60.0),
-    trace_s=(20.0, 60.0),
+    distances=(INTERNET,),
+    loads=(MIDDLE_LOAD,),
+    workloads=tuple(one for one in WORKLOADS if one.name in ("mmlu", "tools", "dialogues", "no-sharing")),
+    conditions=tuple(
+        _condition(one.name, **{**one.changes, "num_peers": 12, "warm_s": 20.0})
+        for one in CONDITION_LIST
+        if one.name in ("one entry", "bursts of 10 s", "load 10 s old")
+    ),
+    conditioned=("tools",),
+    rules=_FEW,
+    systems=_FEW,
+    oracles=(),
+    terms=(),
 )
-
-
-SECTIONS = (SWEEP, SIZES, IMBALANCE, FRESHNESS, NO_SHARING, LIARS, CHURN, TALKS, ABLATION)
 
 
 def plan(size: Size, data: Path | None, only: Collection[str] = SECTIONS) -> list[Cell]:
-    """All cells in the sections ``only``, in the order of the report. data: the folder of measured traces and round
-    trips; None: there are none. Raises LocalError when a file is missing."""
+    """All cells in the sections ``only``, the most important ones first. data: the folder of recorded workloads and
+    measured round trips; None: there are none. Raises LocalError when a file is missing."""
     rtt_file = internet_of(data) if data is not None else None
-    base = replace(_BASE, num_peers=size.num_peers, rtt_file=rtt_file)
-    cells = [*_sweep(size, base), *_sizes(size, base), *_robustness(size, base)]
-    if data is not None:
-        for name in TRACES:
-            replayed = replace(base, workload=name, recorded=recorded_of(name, data), drain_s=_SLOW_DRAIN_S)
-            cells.append(Cell(TALKS, (("workload", name),), _timed(replayed, size.trace_s), size.policies))
-    return [cell for cell in cells if cell.section in only]
-
-
-def _sweep(size: Size, base: Scenario) -> list[Cell]:
-    base = _timed(base, size.sweep_s)
-    return [
-        Cell(
-            SWEEP,
-            (("rtt", delay), ("zipf", f"{zipf:g}"), ("load", f"{load:g}")),
-            replace(base, rtt_s=None if delay == INTERNET else float(delay) / 1000, zipf=zipf, load=load),
-            size.policies,
-        )
-        for delay in size.delays
-        for zipf in size.zipfs
+    base = Scenario(zipf=1.1, rate=None, num_peers=size.num_peers, rtt_file=rtt_file, digest_age_s=30.0, load_age_s=1.0)
+    there = [one for one in size.workloads if data is not None or one.name not in RECORDED]
+    recorded = {one.name: recorded_of(one.name, data) for one in there}
+    make = partial(_cell, size, base, recorded)
+    middle = [make(RULES, one, MIDDLE_LOAD, INTERNET) for one in there]
+    rest = [
+        make(RULES, one, load, distance)
+        for one in there
+        for distance in size.distances
         for load in size.loads
+        if (load, distance) != (MIDDLE_LOAD, INTERNET)
     ]
-
-
-def _sizes(size: Size, base: Scenario) -> list[Cell]:
-    cells = []
-    for num_peers in size.peers:
-        lasts = size.large_s if num_peers > 64 else size.sweep_s
-        scenario = _timed(replace(base, num_peers=num_peers), lasts)
-        cells.append(Cell(SIZES, (("peers", str(num_peers)),), scenario, size.few))
-    even = _timed(replace(base, num_peers=16, zipf=1.5), size.even_s)
-    return [*cells, Cell(IMBALANCE, (("peers", "16"),), even, size.few)]
-
-
-def _robustness(size: Size, base: Scenario) -> list[Cell]:
-    long, slow = _timed(base, size.long_s), _timed(replace(base, drain_s=_SLOW_DRAIN_S), size.slow_s)
-    cells = [
-        Cell(
-            FRESHNESS,
-            (("digests", f"{digest_s:g} s"), ("load", f"{load_s:g} s")),
-            replace(long, digest_age_s=digest_s, load_age_s=load_s),
-            (OWN,),
-        )
-        for digest_s, load_s in (FRESH, (30.0, 0.1), (1.0, 1.0), (30.0, 1.0), (30.0, 5.0), (30.0, 30.0))
+    conditions = [
+        make(CONDITIONS, one, MIDDLE_LOAD, INTERNET, condition)
+        for one in there
+        if one.name in size.conditioned
+        for condition in size.conditions
     ]
-    cells.append(Cell(NO_SHARING, (), replace(long, workload="no-sharing"), size.policies))
-    honest = size.num_peers - round(LIAR_SHARE * size.num_peers)
-    for load in size.liar_loads:
-        for share in (0.0, LIAR_SHARE):
-            swarm = replace(long, load=load, liars=share, num_entries=honest)
-            cells.append(Cell(LIARS, (("load", f"{load:g}"), ("liars", f"{share:.0%}")), swarm, size.few))
-    entries = size.num_peers // 3
-    for churn_s, told in ((None, "none"), (CHURN_S, f"{CHURN_S / 60:g} min")):
-        swarm = replace(slow, churn_s=churn_s, num_entries=entries, load=0.5)
-        cells.append(Cell(CHURN, (("sessions", told),), swarm, (OWN,)))
-    cells.append(Cell(TALKS, (("workload", "multi-turn"),), replace(slow, workload="multi-turn"), size.policies))
-    for workload in size.ablated:
-        swarm = replace(long if workload == "mmlu" else slow, workload=workload)
-        cells.append(Cell(ABLATION, (("workload", workload),), swarm, (OWN, *ABLATIONS)))
-    return cells
+    systems = [
+        make(SYSTEMS, one, load, distance)
+        for one in there
+        for distance in size.distances
+        for load in size.loads
+        if one.name == MMLU or (load, distance) == (MIDDLE_LOAD, INTERNET)
+    ]
+    terms = [make(TERMS, one, MIDDLE_LOAD, INTERNET) for one in there] if size.terms else []
+    return [cell for cell in chain(middle, conditions, systems, rest, terms) if cell.section in only]
 
 
-def _timed(scenario: Scenario, lasts: tuple[float, float]) -> Scenario:
-    return replace(scenario, warm_s=lasts[0], measured_s=lasts[1])
+def _cell(
+    size: Size,
+    base: Scenario,
+    recorded: Mapping[str, Recorded | None],
+    section: str,
+    workload: Workload,
+    load: float,
+    distance: str,
+    condition: Condition | None = None,
+) -> Cell:
+    is_middle = (load, distance) == (MIDDLE_LOAD, INTERNET)
+    scenario = replace(
+        base,
+        workload=workload.name,
+        recorded=recorded[workload.name],
+        load=load,
+        rtt_s=None if distance == INTERNET else float(distance) / 1000,
+        warm_s=float(workload.warm_s),
+        measured_s=float(workload.measured_s),
+        drain_s=float(workload.drain_s),
+        comparison=Comparison.SYSTEMS if section == SYSTEMS else Comparison.EQUAL,
+    )
+    labels: Labels = (("workload", workload.name), ("rtt", distance), ("load", f"{load:g}"))
+    policies = {
+        RULES: (*size.rules, *size.oracles) if is_middle else size.rules,
+        CONDITIONS: size.rules,
+        SYSTEMS: size.systems,
+        TERMS: size.terms,
+    }[section]
+    if condition is not None:
+        scenario = replace(scenario, **condition.changes)
+        labels = (("condition", condition.name), ("workload", workload.name))
+    return Cell(section, labels, scenario, policies)
 
 
 def command_of(cell: Cell, num_seeds: int, data: str = "DIR") -> str:
-    """The ``mycelia simulate`` command that gives this cell's numbers."""
-    scenario = cell.scenario
+    """The ``mycelia simulate`` command that gives this cell's numbers, and those of all other rules."""
+    scenario, usual = cell.scenario, Scenario()
     rtt = INTERNET if scenario.rtt_s is None else f"{1000 * scenario.rtt_s:g}"
     options: Mapping[str, object] = {
         "data": data if scenario.rtt_file or scenario.recorded else None,
-        "workload": scenario.workload if scenario.workload != "mmlu" else None,
-        "zipf": f"{scenario.zipf:g}" if scenario.recorded is None else None,
+        "workload": _unusual(scenario.workload, usual.workload),
+        "zipf": f"{scenario.zipf:g}",
         "load": f"{scenario.load:g}",
+        "comparison": _unusual(scenario.comparison, usual.comparison),
+        "without": " --without ".join(scenario.without) or None,
         "peers": scenario.num_peers,
         "entries": scenario.num_entries,
         "rtt": rtt,
-        "digest-age": _number(scenario.digest_age_s),
-        "load-age": _number(scenario.load_age_s),
-        "churn": _number(scenario.churn_s and scenario.churn_s / 60),
-        "liars": _number(scenario.liars or None),
-        "warmup": f"{scenario.warm_s:g}",
-        "seconds": f"{scenario.measured_s:g}",
-        "drain": f"{scenario.drain_s:g}",
+        "loss": _unusual(scenario.loss, usual.loss),
+        "digest-age": scenario.digest_age_s,
+        "load-age": scenario.load_age_s,
+        "churn": None if scenario.churn_s is None else scenario.churn_s / 60,
+        "liars": _unusual(scenario.liars, usual.liars),
+        "bursts": scenario.burst_s,
+        "unevenness": _unusual(scenario.unevenness, usual.unevenness),
+        "caches": _unusual(scenario.cache_share, usual.cache_share),
+        "wrong-rates": _unusual(scenario.wrong_rates, usual.wrong_rates),
+        "warmup": scenario.warm_s,
+        "seconds": scenario.measured_s,
+        "drain": scenario.drain_s,
         "seeds": num_seeds,
+        "policy": "ablations" if cell.section == TERMS else "all",
     }
-    told = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-    return f"mycelia simulate {told} {_policies(cell.policies)}"
+    told = " ".join(f"--{name} {_text(value)}" for name, value in options.items() if value is not None)
+    return f"mycelia simulate {told}"
 
 
-def _policies(names: Sequence[str]) -> str:
-    if names == NAMES:
-        return "--policy all"
-    if names == (OWN, *ABLATIONS):
-        return "--policy ablations"
-    return " ".join(f"--policy {name}" for name in names)
+def _unusual(value: object, usual: object) -> object:
+    return None if value == usual else value
 
 
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:g}"
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -31,7 +31,7 @@ def asked_at(sessions: Iterator[Session], until: float) -> list[tuple[float, int
         for turn, think_s in zip(session.turns, (*session.think_s, 0.0), strict=True):
             if at_s < until:
                 asked.append((at_s, turn.num_tokens))
-            at_s += turn.answer.count / USUAL_DECODE_RATE + think_s
+            at_s += turn.answer.length / USUAL_DECODE_RATE + think_s
     return asked
 
 

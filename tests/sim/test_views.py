@@ -3,8 +3,8 @@
 import pytest
 
 from mycelia.proto.routing.candidates import Candidate, Candidates
+from mycelia.sim.prompts import Prompt
 from mycelia.sim.scenario import Scenario
-from mycelia.sim.sessions import Prompt
 from mycelia.sim.simulate import SwarmRun
 from mycelia.sim.views import TrueState
 from mycelia.sim.world import peer_id
