@@ -51,9 +51,10 @@ STRANGER_IDLE_S = 10.0
 SETTLED_S = 60.0
 """A node that is connected for this long has met others: where all places are taken, it may lose its own to a newcomer,
 so that nodes to which all others come first can go on introducing them."""
-MAX_HANDSHAKES, HANDSHAKE_S = 16, 5.0
+MAX_HANDSHAKES, HANDSHAKE_S, UNDISTURBED_S = 16, 5.0, 2.0
 """Number of handshakes under way, and the time for one, Noise and Yamux together. When a subnet's places are taken,
-its oldest handshake ends."""
+its oldest handshake ends, if it had UNDISTURBED_S: on a machine that is overloaded, none would ever be completed
+otherwise."""
 HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK = Rate(2.0, 32.0), Rate(20.0, 256.0)
 
 MAX_ENTERING, MAX_ENTERING_PER_PEER = 8, 1
@@ -80,7 +81,9 @@ class Inbound:
         self._connections: Admission[IMuxedConn] = Admission(
             limit, MAX_CONNECTIONS_PER_PEER, limit // KEPT_SHARE, STRANGER_IDLE_S, SETTLED_S
         )
-        self._handshakes: Admission[trio.CancelScope] = Admission(MAX_HANDSHAKES, MAX_HANDSHAKES)
+        self._handshakes: Admission[trio.CancelScope] = Admission(
+            MAX_HANDSHAKES, MAX_HANDSHAKES, own_after_s=UNDISTURBED_S
+        )
         self._pace = Pace(UNBOUNDED, HANDSHAKES_A_SUBNET, HANDSHAKES_IN_A_PRIVATE_NETWORK)
         self._frame_pace = Pace(FRAMES_OF_A_PEER, FRAMES_OF_A_SUBNET, FRAMES_IN_A_PRIVATE_NETWORK)
         self.wanted = {peer for text in settings.bootstrap if (peer := addresses.parse_bootstrap(text)[0])}

@@ -1,5 +1,6 @@
 """Strangers at one address take all that they can of a node on loopback. Peers at other addresses are not affected."""
 
+import math
 from contextlib import AsyncExitStack, suppress
 
 import pytest
@@ -121,11 +122,24 @@ async def test_sockets_without_a_handshake_keep_nobody_out(num_sockets: int) -> 
         await welcomed(one)
 
 
-async def test_of_slow_handshakes_of_one_address_the_oldest_goes() -> None:
+async def test_of_slow_handshakes_of_one_address_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound, "UNDISTURBED_S", 0.0)
     async with open_network(node(), {ECHO: echo}) as one, AsyncExitStack() as stack:
         for _ in range(40):
             await stack.enter_async_context(await socket_to(one))
         await welcomed(one, host="127.0.0.1")
+
+
+async def test_handshakes_that_just_began_are_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a machine where many nodes start together would complete none of them."""
+    monkeypatch.setattr(inbound, "UNDISTURBED_S", math.inf)
+    async with open_network(node(), {ECHO: echo}) as one, AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(await socket_to(one)) for _ in range(2 * inbound.MAX_HANDSHAKES)]
+        with trio.fail_after(PATIENCE_S):
+            assert await sockets[-1].receive_some() == b""
+        with trio.move_on_after(0) as nothing_came:
+            await sockets[0].receive_some()
+        assert nothing_came.cancelled_caught
 
 
 async def held_streams(silent: Strangers, one: Libp2pNetwork, protocol: str, said: bytes) -> None:
