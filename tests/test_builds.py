@@ -109,7 +109,7 @@ def test_vulkan_names_the_packages_that_are_missing(tmp_path: Path) -> None:
 
 
 def test_a_missing_driver_of_vulkan_is_one_line(tmp_path: Path) -> None:
-    if any(Path(folder).glob("vulkan/icd.d/*.json") for folder in ("/usr/share", "/usr/local/share", "/etc")):
+    if [*Path("/").glob("usr/share/vulkan/icd.d/*.json"), *Path("/").glob("etc/vulkan/icd.d/*.json")]:
         pytest.skip("this machine has a driver of Vulkan")
     environment = machine(tmp_path)
     status, output = look("name_missing_driver", environment)
