@@ -6,5 +6,8 @@ set(LLAMA_BUILD_COMMON OFF)
 # CUDA's libraries from the package index lie where the system's loader does not look: beside this package, or where
 # scripts/llama.sh put them.
 if(MYCELIA_CUDA_LIBRARIES)
-    add_link_options("LINKER:-rpath,$ORIGIN/../../nvidia/cu13/lib" "LINKER:-rpath,${MYCELIA_CUDA_LIBRARIES}")
+  foreach(kind SHARED MODULE)
+    string(APPEND CMAKE_${kind}_LINKER_FLAGS
+           " -Wl,-rpath,'$ORIGIN/../../nvidia/cu13/lib' -Wl,-rpath,'${MYCELIA_CUDA_LIBRARIES}'")
+  endforeach()
 endif()
