@@ -104,7 +104,8 @@ def make_python(out: Path) -> list[Path]:
     with tarfile.open(made[1]) as tar:
         there = {name.partition("/")[2] for name in tar.getnames()}
     if missing := set(tracked()) - there:
-        raise PackagingError(f"the sdist lacks {', '.join(sorted(missing))}: name them in MANIFEST.in")
+        named = ", ".join(sorted(missing)[:5])
+        raise PackagingError(f"the sdist lacks {named} ({len(missing)} files): name them in MANIFEST.in")
     return made
 
 
