@@ -120,6 +120,14 @@ class Leaving:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """This node takes no prompts of other nodes while ``is_paused``, because the owner of the machine needs it. Its own
+    prompts are answered as usual. Repeat it every few minutes: peers forget old reports, see ``told_half_life_s``."""
+
+    is_paused: bool
+
+
+@dataclass(frozen=True)
 class FloorsRestored:
     """The result of ``Overlay.floors`` before this node restarted. Must come before any event of the network."""
 
@@ -195,6 +203,6 @@ class RequestCancelled:
     request_id: bytes
 
 
-NodeEvent = TimerFired | FloorsRestored | TrustRestored | ModelServed | CacheChanged | VitalsChanged | Leaving
+NodeEvent = TimerFired | FloorsRestored | TrustRestored | ModelServed | CacheChanged | VitalsChanged | Paused | Leaving
 RequestEvent = ProvidersFound | RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
 Event = NetworkEvent | NodeEvent | RequestEvent

@@ -33,6 +33,7 @@ from mycelia.proto.events import (
     Leaving,
     Malformed,
     ModelServed,
+    Paused,
     ProvidersFound,
     Received,
     RequestCancelled,
@@ -45,7 +46,7 @@ from mycelia.proto.events import (
     VitalsChanged,
 )
 from mycelia.proto.planes.digests import DigestPlane
-from mycelia.proto.planes.failure import LEAVING, LEAVING_MESSAGE
+from mycelia.proto.planes.failure import LEAVING, LEAVING_MESSAGE, PAUSED_MESSAGE
 from mycelia.proto.planes.ladder import LadderPlane
 from mycelia.proto.planes.membership import Membership
 from mycelia.proto.planes.requests import RequestPlane
@@ -164,7 +165,10 @@ class Overlay:
                 return self.reports.on_own(event.namespace, event.vitals, now)
             case Leaving():
                 self.members.is_leaving = True
-                return self.reports.on_leaving(now)
+                return self.reports.tell_all(now)
+            case Paused():
+                self.members.is_paused = event.is_paused
+                return self.reports.tell_all(now)
             case ProvidersFound():
                 return self.requests.on_found(event, now)
             case RequestSubmitted():
@@ -241,10 +245,11 @@ class Overlay:
         return self.members.subnet(client)
 
     def turned_away(self, request: Generate, tag: bytes = b"") -> Bounced | Failed | None:
-        """The answer to ``request`` instead of serving it, if this node is leaving or the first token would come later
-        than the sender's patience; otherwise None. tag: the one of the request's owner. Does not mutate."""
-        if self.members.is_leaving:
-            return Failed(code=LEAVING, message=LEAVING_MESSAGE, retryable=True)
+        """The answer to ``request`` instead of serving it, if this node is leaving or paused or the first token would
+        come later than the sender's patience; otherwise None. tag: the one of the request's owner. Does not mutate."""
+        if self.members.is_leaving or self.members.is_paused:
+            message = LEAVING_MESSAGE if self.members.is_leaving else PAUSED_MESSAGE
+            return Failed(code=LEAVING, message=message, retryable=True)
         vitals = self.members.own_vitals(request.namespace)
         if not request.patience_ms or vitals is None or len(request.prompt) % 4:
             return None

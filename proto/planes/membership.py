@@ -41,6 +41,7 @@ class Membership:
         self._own: dict[bytes, Served] = {}
         self._own_told_at: dict[bytes, float] = {}
         self.is_leaving = False
+        self.is_paused = False
         """Whether this node takes no new requests."""
         self.questions: Limits[bytes] = Limits(QUESTIONS_PER_S, QUESTIONS_BURST)
         """Limits on the questions to each peer. Take from it for every question."""
@@ -103,6 +104,11 @@ class Membership:
     def own_vitals(self, namespace: bytes) -> Vitals | None:
         served = self._own.get(namespace)
         return served.vitals if served else None
+
+    def told_vitals(self, namespace: bytes) -> Vitals | None:
+        """See ``as_told``."""
+        vitals = self.own_vitals(namespace)
+        return self.as_told(vitals) if vitals else None
 
     def round_trip_s(self, peer: bytes) -> float:
         """The measured round trip to ``peer``; the usual one before it is measured."""
@@ -215,12 +221,12 @@ class Membership:
         return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
     def as_told(self, vitals: Vitals) -> Vitals:
-        """The engine's load as other nodes shall see it: a leaving node reports itself full."""
-        return msgspec.structs.replace(vitals, waiting_requests=MAX_SMALL) if self.is_leaving else vitals
+        """The engine's load as other nodes shall see it: a leaving or paused node reports itself full."""
+        return _full(vitals) if self.is_leaving or self.is_paused else vitals
 
     def on_own_vitals(self, namespace: bytes, vitals: Vitals, now: float) -> bool:
         """The engine reported its load. Returns whether that changed what is known."""
-        vitals = self.as_told(vitals)
+        vitals = _full(vitals) if self.is_leaving else vitals
         served = self._own.get(namespace)
         if served is None:
             return False
@@ -294,10 +300,8 @@ class Membership:
     def _say_hello(self, member: Member, now: float) -> Effect:
         member.hello_sent_at = now
         self.questions.take(member.peer, now)
-        return Send(
-            member.peer,
-            Hello(wire_version=self._config.wire_version, agent=self._config.agent, served=self.own()),
-        )
+        served = tuple(_with_vitals(one, self.as_told(one.vitals)) for one in self.own())
+        return Send(member.peer, Hello(wire_version=self._config.wire_version, agent=self._config.agent, served=served))
 
     def _no_common_version(self, theirs: int) -> str:
         ours = self._config.wire_version
@@ -311,6 +315,10 @@ def _subnet(event: Connected) -> str:
 
 def _has_slot(vitals: Vitals) -> bool:
     return vitals.active_requests < vitals.slots
+
+
+def _full(vitals: Vitals) -> Vitals:
+    return msgspec.structs.replace(vitals, waiting_requests=MAX_SMALL)
 
 
 def _with_vitals(served: Served, vitals: Vitals) -> Served:

@@ -50,8 +50,8 @@ class VitalsPlane:
         due = max(now, self._sent_at.get(namespace, 0.0) + self._config.vitals_interval_s)
         return [SetTimer(Timer("vitals", namespace=namespace), due)]
 
-    def on_leaving(self, now: float) -> list[Effect]:
-        """Report to all peers at once that this node takes no new requests."""
+    def tell_all(self, now: float) -> list[Effect]:
+        """Report to all peers at once: this node takes no new requests, or takes them again."""
         effects: list[Effect] = []
         for served in self._members.own():
             self._members.on_own_vitals(served.namespace, served.vitals, now)
@@ -62,7 +62,7 @@ class VitalsPlane:
     def on_due(self, namespace: bytes, now: float) -> list[Effect]:
         """Report the load, unless it is again what all peers know."""
         self._pending.discard(namespace)
-        vitals = self._members.own_vitals(namespace)
+        vitals = self._members.told_vitals(namespace)
         if vitals is None or vitals == self._told.get(namespace):
             return []
         subscribers = self.subscribers(namespace, now)
@@ -81,7 +81,7 @@ class VitalsPlane:
 
     def on_subscribe(self, peer: bytes, message: Subscribe, now: float) -> list[Effect]:
         """``peer`` asks for reports. If there are too many, a random one of the largest subnet loses its lease."""
-        vitals = self._members.own_vitals(message.namespace)
+        vitals = self._members.told_vitals(message.namespace)
         if vitals is None or not self._members.is_node(peer):
             return []
         leases = self._leases.setdefault(message.namespace, {})
@@ -157,7 +157,7 @@ class VitalsPlane:
             assert list(wanted.values()) == sorted(wanted.values())
 
     def _tell(self, namespace: bytes, peers: Sequence[bytes], now: float) -> list[Effect]:
-        vitals = self._members.own_vitals(namespace)
+        vitals = self._members.told_vitals(namespace)
         assert vitals is not None
         self._sent_at[namespace], self._told[namespace] = now, vitals
         return [Send(peer, VitalsUpdate(namespace=namespace, vitals=vitals)) for peer in peers]

@@ -11,6 +11,7 @@ from mycelia.proto.events import (
     Disconnected,
     FrameReceived,
     Leaving,
+    Paused,
     Received,
     RequestCancelled,
     RequestSubmitted,
@@ -644,6 +645,28 @@ def test_a_node_that_leaves_turns_everybody_away_and_is_avoided() -> None:
     world.advance(10)
     submit(world, request_id=b"t" * 16)
     assert dispatched(world).peer != HOLDER
+
+
+def test_a_paused_node_turns_others_away_is_avoided_and_answers_its_own() -> None:
+    world, first = sent_to_the_holder()
+    world.handle(HOLDER, Paused(True))
+    world.deliver_all()
+    refusal = world.nodes[HOLDER].overlay.turned_away(first.generate)
+    assert isinstance(refusal, Failed) and refusal.code == "leaving" and "paused" in refusal.message
+    frame(world, 1, refusal)
+    assert dispatched(world).peer != HOLDER
+    world.handle(HOLDER, VitalsChanged(NAMESPACE, loaded(0)))
+    world.advance(10)
+    submit(world, request_id=b"t" * 16)
+    assert dispatched(world).peer != HOLDER
+    world.handle(HOLDER, RequestSubmitted(b"o" * 16, NAMESPACE, PROMPT, Sampling(max_tokens=8)))
+    own = the(world.nodes[HOLDER], Dispatch)
+    assert isinstance(own, Dispatch) and own.peer == HOLDER
+    world.handle(HOLDER, Paused(False))
+    world.deliver_all()
+    assert world.nodes[HOLDER].overlay.turned_away(first.generate) is None
+    submit(world, request_id=b"u" * 16)
+    assert dispatched(world).peer == HOLDER
 
 
 def test_who_leaves_goes_on_with_what_entered_there_and_takes_nothing_new() -> None:
