@@ -21,6 +21,23 @@ COMMANDS = {
 """Each command's line in ``mycelia --help``."""
 
 
+OTHER_NAMES = {
+    "serve": "node",
+    "start": "node",
+    "run": "chat",
+    "stop": "leave",
+    "kill": "leave",
+    "pull": "model pull",
+    "list": "models",
+    "ls": "models",
+    "ps": "status",
+    "help": "--help",
+    "version": "--version",
+    "logs": "service logs",
+}
+"""Names of other programs' commands -> what to use here."""
+
+
 class Plugged(click.Command):
     """A placeholder for a command that is not imported yet."""
 
@@ -37,6 +54,8 @@ class Program(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         self.load(*args[:1])
+        if args and args[0] not in self.commands and (name := OTHER_NAMES.get(args[0])):
+            raise click.UsageError(f"there is no command {args[0]!r}: use 'mycelia {name}'", ctx)
         return super().resolve_command(ctx, args)
 
     def load(self, *names: str) -> None:

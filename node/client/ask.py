@@ -31,6 +31,9 @@ from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, Sampling
 
+LATE_S = 2.0
+"""How much later than asked the node on this machine may say that an answer took too long."""
+
 
 @asynccontextmanager
 async def ask_swarm(
@@ -85,7 +88,13 @@ async def _follow(
     info = find_running(data_dir)
     if info is not None:
         try:
-            await ask_local(so_far, info, due_at, send)
+            with trio.CancelScope(deadline=due_at + LATE_S) as late:
+                await ask_local(so_far, info, due_at, send)
+            if late.cancelled_caught:
+                raise LocalError(
+                    f"the node at {info.api_url} (process {info.pid}) did not answer in the time it was given, and is"
+                    " silent: it may be stopped or overloaded; restart it"
+                )
         except EntryLostError as exc:
             from mycelia.node.storage.known_peers import entries_known  # (imports multiaddr)
 

@@ -283,6 +283,19 @@ async def _ask(
         await trio.sleep(max(again_s, _LEAST_AGAIN_S))
 
 
+def _trace_command(request: "Ask", data_dir: Path) -> str:
+    """The command that shows the request's steps; empty if it did not enter at a node of this machine."""
+    import shlex
+
+    from mycelia.node.storage.data_dir import default_data_dir
+    from mycelia.node.storage.rundir import find_running
+
+    if find_running(data_dir) is None:
+        return ""
+    place = "" if data_dir == default_data_dir() else f" --data-dir {shlex.quote(str(data_dir))}"
+    return f"mycelia trace {request.request_id.hex()[:8]}{place}"
+
+
 async def _ask_once(
     request: "Ask",
     data_dir: Path,
@@ -328,7 +341,7 @@ async def _ask_once(
                     if note := shown.note(frame.finish_reason):
                         click.echo(f"mycelia: {note}", err=True)
                     if explain or errors.is_terminal:
-                        show_answered(errors, frame, request.request_id.hex() if explain else "")
+                        show_answered(errors, frame, _trace_command(request, data_dir) if explain else "")
                 return None
             wrote_text = wrote_text or isinstance(frame, TextView)
             if as_json:

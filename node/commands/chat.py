@@ -1,6 +1,7 @@
 """``mycelia chat``: the command and its input. The conversation itself is in node/terminal/conversation.py."""
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mycelia.node.terminal.conversation import Chat
 
 _MAX_LINE_CHARS = 524_288
+_QUOTES, _END = '"""', "\r\n"
 
 
 @click.command(
@@ -58,7 +60,8 @@ def chat(
 ) -> None:
     """Chat with the swarm, one line per turn, from the terminal or from standard input.
 
-    Ctrl-C stops the current answer; between answers it ends the chat, as Ctrl-D does. /help lists the chat commands.
+    A text of several lines begins and ends with three quotes. Ctrl-C stops the current answer or clears the line;
+    Ctrl-D ends the chat. /help lists the chat commands.
     """
     from mycelia.node.client.ask import ask_swarm
     from mycelia.node.commands.entering import entering
@@ -91,8 +94,15 @@ def _chat(talk: "Chat") -> None:
     if is_terminal:
         with suppress(ImportError):
             import readline  # noqa: F401  (gives input() a history and line editing)
+        talk.greet()
     while True:
-        line = _next_line(is_terminal)
+        try:
+            line = next_text(partial(_next_line, is_terminal))
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            click.echo("\n(Ctrl-D or /quit ends the chat)", err=True)
+            continue
         if line is None:
             return
         try:
@@ -104,15 +114,33 @@ def _chat(talk: "Chat") -> None:
                 raise
 
 
-def _next_line(is_terminal: bool) -> str | None:
+def next_text(next_line: Callable[[str], str | None]) -> str | None:
+    """The next line of input, or the lines from one that begins with three quotes to one that ends with them; None at
+    the end of the input. next_line: returns the next line, and shows a prompt on a terminal."""
+    line = next_line("> ")
+    if line is None or not line.lstrip().startswith(_QUOTES):
+        return line
+    text = line.lstrip()[len(_QUOTES) :].rstrip(_END)
+    while not text.rstrip().endswith(_QUOTES):
+        more = next_line("... ")
+        if more is None:
+            return text
+        text = f"{text}\n{more.rstrip(_END)}"
+        if len(text) > _MAX_LINE_CHARS:
+            raise click.UsageError(f"a text has at most {_MAX_LINE_CHARS} characters")
+    return text.rstrip()[: -len(_QUOTES)].strip()
+
+
+def _next_line(is_terminal: bool, prompt: str) -> str | None:
     """The next line of input; None at its end."""
     try:
         if is_terminal:
-            return input("> ")
+            return input(prompt).encode("utf-8", "replace").decode()  # (other bytes would break the request)
         line = sys.stdin.readline(_MAX_LINE_CHARS) if sys.stdin is not None else ""
+        line.encode()  # (bytes that are no text may have been read as lone surrogates)
     except EOFError:
         click.echo()
         return None
-    except UnicodeDecodeError as exc:
+    except UnicodeError as exc:
         raise click.UsageError("standard input must be UTF-8 text") from exc
     return line or None

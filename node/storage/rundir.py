@@ -53,8 +53,11 @@ def locked(data_dir: Path) -> Iterator[None]:
                 break
             time.sleep(_LOOK_S)
         else:
+            running = find_running(data_dir)
+            process = f" (process {running.pid})" if running else ""
             raise LocalError(
-                f"another node is running with the data directory {data_dir}; stop it, or choose another --data-dir"
+                f"another node is running with the data directory {data_dir}{process}: end it with 'mycelia leave', or"
+                " choose another --data-dir"
             )
         try:
             yield

@@ -2,6 +2,7 @@
 computed. It goes to the node that has it cached, so only the new text costs time."""
 
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 
 from mycelia.node.terminal.answer_text import AnswerText
@@ -25,10 +27,30 @@ HELP = {
     "/clear": "start a new conversation",
     "/model NAME": "ask this model from now on; without a name, show the current one",
     "/save FILE": "write the conversation to a new file, as JSON",
+    "/load FILE": "go on with the conversation of such a file",
     "/quit": "end the chat, like Ctrl-D",
 }
 
 AskSwarm = Callable[[Ask], AbstractAsyncContextManager[AsyncIterator[FrameView]]]
+
+
+_MAX_SAVED_BYTES = 2**24
+
+
+class _SavedTurn(msgspec.Struct):
+    role: str
+    content: str
+
+
+class _Saved(msgspec.Struct):
+    """What /save writes."""
+
+    messages: list[_SavedTurn]
+    model: str = ""
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @dataclass
@@ -46,6 +68,12 @@ class Chat:
     turns: list[ChatMessage] = field(default_factory=list)
     routes: list[RouteView] = field(default_factory=list)
     """The routes of the last prompt: several if it moved."""
+
+    def greet(self) -> None:
+        """Say at the start what is asked, and how."""
+        model = self.model + self.suffix or "the model of the node that prompts enter at"
+        self._say(f'asking {model} · /help lists commands · """ begins and ends several lines · Ctrl-D ends the chat')
+        self._say("the nodes that answer can read what you write")
 
     async def take(self, line: str) -> bool:
         """Handle a line of input; False if it ends the conversation."""
@@ -66,6 +94,7 @@ class Chat:
             "/clear": self._clear,
             "/model": self._model,
             "/save": self._save,
+            "/load": self._load,
         }
         command = commands.get(name)
         if command is None:
@@ -138,6 +167,9 @@ class Chat:
             self._say(f"{turn.role}: {turn.content}")
 
     def _undo(self, _: str) -> None:
+        if not self.turns:
+            self._say("there is nothing to remove")
+            return
         del self.turns[-2:]
         self._say(f"prompts left: {len(self.turns) // 2}")
 
@@ -154,17 +186,35 @@ class Chat:
         if not name:
             self._say("/save needs the name of a file")
             return
+        if not self.turns:
+            self._say("there is nothing to save yet")
+            return
         path = Path(name).expanduser()
         turns = [ChatMessage(role="system", content=self.system)] if self.system else []
         told = [{"role": turn.role, "content": turn.content} for turn in (*turns, *self.turns)]
         try:
-            with path.open("x", encoding="utf-8") as file:
+            with open(path, "x", encoding="utf-8", opener=_private) as file:
                 json.dump({"model": self.model, "messages": told}, file, ensure_ascii=False, indent=2)
                 file.write("\n")
         except (OSError, ValueError) as exc:
             self._say(f"cannot write {name}: {getattr(exc, 'strerror', None) or exc}")
         else:
             self._say(f"{len(self.turns)} messages written to {path}")
+
+    def _load(self, name: str) -> None:
+        if not name:
+            self._say("/load needs the name of a file")
+            return
+        try:
+            with Path(name).expanduser().open("rb") as file:
+                saved = msgspec.json.decode(file.read(_MAX_SAVED_BYTES), type=_Saved)
+        except (OSError, ValueError) as exc:
+            self._say(f"cannot read {name}: {getattr(exc, 'strerror', None) or exc}")
+            return
+        turns = [ChatMessage(role=one.role, content=one.content) for one in saved.messages]
+        self.system = turns[0].content if turns and turns[0].role == "system" else ""
+        self.turns = turns[1:] if self.system else turns
+        self._say(f"prompts so far: {len(self.turns) // 2}")
 
     def _say(self, text: str) -> None:
         self.console.print(printable(text), style="dim", soft_wrap=True)

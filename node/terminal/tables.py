@@ -72,10 +72,17 @@ def show_route(console: Console, route: RouteView) -> None:
             style="bold" if is_chosen else None,
         )
     console.print(table)
+    console.print(
+        Text(
+            "matched: cached there; came true: share of earlier matches that were found; late: later than expected,"
+            " lately; reqs: running or waiting there; cost: expected seconds, weighed by load; the lowest is chosen",
+            style="dim",
+        )
+    )
 
 
-def show_answered(console: Console, answered: AnsweredView, request_id: str = "") -> None:
-    """One line under an answer, and with ``request_id`` a second one about its trace."""
+def show_answered(console: Console, answered: AnsweredView, trace: str = "") -> None:
+    """One line under an answer, and with ``trace``, a command, a second one about its steps."""
     parts = [
         f"served by {short(answered.served_by)}",
         f"{answered.cached_tokens} of {answered.prompt_tokens} prompt tokens cached",
@@ -87,8 +94,8 @@ def show_answered(console: Console, answered: AnsweredView, request_id: str = ""
     if answered.finish_reason == "length":
         parts.append("cut at --max-tokens")
     console.print(Text(" · ".join(parts), style="dim"))
-    if request_id:
-        console.print(Text(f"its steps: mycelia trace {request_id[:8]}", style="dim"))
+    if trace:
+        console.print(Text(f"its steps: {trace}", style="dim"), soft_wrap=True)
 
 
 def failure_text(failed: FailedView) -> str:
@@ -114,7 +121,7 @@ def show_all_peers(console: Console, state: NodeState) -> None:
 
 def show_peers(console: Console, peers: Sequence[PeerRow], title: str | None = None) -> None:
     if not peers:
-        console.print(f"no peers {title}" if title else "no peers")
+        console.print(f"no peers {title}" if title else "no peers; 'mycelia status' says what was tried to find some")
         return
     table = Table(title=title, title_justify="left")
     for name in ("node", "path", "models", "digest,\nblocks"):

@@ -1,6 +1,7 @@
 """A conversation, line by line, with a scripted swarm."""
 
 import json
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import StringIO
@@ -11,6 +12,7 @@ import trio
 import trio.testing
 from rich.console import Console
 
+from mycelia.node.commands.chat import next_text
 from mycelia.node.terminal.conversation import HELP, Chat
 from mycelia.node.views import AnsweredView, BegunView, FailedView, FrameView, RouteView, TextView
 from mycelia.proto.wire.messages import MAX_CHAT_MESSAGES, Ask, ChatMessage, Sampling
@@ -89,6 +91,38 @@ async def test_commands(swarm: Swarm, tmp_path: Path) -> None:
     assert [turn["role"] for turn in saved["messages"]] == ["system", "user", "assistant"] and saved["model"] == "other"
     assert await chat.take("/save") and await chat.take(f"/save {tmp_path}/none/x") and await chat.take("/clear")
     assert not swarm.said() and not await chat.take("/quit")
+
+
+async def test_a_saved_conversation_goes_on(swarm: Swarm, tmp_path: Path) -> None:
+    chat, path = swarm.chat, tmp_path / "talk.json"
+    assert await chat.take(f"/save {path}") and not path.exists() and "nothing to save" in swarm.out.getvalue()
+    assert await chat.take("/undo") and "nothing to remove" in swarm.out.getvalue()
+    assert await chat.take("One") and await chat.take(f"/save {path}")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before, system = swarm.said(), chat.system
+    chat.system = ""
+    assert await chat.take("/clear") and await chat.take(f"/load {path}")
+    assert swarm.said() == before and chat.system == system
+    path.write_text("[]")
+    for argument in ("", f" {path}", f" {tmp_path}/none"):
+        assert await chat.take(f"/load{argument}")
+    assert swarm.said() == before and "cannot read" in swarm.out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        (["One\n", "Two\n"], ["One\n", "Two\n"]),
+        (['"""One\n', "  Two\n", 'Three"""\n', "Four\n"], ["One\n  Two\nThree", "Four\n"]),
+        (['"""\n', "\n", "One\n", "\n", "Two\n", '"""\n'], ["One\n\nTwo"]),
+        (['"""One"""\n'], ["One"]),
+        (['"""One\n', "Two\n"], ["One\nTwo"]),
+    ],
+)
+def test_three_quotes_begin_and_end_a_text_of_several_lines(lines: list[str], texts: list[str]) -> None:
+    left = iter(lines)
+    read = iter(lambda: next_text(lambda prompt: next(left, None)), None)
+    assert list(read) == texts
 
 
 async def test_a_conversation_has_an_end(swarm: Swarm) -> None:
