@@ -25,6 +25,7 @@ from mycelia.node.peer_id import peer_text
 from mycelia.node.queries.inspection import INSPECT, Inspection
 from mycelia.node.queries.models import MODELS, SwarmModels
 from mycelia.node.queries.reach import keep_reachable
+from mycelia.node.requests.answer_frames import one_frame
 from mycelia.node.requests.drain import Drain
 from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
 from mycelia.node.requests.own_models import OwnModels
@@ -48,10 +49,11 @@ from mycelia.proto.cache.sharing import PUBLIC, owner_of, plain, tags_of
 from mycelia.proto.config import OverlayConfig
 from mycelia.proto.digests.budget import Plane, Traffic
 from mycelia.proto.effects import RequestEffect
-from mycelia.proto.events import CacheChanged, Leaving, ModelServed, VitalsChanged
+from mycelia.proto.events import CacheChanged, Leaving, ModelServed, Paused, VitalsChanged
 from mycelia.proto.overlay import Overlay, PeerView
+from mycelia.proto.planes.failure import LEAVING, PAUSED_MESSAGE
 from mycelia.proto.routing.choose import Policy
-from mycelia.proto.wire.messages import Ask, EntryFrame
+from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
 log = structlog.get_logger()
 
@@ -83,6 +85,7 @@ class Node:
         self.swarm = swarm
         self.ended = ""
         """Why it does not run any more, although another part of the process does."""
+        self._is_paused = False
         rng = random.Random(os.urandom(16))  # noqa: S311  jitter, no secret
         self.overlay = Overlay(identity.peer_id, config, rng, identity.sign, verify, policy)
         self._kept = kept or Kept()
@@ -206,6 +209,8 @@ class Node:
         async def servers() -> list[bytes]:
             return [server for server in self.swarm_models.servers(ask.model) if server != peer]
 
+        if self._is_paused:
+            return one_frame(Failed(code=LEAVING, message=PAUSED_MESSAGE, retryable=True))
         find = servers if peer in self._connected() else partial(self.swarm_models.find, ask.model, peer=peer)
         return self._ask(find, ask, None, peer, is_own=False)
 
@@ -225,6 +230,11 @@ class Node:
     async def keep_reachable(self, mappers: Mapping[str, PortMapper] | None = None) -> None:
         """Runs until cancelled, see ``node/queries/reach.py``."""
         await keep_reachable(self._network, self._connected, self._driver.joined, mappers)
+
+    def pause(self, is_paused: bool) -> None:
+        """Takes no prompts of other nodes from now on, or takes them again. Repeat it every few minutes."""
+        self._is_paused = is_paused
+        self._driver.handle(Paused(is_paused))
 
     def _connected(self) -> list[bytes]:
         return [view.peer for view in self.overlay.peers(self._driver.now())]

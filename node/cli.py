@@ -13,13 +13,16 @@ import click
 from mycelia.node.commands.ask import ask
 from mycelia.node.commands.chat import chat
 from mycelia.node.commands.configure import completion, config
+from mycelia.node.commands.diagnostics import diagnostics
 from mycelia.node.commands.doctor import doctor
+from mycelia.node.commands.guest import pause, resume
 from mycelia.node.commands.key import key, usage
 from mycelia.node.commands.leave import leave
 from mycelia.node.commands.model import model
 from mycelia.node.commands.node import node
 from mycelia.node.commands.observe import identity, models, peers, stats, status, trace, tree, up
 from mycelia.node.commands.private_swarm import invite, join
+from mycelia.node.commands.service import service
 from mycelia.node.commands.swarm import swarm
 from mycelia.node.commands.upgrade import upgrade
 from mycelia.node.errors import first_error, one_line
@@ -48,6 +51,7 @@ Examples:
   mycelia join mycelia1...                        join it from another machine
   mycelia key add alice                           make an API key, with --requests-per-minute 60 a limited one
   mycelia usage --days 7                          show what each API key used
+  mycelia pause --for 2h                          take no prompts of others for two hours
   mycelia doctor                                  check this machine and its network
   mycelia upgrade --check                         compare with the versions of the swarm""",
 )
@@ -75,6 +79,8 @@ def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
 
 for command in (node, ask, chat, swarm, invite, join, peers, models, model, tree, identity):
     cli.add_command(command)
+for command in (service, pause, resume, diagnostics):
+    cli.add_command(command)
 for command in (doctor, status, stats, usage, key, trace, up, leave, upgrade, config, completion):
     cli.add_command(command)
 
@@ -88,7 +94,8 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except click.UsageError as exc:
         command = exc.ctx.command_path if exc.ctx else "mycelia"
-        _fail(f"{exc.format_message()} (try '{command} --help')", EXIT_USAGE)
+        message = " ".join(exc.format_message().split())  # (click writes choices on lines of their own)
+        _fail(f"{message} (try '{command} --help')", EXIT_USAGE)
     except click.ClickException as exc:
         _fail(exc.format_message(), EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):

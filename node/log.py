@@ -1,12 +1,19 @@
-"""structlog, set up once: for a person on a terminal, JSON otherwise. Always on stderr; stdout is for answers."""
+"""structlog, set up once. Always on stderr; stdout is for answers.
+
+On a terminal and in systemd's journal the lines are for people, otherwise JSON. A node also keeps lines for people in a
+file of its data directory, which rotates.
+"""
 
 import io
 import logging
+import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -16,28 +23,107 @@ from mycelia.proto.admission.limits import TokenBucket
 LINE_RATE, LINE_BURST = 5.0, 600.0
 """Lines per second of one event, and at once. A terminal or a disk takes far more; 5 a second are 100 MB a day."""
 
+MAX_FILE_BYTES, MAX_OLD_FILES = 2**21, 2
+"""Size at which a log file is renamed, and how many renamed ones are kept: about 50,000 lines in all."""
+MAX_RECENT = 200
+
+recent: deque[str] = deque(maxlen=MAX_RECENT)
+"""The last lines of this process, for reports of crashes."""
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""Levels of syslog, by which the journal colours and filters lines."""
+
 
 def configure(level: int = logging.INFO) -> None:
     """Call once, before the first line is logged. level: the least severe one that is shown, of the logging module."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(exception_formatter=_escaped_traceback)
-        if is_terminal
-        else structlog.processors.JSONRenderer()
-    )
+    is_journal = not is_terminal and is_in_journal(os.environ)
+    renderer: Any = structlog.processors.JSONRenderer()
+    if is_journal:
+        renderer = _for_journal
+    elif is_terminal:
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=_escaped_traceback)
     processors: list[Any] = [
         LineLimit(),
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        _keep,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso", utc=not is_terminal),
     ]
-    processors.append(_escape_controls if is_terminal else structlog.processors.dict_tracebacks)
+    if not is_journal:
+        processors.append(_escape_controls if is_terminal else structlog.processors.dict_tracebacks)
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _LineLogger(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def is_in_journal(environment: Mapping[str, str]) -> bool:
+    """Whether stderr goes to systemd's journal: the variable names the device and the inode of its socket."""
+    if sys.stderr is None:
+        return False
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[None]:
+    """Context in which the lines of this process are also kept in a file, readable by its owner alone."""
+    handler = _LogFile(path, maxBytes=MAX_FILE_BYTES, backupCount=MAX_OLD_FILES, encoding="utf-8", delay=True)
+    _files.append(handler)
+    try:
+        yield
+    finally:
+        _files.remove(handler)
+        handler.close()
+
+
+class _LogFile(RotatingFileHandler):
+    """A full disk or a removed folder must not end the node."""
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_private)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
+        pass
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+_files: list[_LogFile] = []
+
+
+def _keep(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A processor that keeps each line for people, see ``kept`` and ``recent``."""
+    if method == "debug":
+        return event
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {_for_people(event)}"
+    recent.append(line)
+    for handler in _files:
+        handler.handle(logging.makeLogRecord({"msg": line}))
+    return event
+
+
+_plain = structlog.dev.ConsoleRenderer(
+    colors=False, pad_event_to=0, pad_level=False, exception_formatter=lambda out, exc: _escaped_traceback(out, exc)
+)
+
+
+def _for_people(event: MutableMapping[str, Any]) -> str:
+    return str(_plain(None, "", _escape_controls(None, "", dict(event))))
+
+
+def _for_journal(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    """The journal has its own times and levels, and takes each line of a text for an entry."""
+    priority = _PRIORITIES.get(str(event.get("level")), 6)
+    shown = {name: value for name, value in event.items() if name not in ("timestamp", "level")}
+    return "\n".join(f"<{priority}>{line}" for line in _for_people(shown).split("\n"))
 
 
 class LineLimit:

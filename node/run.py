@@ -8,12 +8,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 from blake3 import blake3
@@ -26,8 +27,10 @@ from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.engine.shares import EngineShares
 from mycelia.node.errors import first_error
+from mycelia.node.guest.guest import Guest
 from mycelia.node.network.addresses import parse_listen, with_next_port
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
+from mycelia.node.network.line import Line
 from mycelia.node.network.mapping.mapper import PortMapper, port_mappers
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.network.supervise import supervised
@@ -41,6 +44,7 @@ from mycelia.node.serve.api_keys import ApiKey
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.server import bind_api, bind_other_loopback, serve_http, url_of
 from mycelia.node.serve.http.tls import load_tls
+from mycelia.node.service.notify import keep_watchdog_calm, notify
 from mycelia.node.settings import UNNAMED, NodeSettings, WantedModel
 from mycelia.node.storage.data_dir import PUBLIC, prepare_data_dir
 from mycelia.node.storage.identity_file import load_or_create_identity
@@ -49,15 +53,21 @@ from mycelia.node.storage.private_swarms import state_dir_of
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
 from mycelia.node.storage.saving import load_kept
 from mycelia.node.swarms import Swarms
+from mycelia.node.telemetry.crashes import REPORTS, reporting
+from mycelia.node.telemetry.days import open_days
 from mycelia.node.telemetry.journal import open_request_log
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import UsageMeter, open_usage
+from mycelia.node.views import DayRow
 from mycelia.proto.cache.tier import GIB
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
 
+
+NICENESS = 10
+"""The engine gives way to the programs that the user of the machine waits for. Alone it is as fast as without."""
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[Engine | EnginePool]]
 
@@ -71,6 +81,7 @@ async def run_node(settings: NodeSettings, read: Callable[[], NodeSettings] | No
         await nursery.start(follow_signals, drain, reloader, nursery.cancel_scope)
         if settings.exit_with_parent:
             nursery.start_soon(_cancel_with_parent, nursery.cancel_scope)
+        nursery.start_soon(keep_watchdog_calm)
         await host_node(settings, opened, drain, reloader)
     log.info("left")
 
@@ -91,27 +102,34 @@ async def host_node(
     own_key = secrets.token_hex(24)
     keys = keys_with_own(settings.api_keys, own_key)
     context = load_tls(settings.tls_cert, settings.tls_key) if settings.tls_cert else None
-    with locked(data_dir):
+    line = Line(settings.bytes_per_s)
+    with locked(data_dir), reporting(data_dir) if settings.keeps_log else nullcontext():
         open_layout(data_dir)
         async with (
             open_usage(data_dir, keys) as usage,
+            open_days(data_dir) as days,
             _gateway(settings, keys, usage, drain, context) as (gateway, api_url),
             open_request_log(data_dir if settings.journal else None) as requests,
             opened() as engines,
             trio.open_nursery() as nursery,
         ):
             shares = EngineShares(await engines.first() if isinstance(engines, EnginePool) else engines)
-            join = partial(_run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public)
+            days.sums = lambda: _sums(requests, line)
+            join = partial(
+                _run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public, line=line
+            )
             parts: list[_Part] = [await nursery.start(join, one) for one in swarms]
             nursery.start_soon(shares.run)
             if isinstance(engines, EnginePool):
                 nursery.start_soon(_serve_others, engines, parts, nursery)
             nodes = [part.node for part in parts]
-            swarms_api = Swarms(*nodes, aliases=dict(settings.aliases), usage=usage)
+            guest = Guest(settings.guest, data_dir, days.month_bytes, partial(_pause, nodes))
+            nursery.start_soon(guest.run)
+            swarms_api = Swarms(*nodes, aliases=dict(settings.aliases), usage=usage, days=days, guest=guest)
             reloader = reloader or Reloader(settings)
             write_run = partial(_write_run, api_url, nodes[0].state().peer)
             gateway.open(swarms_api, reloader.reload)
-            reloader.follow(LiveParts(gateway, usage, context, own_key, swarms_api.set_aliases, write_run))
+            reloader.follow(LiveParts(gateway, usage, guest, context, own_key, swarms_api.set_aliases, write_run))
             _tell_ready(settings, nodes, api_url)
             task_status.started(nodes[0])
 
@@ -149,6 +167,7 @@ async def _run_in_swarm(
     requests: RequestLog,
     drain: Drain,
     is_first: bool,
+    line: Line,
     task_status: trio.TaskStatus["_Part"] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs a node in one swarm until cancelled. is_first: prompts of a private swarm come before those of others."""
@@ -171,6 +190,7 @@ async def _run_in_swarm(
         announce=settings.announce,
         relay=settings.relay,
         mdns=settings.mdns,
+        line=line,
         debug=settings.debug,
     )
 
@@ -224,6 +244,17 @@ async def _follow_roster(
         scope.cancel()
 
 
+def _pause(nodes: Sequence[Node], reason: str) -> None:
+    for node in nodes:
+        node.pause(bool(reason))
+    notify(f"STATUS=takes no prompts of others: {reason}" if reason else "STATUS=takes prompts of others")
+
+
+def _sums(requests: RequestLog, line: Line) -> DayRow:
+    shared = requests.totals.shared
+    return msgspec.structs.replace(shared, sent_bytes=line.sent_bytes, received_bytes=line.received_bytes)
+
+
 def _name_of(settings: NodeSettings) -> str:
     return settings.swarm or (UNNAMED if settings.swarm_key else "")
 
@@ -262,8 +293,11 @@ def _engines(settings: NodeSettings) -> OpenEngine:
     if len(models) == 1 and models[0].stays:
         log.info("loading_model", model=str(models[0].settings.model_path))
         return lambda: open_engine(models[0].settings)
-    memory_bytes = None if settings.memory_gib is None else int(settings.memory_gib * GIB)
-    return lambda: open_pool(models, prepare_data_dir(settings.data_dir), memory_bytes)
+    return lambda: open_pool(models, prepare_data_dir(settings.data_dir), _memory_bytes(settings))
+
+
+def _memory_bytes(settings: NodeSettings) -> int | None:
+    return None if settings.memory_gib is None else int(settings.memory_gib * GIB)
 
 
 def _engine_settings(settings: NodeSettings, wanted: WantedModel) -> EngineSettings:
@@ -280,6 +314,11 @@ def _engine_settings(settings: NodeSettings, wanted: WantedModel) -> EngineSetti
         "cache_dir": settings.cache_dir,
         "disk_tier_gib": settings.disk_tier_gib,
         "check_idle": settings.debug,
+        "share": settings.share,
+        "room_bytes": _memory_bytes(settings),
+        "gpu_memory_bytes": settings.gpu_memory_bytes,
+        "niceness": NICENESS,
+        "reports_dir": settings.data_dir / REPORTS if settings.keeps_log else None,
         "exact": settings.exact,
         "fake": is_fake(wanted.name),
         "lora_path": wanted.lora_path,
@@ -328,6 +367,7 @@ def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str) -> 
         data_dir=str(settings.data_dir),
         **({"public_listen": states[1].addresses} if settings.public else {}),
     )
+    notify("READY=1", f"STATUS=serves {states[0].model}")
     if not settings.bootstrap and (settings.public or not settings.swarm):
         log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
 

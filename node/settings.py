@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mycelia.node.guest.limits import GuestLimits
 from mycelia.node.plugins import OWN_POLICY
 from mycelia.node.serve.api_keys import ApiKey
 from mycelia.proto.wire.errors import LocalError
@@ -122,5 +123,15 @@ class NodeSettings:
     """Keep a journal of the requests that entered here, to show them after a restart."""
     policy: str = OWN_POLICY
     """Routing policy for prompts that enter here: a name in ``sim/policies.py``; others are for comparisons."""
+    share: float = 1.0
+    """Largest part of the processor's or GPU's time that prompts of others take while they run."""
+    gpu_memory_bytes: int | None = None
+    """Memory of each GPU; None: what is free."""
+    bytes_per_s: float | None = None
+    """Traffic with peers outside the local network, each way; None: no limit."""
+    guest: GuestLimits = GuestLimits()  # noqa: RUF009  immutable
+    """When prompts of others are taken."""
+    keeps_log: bool = False
+    """Keep a log in the data directory, and reports of crashes."""
     debug: bool = False
     """Log everything, and check the engine's invariants whenever the engine becomes idle."""

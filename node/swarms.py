@@ -4,18 +4,21 @@ In both, two ``Node`` objects share one engine (``engine/shares.py``) and nothin
 network and overlay. A prompt enters at the private one, unless the model's name ends in ``@public``.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 
-import trio
 from msgspec.structs import replace
 
 from mycelia.node.app import Node
+from mycelia.node.guest.guest import Guest
+from mycelia.node.requests.answer_frames import one_frame
 from mycelia.node.serve.api import Embedded
+from mycelia.node.telemetry.days import Days
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.usage import UsageMeter, Use
 from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
+from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
 _ONLY_PRIVATE = "this node is in a private swarm only; run it with --public to ask the open network"
@@ -31,9 +34,12 @@ class Swarms:
         *,
         aliases: Mapping[str, str] = MappingProxyType({}),
         usage: UsageMeter | None = None,
+        days: Days | None = None,
+        guest: Guest | None = None,
     ) -> None:
         """home: the part that prompts enter at, unless they ask for the other one. public: the part in the open network
-        of a node that is in a private one, too. aliases: see ``Api.aliases``. usage: what the API keys use."""
+        of a node that is in a private one, too. aliases: see ``Api.aliases``. usage: what the API keys use. days: what
+        was given and received. guest: the owner's limits."""
         self.aliases = aliases
         self._home = home
         self._public = public
@@ -42,6 +48,8 @@ class Swarms:
         self.tokenize = home.tokenize
         self._usage = usage or UsageMeter()
         self.usage = self._usage.since
+        self._guest = guest
+        self.days = (days or Days(None)).since
         self.tokenize_text, self.detokenize = home.tokenize_text, home.detokenize
         self.vocabulary_texts = home.vocabulary_texts
         self.health = home.health
@@ -72,7 +80,8 @@ class Swarms:
             model = self.aliases.get(model, model)
         answer: AbstractAsyncContextManager[AsyncIterator[EntryFrame]]
         if part is None or part.ended:
-            answer = _refused(part.ended if part else _ONLY_PRIVATE)
+            message = part.ended if part else _ONLY_PRIVATE
+            answer = one_frame(Failed(code="bad_request", message=message, retryable=False))
         else:
             answer = part.ask(replace(ask, model=model), deadline_s, client)
         return self._usage.counting(answer, client, (model or self.model) + suffix)
@@ -94,8 +103,22 @@ class Swarms:
             rows += [replace(row, model=row.model + PUBLIC_SUFFIX) for row in await self._public.models()]
         return rows
 
+    def pause(self, for_s: float | None) -> str:
+        """See ``Api.pause``."""
+        return self._paused(lambda guest: guest.pause(for_s))
+
+    def resume(self) -> str:
+        """See ``Api.resume``."""
+        return self._paused(Guest.resume)
+
+    def _paused(self, change: Callable[[Guest], None]) -> str:
+        if self._guest is None:
+            raise LocalError("this node cannot be paused")
+        change(self._guest)
+        return self._guest.reason
+
     def state(self) -> NodeState:
-        state = self._home.state()
+        state = replace(self._home.state(), paused=self._guest.reason if self._guest else "")
         if self._public is None:
             return state
         other = self._public.state()
@@ -117,12 +140,3 @@ class Swarms:
 
     def metrics(self) -> bytes:
         return exposition(self.state(), self._home.requests, self._usage.totals)
-
-
-@asynccontextmanager
-async def _refused(message: str) -> AsyncIterator[AsyncIterator[EntryFrame]]:
-    send, receive = trio.open_memory_channel[EntryFrame](1)
-    send.send_nowait(Failed(code="bad_request", message=message, retryable=False))
-    send.close()
-    with receive:
-        yield receive

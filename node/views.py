@@ -369,6 +369,30 @@ class UsageRow(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
+class PausedView(msgspec.Struct, frozen=True):
+    paused: str
+    """Why the node takes no prompts of others now; empty: it takes them."""
+
+
+class DayRow(msgspec.Struct, frozen=True):
+    """What a node gave to others and received from them in one day, by its local clock."""
+
+    day: str
+    """Such as 2026-01-31."""
+    given_requests: int = 0
+    """Prompts of others that were answered here."""
+    given_tokens: int = 0
+    """Tokens computed for them: of prompts, without cached ones, and of answers."""
+    given_s: float = 0.0
+    """Time of the engine for them: one answer takes a slot, and several may share the time."""
+    received_requests: int = 0
+    """Prompts of this machine and its API keys that other nodes answered."""
+    received_tokens: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    """Traffic with peers outside the local network, of all kinds."""
+
+
 class TraceRow(msgspec.Struct, frozen=True):
     """A step of a request, at any node."""
 
@@ -458,5 +482,7 @@ class NodeState(msgspec.Struct, frozen=True):
     """Name of the private swarm in which the node runs; empty: the open network."""
     attempts: list[Attempt] = []
     """What was tried to find a first peer, and what came of it, while no peer is connected."""
+    paused: str = ""
+    """Why the node takes no prompts of others now; empty: it takes them."""
     public: PublicPart | None = None
     """The same node in the open network; all else but the engine's load and ``stats`` is of the private one then."""

@@ -9,9 +9,11 @@ import msgspec
 
 from mycelia.node.storage.rundir import RunInfo, find_running, is_held
 from mycelia.node.views import (
+    DayRow,
     FailedView,
     ModelRow,
     NodeState,
+    PausedView,
     ReloadView,
     RequestRow,
     TraceView,
@@ -66,6 +68,21 @@ async def fetch_usage(info: RunInfo, num_days: int) -> list[UsageRow]:
     return await _get(info, f"/api/usage?days={num_days}", list[UsageRow])
 
 
+async def fetch_days(info: RunInfo, num_days: int) -> list[DayRow]:
+    """Raises LocalError when the node does not answer."""
+    return await _get(info, f"/api/days?days={num_days}", list[DayRow])
+
+
+async def pause_node(info: RunInfo, for_s: float | None) -> str:
+    """See ``Api.pause``. Raises LocalError."""
+    return (await _get(info, "/api/pause", PausedView, {"for_s": for_s})).paused
+
+
+async def resume_node(info: RunInfo) -> str:
+    """See ``Api.resume``. Raises LocalError."""
+    return (await _get(info, "/api/resume", PausedView, {})).paused
+
+
 async def fetch_trace(info: RunInfo, prefix: str) -> TraceView:
     """Raises LocalError, also for a request that the node does not know."""
     return await _get(info, f"/api/trace/{prefix}", TraceView)
@@ -110,10 +127,11 @@ def _only(cert: str) -> ssl.SSLContext:
     return context
 
 
-async def _get(info: RunInfo, path: str, kind: type[_T]) -> _T:
+async def _get(info: RunInfo, path: str, kind: type[_T], body: object = None) -> _T:
+    """body: None asks by GET, any other value goes by POST."""
     try:
         async with http_client(info, httpx.Timeout(10)) as http:
-            response = await http.get(path)
+            response = await (http.get(path) if body is None else http.post(path, json=body))
         if response.status_code == httpx.codes.NOT_FOUND:
             raise LocalError(msgspec.json.decode(response.content, type=FailedView).message)
         response.raise_for_status()

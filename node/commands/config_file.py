@@ -20,7 +20,7 @@ from mycelia.node.settings import LOAD, WHEN, UsageError
 MAX_FILE_BYTES = 262_144
 PREFIX = "MYCELIA_"
 SHARED = ("data_dir", "bootstrap", "swarm_key")
-_NOT_SET = {"as_json", "help", "exit_with_parent", "version"}
+_NOT_SET = {"as_json", "help", "exit_with_parent", "version", "since_s", "for_s"}
 """Parameters that belong to one call and cannot be configured."""
 _ORDER = ("node", "ask", "chat", "swarm")
 """The first sections of the written file: the ones that users change most."""
@@ -46,11 +46,16 @@ Settings = dict[tuple[str, str], Setting]
 """(Section, key) -> setting; the section of shared keys is empty."""
 
 
+SYSTEM_FILE = Path("/etc/mycelia/config.toml")
+"""For services of the system, and for users without a file of their own."""
+
+
 def default_file() -> Path:
     """The path of the configuration file when ``--config`` is not given."""
     from platformdirs import user_config_path
 
-    return user_config_path("mycelia", appauthor=False) / "config.toml"
+    own = user_config_path("mycelia", appauthor=False) / "config.toml"
+    return SYSTEM_FILE if not own.exists() and SYSTEM_FILE.exists() else own
 
 
 class Schema:
@@ -209,7 +214,9 @@ class Schema:
             lines += ["", f"[{section}]  # options of 'mycelia {section}'"] if section else []
             for key, option in options.items():
                 lines += ["", *(f"# {line}" for line in _wrapped(_help(option)))]
-                lines.append(f"# {key} = {_toml(_example(option))}")
+                is_default = nothing_set(option) is not None or _said_default(option) is not None
+                note = "" if is_default else "  # an example"
+                lines.append(f"# {key} = {_toml(_example(option))}{note}")
         if ("node", "alias") in set(self.all_keys()):
             lines += ["", "# Other names of models, for clients that ask for them by these names: --alias as a table."]
             lines.append(f"# [{ALIASES}]")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from mycelia.node.commands.guest import guest_options
 from mycelia.node.commands.options import bootstrap_option, data_dir_option, swarm_key_option, swarm_option
 
 
@@ -20,6 +21,7 @@ Examples:
   mycelia node --swarm home                                 in the private swarm that you made or joined
   mycelia node --swarm home --public                        in the open network as well
   mycelia node --model ./model.gguf --gpu-layers 20         20 layers on the GPU, the rest on the processor
+  mycelia node --polite --hours 22:00-08:00 --memory 4      take little of this machine
   mycelia node --data-dir /tmp/second --listen /ip4/127.0.0.1/tcp/0 --api-port 0 \\
       --bootstrap /ip4/127.0.0.1/tcp/7117/p2p/12D3KooW..."""
 )
@@ -70,8 +72,8 @@ Examples:
     "memory_gib",
     type=click.FloatRange(0.1, 2**20),
     metavar="GIB",
-    help="Memory for several models together: weights, KV cells and --ram-tier."
-    "  [default: 4/5 of the free memory at the start]",
+    help="Memory for the model, or for several together: weights, KV cells and --ram-tier."
+    "  [default: what is free; for several models 4/5 of it]",
 )
 @click.option(
     "--api-port", type=click.IntRange(0, 65_535), help="Port of the HTTP API; 0 takes any free one.  [default: 7118]"
@@ -174,6 +176,7 @@ Examples:
     " 1.15 times as long; decoding takes 4 times as long for one answer, and no longer for 8 at once. Prefixes are"
     " shared only with other exact nodes.",
 )
+@guest_options
 @click.option(
     "--policy",
     default="mycelia",

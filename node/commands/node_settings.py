@@ -24,6 +24,7 @@ from mycelia.node.commands.checks import (
     read_tensor_split,
 )
 from mycelia.node.commands.fetching import model_here, other_name
+from mycelia.node.commands.guest import guest_settings
 from mycelia.node.network.addresses import default_listen
 from mycelia.node.settings import DEFAULT_API_HOST, DEFAULT_API_PORT, DEFAULT_PORT, NodeSettings, UsageError
 from mycelia.node.storage.data_dir import default_data_dir
@@ -83,6 +84,8 @@ def settings_of(context: click.Context, find_model: Callable[[str], str] = model
         port_mapping=not given["no_port_mapping"],
         journal=not given["no_journal"],
         exit_with_parent=given["exit_with_parent"],
+        keeps_log=True,
+        **guest_settings(given),
         debug=given["debug"],
     )
 

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from mycelia.node.commands.node import node
-from mycelia.node.commands.options import data_dir_option, json_option
+from mycelia.node.commands.options import data_dir_option, json_option, seconds
 from mycelia.node.commands.running import console, print_view, run, running
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+
+MAX_DAYS = 400
+"""The same as in ``telemetry/days.py``, which takes longer to import."""
 
 
 @click.command(
@@ -41,12 +45,40 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     epilog="""\b
 Examples:
   mycelia stats
+  mycelia stats --since 30d          what this machine gave to others and received, for each day
   mycelia stats --json | jq .ttft_ms_p50"""
+)
+@click.option(
+    "--since",
+    "since_s",
+    callback=seconds,
+    metavar="TIME",
+    help="What was given to others and received in this time, for each day, such as 7d.",
 )
 @data_dir_option
 @json_option
-def stats(data_dir: Path | None, as_json: bool) -> None:
-    """Show statistics of the local node since its start: requests, hit ratio, time to first token."""
+def stats(since_s: int | None, data_dir: Path | None, as_json: bool) -> None:
+    """Show statistics of the local node since its start: requests, hit ratio, time to first token.
+
+    With --since also what is on disk, so the node need not run.
+    """
+
+    async def show_since(num_days: int) -> None:
+        from mycelia.node.client.local import fetch_days
+        from mycelia.node.storage.data_dir import default_data_dir
+        from mycelia.node.storage.rundir import find_running
+        from mycelia.node.telemetry.days import read_days
+        from mycelia.node.terminal.days import show_days
+
+        where = data_dir or default_data_dir()
+        info = find_running(where)
+        print_view(await fetch_days(info, num_days) if info else read_days(where, num_days), as_json, show_days)
+
+    if since_s is not None:
+        # (the first day is shown as a whole)
+        num_days = min(since_s // 86_400 + 1, MAX_DAYS)
+        run(lambda: show_since(num_days))
+        return
 
     async def show() -> None:
         from mycelia.node.client.local import fetch_state

@@ -63,6 +63,19 @@ seed_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
+UNITS = {"m": 60, "h": 3_600, "d": 86_400}
+
+
+def seconds(context: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A callback: a time such as 30m, 24h or 7d, in seconds. Raises click.BadParameter."""
+    if value is None:
+        return None
+    number, unit = value[:-1], value[-1:].lower()
+    if not (number.isascii() and number.isdecimal() and len(number) < 9 and unit in UNITS):
+        raise click.BadParameter(f"{value!r} is not a time such as 30m, 24h or 7d")
+    return int(number) * UNITS[unit]
+
+
 def check_model(name: str) -> None:
     """Raises click.UsageError when no model can have this name."""
     if len(name) > MAX_MODEL_CHARS:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mycelia.node.commands.node import node
-from mycelia.node.commands.options import data_dir_option, json_option
+from mycelia.node.commands.options import data_dir_option, json_option, seconds
 from mycelia.node.commands.running import print_view, run
 
 if TYPE_CHECKING:
@@ -15,19 +15,14 @@ if TYPE_CHECKING:
     from mycelia.node.storage.rundir import RunInfo
     from mycelia.proto.swarm.authority import Authority
 
-UNITS = {"m": 60, "h": 3_600, "d": 86_400}
 MAX_LIFETIME_S = 365 * 86_400
 
 
 def _lifetime_s(context: click.Context, param: click.Parameter, value: str) -> int:
-    """A time such as 30m, 24h or 7d, in seconds."""
-    number, unit = value[:-1], value[-1:].lower()
-    if not (number.isascii() and number.isdecimal() and len(number) < 9 and unit in UNITS):
-        raise click.BadParameter(f"{value!r} is not a time such as 30m, 24h or 7d")
-    seconds = int(number) * UNITS[unit]
-    if not 60 <= seconds <= MAX_LIFETIME_S:
+    lifetime_s = seconds(context, param, value)
+    if lifetime_s is None or not 60 <= lifetime_s <= MAX_LIFETIME_S:
         raise click.BadParameter("an invitation lasts from 1m to 365d")
-    return seconds
+    return lifetime_s
 
 
 swarm_name_option = click.option(

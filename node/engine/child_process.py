@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections import deque
 from collections.abc import Sequence
 
 import structlog
@@ -15,6 +16,9 @@ from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.messages import Vitals
 
 log = structlog.get_logger()
+
+MAX_WORDS = 200
+"""Lines of a child's stderr that are kept."""
 
 
 def child_environment() -> dict[str, str]:
@@ -70,6 +74,9 @@ def load_message(settings: EngineSettings, num_cells: int | None) -> ipc.Load:
         gpu_layers=settings.gpu_layers,
         tensor_split=settings.tensor_split,
         main_gpu=settings.main_gpu,
+        gpu_memory_bytes=settings.gpu_memory_bytes,
+        share=settings.share,
+        niceness=settings.niceness,
         exact=settings.exact,
         is_dir_memory=settings.is_dir_memory,
         room_bytes=settings.room_bytes or 0,
@@ -116,13 +123,16 @@ def idle_vitals(slots: int) -> Vitals:
 
 
 class LastWords:
-    """The last line that a child wrote to its stderr: usually the reason for its death."""
+    """The last line that a child wrote to its stderr, usually the reason for its death, and the lines before it."""
 
     def __init__(self) -> None:
         self.last = ""
+        self.lines: deque[str] = deque(maxlen=MAX_WORDS)
+        self._is_stack = False
 
     def clear(self) -> None:
-        self.last = ""
+        self.last, self._is_stack = "", False
+        self.lines.clear()
 
     async def read(self, stderr: trio.abc.ReceiveStream, end: trio.Event) -> None:
         """Logs the child's stderr. Sets ``end`` when the child has closed it."""
@@ -132,7 +142,12 @@ class LastWords:
             for line in lines:
                 text = line.decode("utf-8", "replace").strip()
                 if text:
-                    self.last = without_folder(text)
+                    self.lines.append(line.decode("utf-8", "replace").rstrip())
+                    # (Python prints the stack of a fault after the reason, if there is one)
+                    if not self._is_stack:
+                        self._is_stack = text.startswith("Fatal Python error")
+                        if not (self._is_stack and self.last):
+                            self.last = without_folder(text)
                     log.debug("engine_said", text=text)
         end.set()
 

@@ -57,6 +57,9 @@ class Load(_Frame, frozen=True):
     gpu_layers: int | None = None
     tensor_split: tuple[float, ...] = ()
     main_gpu: int | None = None
+    gpu_memory_bytes: int | None = None
+    share: float = 1.0
+    niceness: int = 0
 
 
 class Submit(_Frame, frozen=True):

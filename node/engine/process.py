@@ -53,6 +53,7 @@ from mycelia.node.engine.stream import AnswerStream
 from mycelia.node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
 from mycelia.node.signals import Signal
 from mycelia.node.sockets import receive_some
+from mycelia.node.telemetry.crashes import write_report
 from mycelia.proto.cache.tier import GIB
 from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
@@ -98,6 +99,7 @@ class ProcessEngine(KnownModel):
         self._changed = Signal()
         self._pause_s = FIRST_PAUSE_S
         self._last_words = LastWords()
+        self._returncode: int | None = None
         self.pid: int | None = None
         self.num_restarts = 0
         self.start_error = ""
@@ -232,7 +234,9 @@ class ProcessEngine(KnownModel):
             first_start.set()
             return
         while True:
-            log.warning("engine_lost", reason=self._death("the engine process died"), restart_in_s=self._pause_s)
+            reason = self._death("the engine process died")
+            report = await self._report(reason)
+            log.warning("engine_lost", reason=reason, restart_in_s=self._pause_s, **report)
             await trio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             self.num_restarts += 1
@@ -242,6 +246,16 @@ class ProcessEngine(KnownModel):
         """One line on the child's death, with the last line of its stderr."""
         words = self._load_error or self._last_words.last
         return f"{what} ({words})" if words else what
+
+    async def _report(self, reason: str) -> dict[str, str]:
+        """Writes a report of the child's death; what the log says of it."""
+        folder = self._settings.reports_dir
+        if folder is None:
+            return {}
+        how = f"exit code {self._returncode} (a negative one is the number of a signal)"
+        lines = [how, f"model     {self._settings.model_path}", "", "What it said last:", *self._last_words.lines]
+        path = await trio.to_thread.run_sync(write_report, folder, "engine", reason, lines)
+        return {"report": str(path)} if path else {}
 
     async def _run_child(self, on_loaded: Callable[[], None]) -> None:
         self._load_error, self._text_is_suspect = "", False
@@ -274,6 +288,7 @@ class ProcessEngine(KnownModel):
             self._lose_child()
             with trio.CancelScope(shield=True):
                 await end_process(child, self._grace_s())
+            self._returncode = child.returncode
             # A kill from outside has nothing to do with the text that the child reads.
             self._calls.lost(self._text_is_suspect or child.returncode not in (-signal.SIGKILL, -signal.SIGTERM))
 

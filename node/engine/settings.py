@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mycelia.node.engine.sizing import Offload, available_kib, default_ram_mib
+from mycelia.node.engine.sizing import RAM_SHARE, Offload, available_kib, default_ram_mib
 from mycelia.proto.cache.tier import MIB
 from mycelia.proto.wire.errors import LocalError
 
@@ -55,6 +55,14 @@ class EngineSettings:
     """Shares of the GPUs; empty: by free memory."""
     main_gpu: int | None = None
     """The only GPU to use; None: all GPUs."""
+    gpu_memory_bytes: int | None = None
+    """Most memory of each GPU; None: what is free."""
+    share: float = 1.0
+    """Largest part of the time that steps with prompts of others may take while there are any."""
+    reports_dir: Path | None = None
+    """Folder for reports of the engine's crashes; None: there are none."""
+    niceness: int = 0
+    """By how much the priority of the engine's process is lowered."""
     exact: bool = False
     """Logits that are the same bits with and without reuse, at a cost in speed: see ``exact.py``."""
     fake: bool = False
@@ -86,7 +94,10 @@ class EngineSettings:
     @property
     def ram_tier_bytes(self) -> int:
         """The memory tier's budget. Without a setting, reads the size of the free memory."""
-        return (free_ram_tier_mib() if self.ram_tier_mib is None else self.ram_tier_mib) * MIB
+        if self.ram_tier_mib is not None:
+            return self.ram_tier_mib * MIB
+        most = free_ram_tier_mib() * MIB
+        return most if self.room_bytes is None else min(most, self.room_bytes // RAM_SHARE)
 
 
 def sequences_for(slots: int) -> int:

@@ -60,6 +60,8 @@ class Offload:
     """Shares of the GPUs, in llama.cpp's order; a GPU without a share gets nothing. Empty: by free memory."""
     main_gpu: int | None = None
     """The only GPU to use; None: all GPUs."""
+    memory_bytes: int | None = None
+    """Most memory of each GPU for weights and cells; None: what is free."""
 
     def __post_init__(self) -> None:
         if self.layers is not None and not 0 <= self.layers <= MAX_LAYERS:
@@ -192,6 +194,14 @@ def free_after_weights(model: ModelShape, placement: Placement) -> list[int]:
     """An estimate of each GPU's free memory after the model is loaded, for a caller that does not load it."""
     taken = [model.weight_bytes * count // max(model.num_layers, 1) for count in placement.counts]
     return [max(gpu.free_bytes - size, 0) for gpu, size in zip(placement.gpus, taken, strict=True)]
+
+
+def free_within(before: Sequence[Device], now: Sequence[Device], most_bytes: int | None) -> list[int]:
+    """The memory of each GPU that may still be taken, with the weights loaded. before: the same GPUs before that."""
+    if most_bytes is None:
+        return [gpu.free_bytes for gpu in now]
+    taken = [max(one.free_bytes - other.free_bytes, 0) for one, other in zip(before, now, strict=True)]
+    return [min(gpu.free_bytes, max(most_bytes - size, 0)) for gpu, size in zip(now, taken, strict=True)]
 
 
 def choose_cells(model: ModelShape, placement: Placement, gpu_free: Sequence[int], budget: CellBudget) -> CellChoice:

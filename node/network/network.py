@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mycelia.node.errors import Attempt
 from mycelia.node.network.identity import Identity
+from mycelia.node.network.line import Line
 from mycelia.node.network.swarm_access import SwarmAccess
 from mycelia.proto.cells.cells import ROOT, Cell
 from mycelia.proto.events import Connected, Disconnected, Gossiped, Malformed, NetworkEvent, Received, RoundTripMeasured
@@ -85,6 +86,8 @@ class NetworkSettings:
     dial_port: int = 0
     """Local TCP port that all outgoing connections use; 0: any. The caller must have it bound with SO_REUSEPORT and
     must connect with no address twice."""
+    line: Line | None = None
+    """Counts and slows the traffic outside the local network; None: nothing does."""
     debug: bool = False
     """Whether libp2p's own log reaches the root logger. Otherwise none of it is shown."""
 

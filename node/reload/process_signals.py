@@ -13,6 +13,7 @@ import trio
 
 from mycelia.node.reload.reloading import Reloader
 from mycelia.node.requests.drain import Drain
+from mycelia.node.service.notify import notify
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ async def follow_signals(
             return signal.Signals(number).name
 
         log.info("leaving", signal=await to_end())
+        notify("STOPPING=1", "STATUS=finishes its answers")
         async with trio.open_nursery() as nursery:
 
             async def cut_short() -> None:

@@ -5,6 +5,8 @@ answer may have ``MAX_ANSWER_BYTES`` waiting, and all answers of a client its sh
 """
 
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -72,6 +74,16 @@ class AnswerFrames:
         if not (self._frames or self._is_closed):
             self._wakeup = trio.Event()
         return frame
+
+
+@asynccontextmanager
+async def one_frame(frame: EntryFrame) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    """An answer that is a refusal."""
+    send, receive = trio.open_memory_channel[EntryFrame](1)
+    send.send_nowait(frame)
+    send.close()
+    with receive:
+        yield receive
 
 
 def _size(frame: EntryFrame) -> int:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mycelia.node.views import LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView, UsageRow
+from mycelia.node.views import DayRow, LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView, UsageRow
 from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame
 
 
@@ -121,6 +121,19 @@ class Api(Protocol):
 
     async def usage(self, num_days: int) -> list[UsageRow]:
         """What the API keys used in the last days, the oldest first."""
+        ...
+
+    def days(self, num_days: int) -> list[DayRow]:
+        """What was given and received in the last days, the oldest first."""
+        ...
+
+    def pause(self, for_s: float | None) -> str:
+        """Take no prompts of other nodes, for so many seconds or until ``resume``. Returns why none are taken now.
+        Raises LocalError."""
+        ...
+
+    def resume(self) -> str:
+        """End what ``pause`` began. Returns why still no prompts are taken; empty: they are. Raises LocalError."""
         ...
 
     def metrics(self) -> bytes:

@@ -36,6 +36,11 @@ class ApiKey:
         return LOCAL_CLIENT if self.name == LOCAL else self.digest[:16]
 
 
+def is_owner(client: bytes) -> bool:
+    """Whether ``client`` stands for programs on this machine: of a node without keys all clients do."""
+    return client in (b"", LOCAL_CLIENT)
+
+
 def digest_of(key: bytes) -> bytes:
     """SHA-256, so that other programs can make it, too. A key has so many characters that it cannot be guessed."""
     return hashlib.sha256(key).digest()

@@ -34,6 +34,7 @@ from mycelia.node.serve.http.paths import UsualPaths, no_such_path
 from mycelia.node.serve.http.server import serve_http
 from mycelia.node.serve.local.local import LOCAL_PREFIX, local_routes, refusal
 from mycelia.node.serve.local.observe import observe_routes
+from mycelia.node.serve.local.owner import owner_routes
 from mycelia.node.serve.local.page import PAGE, page_routes
 from mycelia.node.serve.local.reload import reload_routes
 from mycelia.node.serve.openai.api import openai_routes
@@ -85,7 +86,7 @@ class Gateway:
         """Serve ``api`` from now on. reload: see ``reload_routes``; None: there is no such path. Mutates."""
         # (routes are tried in order)
         of_apis = [*openai_routes(api), *responses_routes(api), *anthropic_routes(api), *probe_routes(api)]
-        self._routes = [*of_apis, *local_routes(api), *observe_routes(api), *page_routes()]
+        self._routes = [*of_apis, *local_routes(api), *owner_routes(api), *observe_routes(api), *page_routes()]
         if reload is not None:
             self._routes += reload_routes(reload)
         self._is_loading = False

@@ -11,9 +11,15 @@ PUBLIC = "public"
 """The folder in which a node of a private swarm keeps what it has in the open network, if it is there, too."""
 
 
+STATE_DIR = Path("/var/lib/mycelia")
+"""The data directory of a service of the system."""
+
+
 def default_data_dir() -> Path:
-    """The data directory of this user's node without --data-dir."""
-    return Path(platformdirs.user_data_dir("mycelia", appauthor=False))
+    """The data directory of this user's node without --data-dir; for root that of the system's service, if there is
+    one and root has none."""
+    own = Path(platformdirs.user_data_dir("mycelia", appauthor=False))
+    return STATE_DIR if os.geteuid() == 0 and not own.exists() and STATE_DIR.exists() else own
 
 
 def prepare_data_dir(path: Path) -> Path:

@@ -21,7 +21,7 @@ from prometheus_client import Histogram
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens
 from mycelia.node.peer_id import id_text
 from mycelia.node.signals import Signal
-from mycelia.node.views import RequestRow, StatsView
+from mycelia.node.views import DayRow, RequestRow, StatsView
 from mycelia.proto.admission.limits import TokenBucket
 from mycelia.proto.effects import Begin, Dispatch
 from mycelia.proto.wire.messages import (
@@ -86,6 +86,8 @@ class Totals:
     evictions: int = 0
     entered_prompt_tokens: int = 0
     entered_cached_tokens: int = 0
+    shared: DayRow = DayRow("")  # noqa: RUF009  immutable
+    """What was given to others and received from them, without the traffic."""
 
 
 def surplus(clients: Sequence[str]) -> int:
@@ -265,6 +267,8 @@ class RequestLog:
         self.duration.observe(self._clock() - record.started_at)
         self.totals.entered_prompt_tokens += usage.prompt_tokens
         self.totals.entered_cached_tokens += usage.cached_tokens
+        if self._is_own(request_id) and request_id not in self._served:
+            self._share(received_requests=1, received_tokens=_computed(usage))
         self._ended(
             request_id,
             "answered",
@@ -308,6 +312,10 @@ class RequestLog:
                 case EngineDone():
                     outcome = "cancelled" if item.reason == "cancelled" else "answered"
                     self._used(item.usage)
+                    if not self._is_own(request_id):
+                        given_s = (item.usage.prefill_ms + item.usage.decode_ms) / 1000
+                        answered = int(outcome == "answered")
+                        self._share(given_requests=answered, given_tokens=_computed(item.usage), given_s=given_s)
                 case EngineFailed():
                     outcome = item.code
                 case _:
@@ -331,6 +339,16 @@ class RequestLog:
         self.queue.observe(usage.queue_ms / 1000)
         if usage.completion_tokens > 1:
             self.per_token.observe(usage.decode_ms / 1000 / (usage.completion_tokens - 1))
+
+    def _is_own(self, request_id: bytes) -> bool:
+        """Whether a client of this node's HTTP sent the request."""
+        record = self._entered.get(request_id)
+        return record is not None and record.row is not None and not _is_peer(record.row.client)
+
+    def _share(self, **added: float) -> None:
+        shared = self.totals.shared
+        sums = {name: getattr(shared, name) + value for name, value in added.items()}
+        self.totals.shared = msgspec.structs.replace(shared, **sums)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -384,6 +402,10 @@ class RequestLog:
     def _wake(self) -> None:
         self._version += 1
         self._changed.notify()
+
+
+def _computed(usage: Usage) -> int:
+    return usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
 
 
 _ENDS = ("answered", "failed", "cancelled")

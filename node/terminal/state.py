@@ -32,14 +32,17 @@ def status_table(state: NodeState) -> Table:
     swarm = f"{printable(state.swarm)}, private" if state.swarm else "the open network"
     table.add_row("swarm", f"{swarm}, and the open network" if state.public else swarm)
     table.add_row("listens", "\n".join(state.addresses) or "-")
-    table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, reuse {state.reuse}")
+    table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, {_REUSE.get(state.reuse, '')}")
     for row in state.served[1:]:
-        table.add_row("", f"{printable(row.model)}, {row.context_tokens} tokens of context, reuse {row.reuse}")
+        reuse = _REUSE.get(row.reuse, "")
+        table.add_row("", f"{printable(row.model)}, {row.context_tokens} tokens of context, {reuse}")
     if len(state.served) > 1:
         table.add_row("in memory", "\n".join(map(_residence, state.served)))
     if models:
         table.add_row("other models", printable(", ".join(models)))
     table.add_row("load", load)
+    if state.paused:
+        table.add_row("paused", f"takes no prompts of others: {state.paused}")
     table.add_row("cache", f"{state.cached_tokens} tokens{full}")
     table.add_row(
         "peers", f"{len(state.peers)}" + (f" in a cell of depth {state.cell_bits}" if state.cell_bits else "")
@@ -52,7 +55,8 @@ def status_table(state: NodeState) -> Table:
         if state.public.attempts:
             table.add_row("", printable("found nobody: " + "\n".join(map(str, state.public.attempts))))
     table.add_row("requests", f"{hits(state.stats)}; {ttft(state.stats)}")
-    table.add_row("receives", ", ".join(f"{size(rate)}/s {plane}" for plane, rate in rates.items()))
+    news = ", ".join(f"{_PLANES.get(plane, plane)} {size(rate)}/s" for plane, rate in rates.items())
+    table.add_row("receives", news)
     if state.refused:
         table.add_row("refused", ", ".join(f"{reason} {count}" for reason, count in state.refused.items()))
     return table
@@ -66,6 +70,14 @@ def _residence(row: ServedRow) -> str:
     return f"{printable(row.model)} {row.state}{took}{load}{kept}"
 
 
+_REUSE = {
+    "prefix": "reuses what prompts begin with",
+    "checkpoints": "reuses saved states of what prompts begin with",
+    "none": "computes each prompt anew",
+}
+_PLANES = {"digests": "cache news", "vitals": "load news"}
+
+
 def show_stats(console: Console, stats: StatsView) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -75,9 +87,9 @@ def show_stats(console: Console, stats: StatsView) -> None:
     table.add_row("hits", hits(stats))
     table.add_row("latency", ttft(stats))
     table.add_row("generated", f"{stats.generated_tokens} tokens")
-    table.add_row("digests", _share(stats.found_tokens, stats.promised_tokens, "of the promised tokens were found"))
-    table.add_row("moves", f"{stats.moves} further attempts")
-    table.add_row("evictions", f"{stats.evictions} prefixes left the KV cache")
+    table.add_row("cache news", _share(stats.found_tokens, stats.promised_tokens, "of the promised tokens were found"))
+    table.add_row("retried", f"{stats.moves} times at another node")
+    table.add_row("evictions", f"{stats.evictions} prefixes left the KV cache, some to memory or disk")
     console.print(table)
 
 

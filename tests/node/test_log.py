@@ -1,7 +1,9 @@
 """Log lines: those that peers cause are bounded in rate, and peers' text does not control the terminal."""
 
 import io
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
@@ -55,3 +57,27 @@ def test_a_peers_words_steer_no_terminal_also_in_a_traceback(monkeypatch: pytest
     shown = terminal.getvalue()
     assert "a peer says" in shown and "Traceback" in shown
     assert not any(char in shown for char in "\x07\x9b\r\u202e") and "\x1b]" not in shown
+
+
+def test_lines_in_the_journal_are_for_people_and_have_its_levels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usual = structlog.get_config()
+    with (tmp_path / "journal").open("w+") as journal:
+        found = os.fstat(journal.fileno())
+        monkeypatch.setattr(sys, "stderr", journal)
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        try:
+            configure()
+            log = structlog.get_logger()
+            log.info("ready", peer="12D3", said="\x1b]0;evil\x07")
+            try:
+                raise ValueError("a fault")
+            except ValueError:
+                log.exception("attempt_broke", attempt=2)
+        finally:
+            structlog.configure(**usual)
+        lines = (tmp_path / "journal").read_text().splitlines()
+    assert lines[0] == "<6>ready peer=12D3 said=\"'\\\\x1b]0;evil\\\\x07'\""
+    assert lines[1] == "<3>attempt_broke attempt=2" and lines[-1] == "<3>ValueError: a fault"
+    assert all(line.startswith("<3>") for line in lines[1:])

@@ -40,8 +40,15 @@ SHARED_S = 60.0
 """Steps are short for so many seconds after a request arrived while another one ran."""
 STALL_S = 0.1
 """Maximum wait for a message while requests run but none can have a row. Then deadlines are checked."""
+MAX_REST_S = 5.0
+"""Longest rest after a step, which takes 2 s at most; far less than the watchdog's patience."""
 CLOSE_DEADLINE_S = 8.0
 """Maximum time to write the cache to disk at the end: 4 GB to an SSD. The parent waits a little longer."""
+
+
+def rest_s(worked_s: float, share: float) -> float:
+    """How long to rest after so much work, so that it takes ``share`` of the time."""
+    return min(worked_s * (1 / share - 1), MAX_REST_S)
 
 
 class Close:
@@ -87,8 +94,9 @@ class StepLoop:
         embeddings: EmbeddingQueue,
         tiers: TierStore | None = None,
         check_idle: bool = False,
+        share: float = 1.0,
     ) -> None:
-        """check, check_idle: see ``EngineSettings``. tiers: the second tier, loaded; None for none."""
+        """check, check_idle, share: see ``EngineSettings``. tiers: the second tier, loaded; None for none."""
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.closed = threading.Event()
         """Set when ``Close`` is handled; then ``run`` returns."""
@@ -111,6 +119,7 @@ class StepLoop:
         """The time until which a request is likely to arrive while another one runs, because one did lately. The same
         is assumed at the start, when requests that had no other node arrive at once."""
         self._is_decoding = False
+        self._share = share
         self._last_key = -1
         """Key of the job of the last row, where rows are computed one by one."""
         self._tiers = tiers
@@ -306,6 +315,10 @@ class StepLoop:
         self._is_decoding = False
         self._busy_since = ended = time.monotonic()
         seconds = ended - began
+        if self._share < 1 and any(row.job.client for row in rows):
+            time.sleep(rest_s(seconds, self._share))
+            self._busy_since = ended = time.monotonic()
+            seconds = ended - began  # (the speed that others can count on)
         if result == NO_ROOM:
             self.jobs.make_room()
         elif result == ABORTED:

@@ -10,6 +10,7 @@ The end of stdin is the only sign of the parent's death: Linux's PR_SET_PDEATHSI
 the child ends, and that is one of trio's short-lived worker threads.
 """
 
+import faulthandler
 import os
 import signal
 import sys
@@ -134,7 +135,17 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         control_tokens=llama.control_tokens() if llama.keeps_states else frozenset(),
     )
     embeddings = EmbeddingQueue(Embedder(llama, message.threads), message.max_waiting, llama.num_vocab)
-    loop = StepLoop(llama, limits, replies, message.check, Grammars(llama).open, embeddings, tiers, message.check_idle)
+    loop = StepLoop(
+        llama,
+        limits,
+        replies,
+        message.check,
+        Grammars(llama).open,
+        embeddings,
+        tiers,
+        message.check_idle,
+        message.share,
+    )
     renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
     service.llama, service.renders, service.loop = llama, renders, loop
     reuse = "none" if not may_reuse else "checkpoints" if llama.keeps_states else "prefix"
@@ -171,7 +182,8 @@ def _open_llama(message: ipc.Load, path: Path, budget: CellBudget) -> Llama:
         "num_threads": message.threads,
         "batch_tokens": BATCH_TOKENS,
     }
-    offload = Offload(0) if message.exact else Offload(message.gpu_layers, message.tensor_split, message.main_gpu)
+    wanted = message.gpu_layers, message.tensor_split, message.main_gpu, message.gpu_memory_bytes
+    offload = Offload(0) if message.exact else Offload(*wanted)
     lora_path = Path(message.lora_path) if message.lora_path else None
     loaded, num_cells = open_model(path, offload, lora_path), message.cells or budget
     if message.exact and keeps_states(loaded.handle):
@@ -202,6 +214,7 @@ def _open_tiers(message: ipc.Load, llama: Llama, namespace: bytes) -> TierStore 
 
 def main() -> None:
     """Serve the parent until stdin ends."""
+    faulthandler.enable()  # (to stderr, of which the parent makes a report)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
     replies = ipc.Replies(os.dup(1))
     os.dup2(2, 1)  # A stray print must not land in the protocol.
@@ -209,6 +222,7 @@ def main() -> None:
     wanted = ipc.read_message(stream)
     if not isinstance(wanted, ipc.Load):
         sys.exit("this is a part of mycelia and not to be started by hand")
+    os.nice(wanted.niceness)
     sys.setswitchinterval(SWITCH_S)
     service = Service(replies)
     threading.Thread(target=_read_messages, args=(stream, service), daemon=True).start()

@@ -133,8 +133,14 @@ class Libp2pNetwork:
             nursery.start_soon(supervised, self.gossip.run)
 
     def _watch(self, connection: "INetConn") -> None:
-        from mycelia.node.network.libp2p.peers import is_relayed, peer_of
+        from mycelia.node.network.libp2p.peers import is_relayed, peer_of, remote_address
+        from mycelia.node.network.libp2p.yamux import YamuxConnection
 
+        muxer = connection.muxed_conn
+        # (a circuit's bytes count on the connection with the relay)
+        is_outside = not is_relayed(connection) and not is_local(subnet_of(remote_address(connection)))
+        if is_outside and isinstance(muxer, YamuxConnection):
+            muxer.line = self._settings.line
         if self.nursery is not None:
             self.nursery.start_soon(supervised, self._liveness.watch, connection)
             if is_relayed(connection):

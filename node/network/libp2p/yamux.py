@@ -45,6 +45,7 @@ from mycelia.node.network.libp2p.yamux_stream import (
     ProtocolError,
     YamuxStream,
 )
+from mycelia.node.network.line import Line
 from mycelia.node.peer_id import peer_text
 from mycelia.node.signals import Signal
 
@@ -105,6 +106,8 @@ class YamuxConnection(Connection):
         self.pace: Callable[[int], Awaitable[None]] | None = None
         """Called with the cost that the peer has caused since the last call. Nothing is read until it returns."""
         self._work = 0
+        self.line: Line | None = None
+        """Counts and slows the bytes of the connection; None: they stay in the local network."""
 
     @property
     def num_streams(self) -> int:
@@ -236,6 +239,8 @@ class YamuxConnection(Connection):
                 stuck.deadline = trio.current_time() + WRITE_DEADLINE_S
                 await self._packets.send_rest(rest)
                 stuck.deadline = math.inf
+            if self.line is not None:
+                await self.line.sent(len(data))
             # (not earlier: a writer that waits for room waits until the socket has taken the bytes)
             del self._outgoing[: len(data)]
             if not self._outgoing:
@@ -249,6 +254,8 @@ class YamuxConnection(Connection):
         try:
             while data := await self._packets.receive():
                 self.last_received_at = trio.current_time()
+                if self.line is not None:
+                    await self.line.received(len(data))
                 self._incoming += data
                 self._take_frames()
                 await self._room_for_replies()

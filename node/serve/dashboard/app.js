@@ -172,7 +172,7 @@ async function every(period, path, use) {
 // --- drawing ---
 function draw() {
   const swarm = state.swarm ? `${clip(state.swarm)}${state.public ? " and public" : ""} · ` : "";
-  by("who").textContent = `${swarm}${short(state.peer)} · ${clip(state.model)} · ${clip(state.version)} · up ${since(state.uptime_s)}`;
+  by("who").textContent = `${swarm}${short(state.peer)} · ${clip(state.model)} · ${clip(state.version)} · up ${since(state.uptime_s)}${state.paused ? ` · ${clip(state.paused)}` : ""}`;
   by("who").title = state.peer;
   drawFacts(); drawMap(); drawPeers(); drawCharts(); drawRequests(); drawWelcome();
 }

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mycelia.node.serve.api_keys import LOCAL_CLIENT
+from mycelia.node.serve.api_keys import is_owner
 from mycelia.node.serve.http.bodies import json_response
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.views import FailedView, ReloadView
@@ -17,7 +17,7 @@ def reload_routes(reload: Callable[[], ReloadView]) -> list[Route]:
     """reload: raises LocalError when the configuration cannot be used."""
 
     async def post(request: Request) -> Response:
-        if client_of(request.scope) not in (b"", LOCAL_CLIENT):
+        if not is_owner(client_of(request.scope)):
             return json_response(
                 FailedView("bad_request", "only commands on the node's machine may do that", False), 403
             )

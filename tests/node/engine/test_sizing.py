@@ -22,6 +22,7 @@ from mycelia.node.engine.sizing import (
     choose_sequences,
     default_ram_mib,
     free_after_weights,
+    free_within,
     place_layers,
     state_cells,
     usable_gpus,
@@ -40,6 +41,19 @@ LARGE = ModelShape(
     num_layers=32, trained_tokens=131_072, weight_bytes=5 * GIB, layer_cell_bytes=4096, batch_bytes=256 * MIB
 )
 """Like an 8B model with 4 bits per weight: 128 KiB per cell."""
+
+
+def test_a_gpu_of_which_a_node_may_take_a_part_has_less_room() -> None:
+    before = [SMALL_GPU, LARGE_GPU]
+    now = [replace(SMALL_GPU, free_bytes=4 * GIB), LARGE_GPU]
+    assert free_within(before, now, None) == [4 * GIB, 21 * GIB]
+    assert free_within(before, now, 6 * GIB) == [3 * GIB, 6 * GIB], "its weights take 3 of 6 on the first"
+    assert free_within(before, now, 2 * GIB) == [0, 2 * GIB]
+
+
+def test_the_second_tier_takes_its_part_of_the_memory_that_is_given() -> None:
+    given = EngineSettings(resolve_model("smollm2"), memory_bytes=256 * MIB)
+    assert given.ram_tier_bytes <= 64 * MIB and replace(given, ram_tier_mib=100).ram_tier_bytes == 100 * MIB
 
 
 # --- which GPUs ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from mycelia.node.serve.api import VocabularyTexts
-from mycelia.node.views import LinksRow, RequestRow, TraceView, UsageRow
+from mycelia.node.views import DayRow, LinksRow, RequestRow, TraceView, UsageRow
 
 
 class Unobserved:
@@ -48,6 +48,15 @@ class Unobserved:
 
     async def usage(self, num_days: int) -> list[UsageRow]:
         return []
+
+    def days(self, num_days: int) -> list[DayRow]:
+        return []
+
+    def pause(self, for_s: float | None) -> str:
+        return "paused by its owner"
+
+    def resume(self) -> str:
+        return ""
 
     def metrics(self) -> bytes:
         return b""

@@ -28,6 +28,7 @@ from mycelia.node.engine.sizing import (
     CellChoice,
     Offload,
     choose_cells,
+    free_within,
     place_layers,
 )
 from mycelia.proto.wire.errors import LocalError
@@ -126,8 +127,13 @@ class Llama(ModelVocabulary):
         return wanted
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
-        free = [gpu.free_bytes for gpu in find_gpus(offload)]  # (less than before: the weights are loaded)
-        return choose_cells(read_shape(L, self.model), self.placement, free if self.placement.gpus else [], budget)
+        free = self._free_on_gpus() if self.placement.gpus else []
+        return choose_cells(read_shape(L, self.model), self.placement, free, budget)
+
+    def _free_on_gpus(self) -> list[int]:
+        """The memory of each GPU that may still be taken: less than before, as the weights are loaded."""
+        offload = self._loaded.offload
+        return free_within(self._loaded.gpus, find_gpus(offload), offload.memory_bytes)
 
     def open_context(self, path: Path, num_cells: int, num_sequences: int, num_threads: int, batch_tokens: int) -> Any:
         params = L.llama_context_default_params()

@@ -29,7 +29,6 @@ import numpy as np
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L, address_of
 from mycelia.node.engine.child.llama.llama import BROKEN, OK, REFUSED, RESTORED, Llama
-from mycelia.node.engine.child.llama.models import find_gpus
 from mycelia.node.engine.sizing import CellBudget, CellChoice, Offload, choose_sequences, state_cells
 from mycelia.proto.wire.errors import LocalError
 
@@ -53,7 +52,7 @@ class StateLlama(Llama):
         self._num_sequences = wanted
         if memory is None:
             return wanted
-        free = [gpu.free_bytes for gpu in find_gpus(self._loaded.offload)] if self.placement.gpus else None
+        free = self._free_on_gpus() if self.placement.gpus else None
         self._num_sequences = choose_sequences(wanted, self.state_bytes, memory, free)
         return self._num_sequences
 

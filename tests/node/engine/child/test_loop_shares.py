@@ -1,10 +1,12 @@
 """The step loop with several clients: answers that stop for others and go on, and slow grammars."""
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
@@ -19,7 +21,7 @@ from mycelia.node.engine.child.grammar.pool import (
     GrammarReady,
 )
 from mycelia.node.engine.child.llama.sampler import Sampler
-from mycelia.node.engine.child.loop import StepLoop
+from mycelia.node.engine.child.loop import MAX_REST_S, StepLoop, rest_s
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.test_loop import NO_EMBEDDINGS, FakeGrammar, Inbox, ListLlama, ListSampler, Rig
@@ -212,3 +214,18 @@ def test_a_subnet_that_spent_its_time_for_compiling_waits_for_more() -> None:
     assert len(rig.opened) == 2
     rig.pool.look(15.0)
     assert len(rig.opened) == 3
+
+
+def test_only_steps_with_prompts_of_others_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    rested: list[float] = []
+    monkeypatch.setattr(time, "sleep", rested.append)
+    rig = Clients()
+    limits = rig.loop.scheduler.limits
+    rig.loop = StepLoop(rig.llama, limits, rig.replies, True, SlowGrammar, NO_EMBEDDINGS, share=0.5)
+    rig.ask(1, b"", 3)
+    rig.run(1)
+    assert rested == []
+    rig.ask(2, STRANGER, 3)
+    rig.run(2)
+    assert len(rested) >= 3
+    assert (rest_s(1.0, 0.25), rest_s(1.0, 1.0), rest_s(9.0, 0.05)) == (3.0, 0.0, MAX_REST_S)

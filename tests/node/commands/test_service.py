@@ -1,0 +1,48 @@
+"""``mycelia service install``: what goes into the unit."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mycelia.node.cli import cli
+from mycelia.node.service import manager
+
+
+@pytest.fixture(autouse=True)
+def normal_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "is_system", lambda: False)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["service", "install", "--print", *arguments])
+
+
+def test_the_unit_runs_the_node_with_its_options_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("keys").touch()
+    done = run("--model", "fake", "--polite", "--drain", "5", "--data-dir", "data", "--api-key-file", "keys")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^ExecStart=/\S+.* node --model fake --polite --drain 5 ", done.output, re.MULTILINE)
+    assert f"--api-key-file {tmp_path}/keys\n" in done.output and "TimeoutStopSec=20\n" in done.output
+    assert f"Environment=MYCELIA_DATA_DIR={tmp_path}/data\n" in done.output
+
+
+def test_wrong_options_are_refused_before_anything_is_installed() -> None:
+    for arguments, says in (
+        (("--no-such",), "No such option"),
+        (("--hours", "at night"), "no hours such as 22:00-08:00"),
+        (("--share", "0"), "not in the range"),
+    ):
+        done = run("--model", "fake", *arguments)
+        assert done.exit_code == 2 and says in done.output, done.output
+
+
+def test_a_service_of_the_system_keeps_its_data_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "is_system", lambda: True)
+    assert "MYCELIA_DATA_DIR=/var/lib/mycelia" in run("--model", "fake").output
+    done = run("--model", "fake", "--data-dir", "/srv")
+    assert done.exit_code == 2 and "leave out --data-dir" in done.output

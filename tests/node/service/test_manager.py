@@ -1,0 +1,90 @@
+"""Installing and removing a service, with a service manager that only listens."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mycelia.node.service import manager as manager_module
+from mycelia.node.service.manager import Manager, check_readable
+from mycelia.node.service.systemd import Installation
+from mycelia.proto.wire.errors import LocalError
+
+
+class Systemd:
+    """Notes what is asked of it. failing: commands, by a word of them, and how often they fail."""
+
+    def __init__(self, failing: dict[str, int] | None = None, exit_code: int = 0) -> None:
+        self.failing = failing or {}
+        self.exit_code = exit_code
+        self.asked: list[str] = []
+
+    def __call__(self, command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        self.asked.append(" ".join(command))
+        word = next((word for word in command if self.failing.get(word)), "")
+        if word:
+            self.failing[word] -= 1
+        return subprocess.CompletedProcess(command, int(bool(word)), f"{self.exit_code}\n", f"{word} did not work")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(manager_module, "SYSTEMD_RUNS", tmp_path)
+    monkeypatch.setattr(manager_module, "is_system", lambda: False)
+    return tmp_path
+
+
+def installation(home: Path) -> Installation:
+    return Installation(["/usr/bin/mycelia", "node"], False, home / "data", 30.0)
+
+
+def test_a_user_installs_and_removes_a_service(home: Path) -> None:
+    systemd = Systemd()
+    manager = Manager(systemd)
+    assert manager.install(installation(home)) == []
+    assert manager.file == home / "systemd" / "user" / "mycelia.service" and "ProtectSystem" in manager.file.read_text()
+    assert systemd.asked == [
+        "systemctl --user daemon-reload",
+        "systemctl --user enable mycelia.service",
+        "systemctl --user reset-failed mycelia.service",
+        "systemctl --user restart mycelia.service",
+        "loginctl enable-linger",
+    ]
+    assert manager.uninstall() and not manager.file.exists()
+    assert "systemctl --user disable --now mycelia.service" in systemd.asked
+    assert not manager.uninstall()
+
+
+def test_where_users_have_no_namespaces_the_service_runs_without(home: Path) -> None:
+    manager = Manager(Systemd({"restart": 1, "enable-linger": 1}, exit_code=226))
+    told = manager.install(installation(home))
+    assert "ProtectSystem" not in manager.file.read_text() and "SystemCallFilter" in manager.file.read_text()
+    assert "sees the whole file system" in told[0] and "sudo loginctl enable-linger" in told[1]
+
+
+def test_a_service_that_does_not_start_is_an_error_that_says_where_to_look(home: Path) -> None:
+    with pytest.raises(LocalError, match="does not start; see 'mycelia service logs'"):
+        Manager(Systemd({"restart": 1}, exit_code=1)).install(installation(home))
+    with pytest.raises(LocalError, match=r"enable mycelia\.service failed: enable did not work"):
+        Manager(Systemd({"enable": 1})).install(installation(home))
+
+
+def test_without_systemd_the_error_says_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager_module, "SYSTEMD_RUNS", home / "none")
+    with pytest.raises(LocalError, match="runs no systemd: have its own service manager run 'mycelia node'"):
+        Manager()
+
+
+def test_a_model_that_the_services_user_cannot_read_is_told_before(tmp_path: Path) -> None:
+    model = tmp_path / "closed" / "model.gguf"
+    model.parent.mkdir()
+    model.write_bytes(b"GGUF")
+    for one in (tmp_path, *tmp_path.parents):
+        if not one.stat().st_mode & 0o001:
+            pytest.skip("the tests' own folder is closed to others")
+    check_readable([model])
+    model.parent.chmod(0o700)
+    with pytest.raises(LocalError, match=f"as {model.parent} is closed to others"):
+        check_readable([model])

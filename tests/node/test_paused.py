@@ -1,0 +1,39 @@
+"""A paused node answers its own prompts, and others go elsewhere."""
+
+import trio
+
+from mycelia.node.requests.entry import ASK
+from mycelia.proto.wire.messages import Answered, Failed
+from tests.node.members import LONG, an_ask, frames_of, open_members
+
+OWN = "a prompt of the paused node's own clients, " * 9
+
+
+async def test_a_paused_node_is_avoided_and_still_answers_its_own(autojump_clock: trio.abc.Clock) -> None:
+    async with open_members(2, prefill_rate=100.0, decode_rate=100.0) as (_, (entry, paused)):
+
+        async def served(ask_at: object, text: str) -> bytes:
+            last = (await frames_of(ask_at, an_ask(text)))[-1]  # type: ignore[arg-type]
+            assert isinstance(last, Answered)
+            return last.served_by
+
+        assert await served(paused, LONG) == paused.peer
+        await trio.sleep(2)  # (until its digest is there)
+        assert await served(entry, LONG) == paused.peer, "its cache is warm"
+        paused.node.pause(True)
+        await trio.sleep(1)
+        assert await served(entry, LONG + "a") == entry.peer
+        assert await served(paused, LONG + "b") in (paused.peer, entry.peer)
+        assert await served(paused, OWN) == paused.peer
+        stream = await entry.network.open(paused.peer, ASK)
+        await stream.send(an_ask("of a light client"))
+        refused = await stream.receive()
+        await stream.aclose()
+        assert isinstance(refused, Failed) and refused.code == "leaving" and "paused" in refused.message
+        await trio.sleep(3600)
+        paused.node.pause(True)  # (as it is repeated)
+        await trio.sleep(1)
+        assert await served(entry, LONG + "c") == entry.peer
+        paused.node.pause(False)
+        await trio.sleep(1)
+        assert await served(entry, OWN) == paused.peer
