@@ -129,7 +129,9 @@ async def host_node(
             reloader = reloader or Reloader(settings)
             write_run = partial(_write_run, api_url, nodes[0].state().peer)
             gateway.open(swarms_api, reloader.reload)
-            reloader.follow(LiveParts(gateway, usage, guest, context, own_key, swarms_api.set_aliases, write_run))
+            reloader.follow(
+                LiveParts(gateway, usage, context, own_key, swarms_api.set_aliases, guest.set_limits, write_run)
+            )
             _tell_ready(settings, nodes, api_url)
             task_status.started(nodes[0])
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mycelia.node.guest.limits import GuestLimits
+from mycelia.node.guest.limits import GuestLimits, Hours
 from mycelia.node.plugins import OWN_POLICY
 from mycelia.node.serve.api_keys import ApiKey
 from mycelia.proto.wire.errors import LocalError
@@ -86,7 +86,7 @@ class NodeSettings:
     others: tuple[WantedModel, ...] = ()
     """Further models to serve."""
     memory_gib: float | None = None
-    """Memory for several models together; None: most of what is free."""
+    """Memory for the models together, with their KV cells and --ram-tier; None: what is free, or most of it."""
     threads: int | None = None
     """Engine threads; None: every usable core."""
     cells: int | None = None
@@ -129,9 +129,17 @@ class NodeSettings:
     """Memory of each GPU; None: what is free."""
     bytes_per_s: float | None = None
     """Traffic with peers outside the local network, each way; None: no limit."""
-    guest: GuestLimits = GuestLimits()  # noqa: RUF009  immutable
-    """When prompts of others are taken."""
+    month_bytes: int | None = None
+    """The same traffic in a calendar month, both ways together, after which no prompts of others are taken."""
+    hours: tuple[Hours, ...] = ()
+    """When prompts of others are taken, by the local clock; empty: always."""
+    is_polite: bool = False
+    """Take none while other programs use the machine, on battery, or while a program fills the screen."""
     keeps_log: bool = False
     """Keep a log in the data directory, and reports of crashes."""
     debug: bool = False
     """Log everything, and check the engine's invariants whenever the engine becomes idle."""
+
+    @property
+    def guest(self) -> GuestLimits:
+        return GuestLimits(self.month_bytes, self.hours, self.is_polite)

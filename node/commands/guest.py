@@ -78,19 +78,15 @@ def guest_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def guest_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The owner's limits, as fields of ``NodeSettings``. given: the options by name."""
-    from mycelia.node.guest.limits import GuestLimits
-
     gpu_memory = given["gpu_memory"]
     bandwidth, data_per_month = given["bandwidth"], given["data_per_month"]
     return {
         "share": given["share"] / 100,
         "gpu_memory_bytes": None if gpu_memory is None else int(gpu_memory * 2**30),
         "bytes_per_s": None if bandwidth is None else bandwidth * 1e6 / 8,
-        "guest": GuestLimits(
-            month_bytes=None if data_per_month is None else int(data_per_month * 1e9),
-            hours=given["hours"],
-            is_polite=given["polite"],
-        ),
+        "month_bytes": None if data_per_month is None else int(data_per_month * 1e9),
+        "hours": given["hours"],
+        "is_polite": given["polite"],
     }
 
 

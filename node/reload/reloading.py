@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from mycelia.node.guest.guest import Guest
+from mycelia.node.guest.limits import GuestLimits
 from mycelia.node.serve.api_keys import ApiKey, local_key
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.tls import load_tls
@@ -31,14 +31,16 @@ LIVE = {
     "allowed_hosts": "allow_host",
     "aliases": "alias",
     "drain_s": "drain",
-    "guest": "hours, polite, data_per_month",
+    "hours": "hours",
+    "is_polite": "polite",
+    "month_bytes": "data_per_month",
     "tls_cert": "tls_cert",
     "tls_key": "tls_key",
 }
 """Setting that a running node takes over -> its key in the configuration."""
 _KEYS = {
     "ram_tier_mib": "ram_tier",
-    "memory_bytes": "memory",
+    "memory_gib": "memory",
     "gpu_memory_bytes": "gpu_memory",
     "bytes_per_s": "bandwidth",
     "disk_tier_gib": "disk_tier",
@@ -99,17 +101,17 @@ class LiveParts:
         self,
         gateway: Gateway,
         usage: UsageMeter,
-        guest: Guest,
         context: "ssl.SSLContext | None",
         own_key: str,
         set_aliases: Callable[[dict[str, str]], None],
+        set_limits: Callable[[GuestLimits], None],
         write_run: Callable[[NodeSettings, str], None],
     ) -> None:
         """context: of the HTTP's TLS; None: there is none. own_key: that of the commands on this machine while the node
         has keys. write_run: tells these commands the settings and the key that they need; empty: none."""
         self._gateway = gateway
         self._usage = usage
-        self._guest = guest
+        self._set_limits = set_limits
         self._context = context
         self._own_key = own_key
         self._set_aliases = set_aliases
@@ -129,7 +131,7 @@ class LiveParts:
         self._usage.set_keys(keys)
         self._gateway.set_access(Access(keys, settings.cors_origins, settings.allowed_hosts))
         self._set_aliases(dict(settings.aliases))
-        self._guest.set_limits(settings.guest)
+        self._set_limits(settings.guest)
         self._write_run(settings, self._own_key if keys else "")
         return is_new_cert
 

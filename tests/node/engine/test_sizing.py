@@ -52,7 +52,7 @@ def test_a_gpu_of_which_a_node_may_take_a_part_has_less_room() -> None:
 
 
 def test_the_second_tier_takes_its_part_of_the_memory_that_is_given() -> None:
-    given = EngineSettings(resolve_model("smollm2"), memory_bytes=256 * MIB)
+    given = EngineSettings(resolve_model("smollm2"), room_bytes=256 * MIB)
     assert given.ram_tier_bytes <= 64 * MIB and replace(given, ram_tier_mib=100).ram_tier_bytes == 100 * MIB
 
 

@@ -13,6 +13,7 @@ from cryptography import x509
 
 from mycelia.node import log as node_log
 from mycelia.node.cli import cli
+from mycelia.node.guest.limits import GuestLimits, Hours
 from mycelia.node.reload.reloading import LiveParts, Reloader
 from mycelia.node.serve.api_keys import LOCAL, ApiKey, Limits, digest_of, unnamed
 from mycelia.node.serve.gateway import Access, Gateway
@@ -37,6 +38,7 @@ class Served:
         """What the configuration says now."""
         self.aliases: dict[str, str] = {}
         self.runs: list[tuple[NodeSettings, str]] = []
+        self.limits: list[GuestLimits] = []
         self.error = ""
         self.reloader = Reloader(settings, self._read)
         self.usage = UsageMeter()
@@ -55,7 +57,7 @@ class Served:
         def write_run(settings: NodeSettings, key: str) -> None:
             self.runs.append((settings, key))
 
-        return LiveParts(gateway, self.usage, context, OWN_KEY, self._set_aliases, write_run)
+        return LiveParts(gateway, self.usage, context, OWN_KEY, self._set_aliases, self.limits.append, write_run)
 
     async def ask(self, key: str = "") -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -104,6 +106,14 @@ async def test_keys_come_and_go_without_a_restart() -> None:
         one.wanted = SETTINGS
         assert (await one.reload(OWN_KEY)).status_code == 200
         assert (await one.ask()).status_code == 200 and one.runs[-1][1] == ""
+
+
+async def test_the_owners_hours_change_without_a_restart() -> None:
+    async with served() as one:
+        one.wanted = replace(SETTINGS, hours=(Hours(0, 60),), is_polite=True, month_bytes=5, memory_gib=1.0)
+        told = (await one.reload()).json()
+        assert told == {"changed": ["data_per_month", "hours", "polite"], "needs_restart": ["memory"]}
+        assert one.limits == [GuestLimits(5, (Hours(0, 60),), is_polite=True)]
 
 
 async def test_usage_is_counted_under_the_names_of_today() -> None:
