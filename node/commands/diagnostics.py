@@ -29,6 +29,7 @@ def diagnostics(context: click.Context, file: Path | None, data_dir: Path | None
     It has no prompts, answers, keys or invitations. Public addresses, names of hosts and your home folder are replaced.
     Nothing is sent anywhere: look through it, then attach it to your report.
     """
+    from mycelia.node.commands.checks import read_models
     from mycelia.node.commands.config_file import default_file
     from mycelia.node.diagnostics.archive import collected, pack, redactor
     from mycelia.node.storage.data_dir import default_data_dir
@@ -41,7 +42,8 @@ def diagnostics(context: click.Context, file: Path | None, data_dir: Path | None
     said = run(lambda: _asked(info)) if info else {"state.json": "no node is running\n"}
     settings = (root.default_map or {}).get("node", {})
     config = root.params["config"] or default_file()
-    parts = collected(str(settings.get("model", "smollm2")), where, config, _unit(), said)
+    (model, *_) = read_models(tuple(settings.get("models") or ["smollm2"]))
+    parts = collected(model.name, where, config, _unit(), said)
     try:
         pack(parts, redactor(where, info, _keys(settings)), path)
     except OSError as exc:

@@ -1,6 +1,7 @@
 """``mycelia service``: run the node as a service of the operating system."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,23 +74,27 @@ def install_service(context: click.Context, arguments: list[str], *, only_print:
 
 
 def _installation(context: click.Context, arguments: list[str]) -> "Installation":
+    from mycelia.node.commands.checks import read_models
     from mycelia.node.commands.config_file import SYSTEM_FILE
-    from mycelia.node.engine.models import FAKE_MODEL, resolve_model
-    from mycelia.node.service.manager import has_gpu_device, is_system, own_folders, program
+    from mycelia.node.engine.models import is_fake
+    from mycelia.node.models.find import MissingError, find_model
+    from mycelia.node.service.manager import has_gpu_device, is_system, model_folders, own_folders, program
     from mycelia.node.service.systemd import Installation
     from mycelia.node.storage.data_dir import STATE_DIR, default_data_dir
 
     root = context.find_root()
     with node.make_context("node", list(arguments), parent=root) as checked:
         options = checked.params
-    system, data_dir = is_system(), options["data_dir"]
+    system, data_dir, cache_dir = is_system(), options["data_dir"], options["cache_dir"]
     if system and data_dir is not None:
         raise click.UsageError(f"a service of the system keeps its data in {STATE_DIR}: leave out --data-dir")
     file = root.params["config"] or (SYSTEM_FILE if system and SYSTEM_FILE.exists() else None)
     command = [*program(), *(["--config", str(file.absolute())] if file else []), "node", *_absolute(arguments)]
     readable = [Path(command[0]), *([file.absolute()] if file else [])]
-    if options["model"] != FAKE_MODEL:
-        readable.append(resolve_model(options["model"]).absolute())
+    for one in read_models(options["models"]):
+        with suppress(MissingError):  # (the node fetches it when it starts)
+            if not is_fake(one.name):
+                readable.append(find_model(one.name).absolute())
     where = STATE_DIR if system else (data_dir or default_data_dir()).absolute()
     return Installation(
         command=command,
@@ -98,7 +103,7 @@ def _installation(context: click.Context, arguments: list[str]) -> "Installation
         drain_s=options["drain_s"],
         has_gpu=options["gpu_layers"] != 0 and has_gpu_device(),
         readable=readable,
-        writable=[options["cache_dir"].absolute()] if options["cache_dir"] else [],
+        writable=[*([] if system else model_folders()), *([cache_dir.absolute()] if cache_dir else [])],
         environment={"MYCELIA_DATA_DIR": str(where)} | (own_folders(where) if system else {}),
     )
 

@@ -249,11 +249,11 @@ class ProcessEngine(KnownModel):
 
     async def _report(self, reason: str) -> dict[str, str]:
         """Writes a report of the child's death; what the log says of it."""
-        folder = self._settings.reports_dir
+        folder = self.settings.reports_dir
         if folder is None:
             return {}
         how = f"exit code {self._returncode} (a negative one is the number of a signal)"
-        lines = [how, f"model     {self._settings.model_path}", "", "What it said last:", *self._last_words.lines]
+        lines = [how, f"model     {self.settings.model_path}", "", "What it said last:", *self._last_words.lines]
         path = await trio.to_thread.run_sync(write_report, folder, "engine", reason, lines)
         return {"report": str(path)} if path else {}
 

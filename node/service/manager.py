@@ -51,6 +51,12 @@ def own_folders(data_dir: Path) -> dict[str, str]:
     return {"HF_HOME": str(data_dir / "huggingface"), "XDG_CACHE_HOME": str(data_dir / "cache")}
 
 
+def model_folders() -> list[Path]:
+    """Where nodes of this user keep the models that they fetch."""
+    hub = os.environ.get("HF_HOME") or platformdirs.user_cache_path("huggingface", appauthor=False)
+    return [Path(hub).absolute(), platformdirs.user_cache_path("mycelia", appauthor=False)]
+
+
 def file_text(made: Installation) -> str:
     """The content of the service manager's file."""
     if sys.platform == "darwin":
