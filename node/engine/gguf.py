@@ -12,8 +12,9 @@ from typing import BinaryIO
 from mycelia.proto.wire.errors import LocalError
 
 _MAGIC = b"GGUF"
-_MAX_FIELDS, _MAX_TEXT_BYTES, _MAX_ITEMS = 256, 65_536, 64
-"""Bounds of what is read: fields, bytes of a text, items of a list."""
+_MAX_FIELDS, _MAX_TEXT_BYTES, _MAX_ITEMS = 256, 65_536, 1_024
+"""Bounds of what is read: fields, bytes of a text, items of a list (one for each layer)."""
+_Value = str | int | float | list["_Value"]
 _SIZES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -43,7 +44,8 @@ _NO_WEIGHTS = "a vocabulary without a model: give the file of the model itself"
 def check_file(path: Path) -> None:
     """Raise LocalError, in one line, if ``path`` cannot be read or is no file of a model that can be served."""
     num_tensors, fields = _read_header(path)
-    what = _TYPES.get(fields.get("general.type", "")) or _OTHERS.get(fields.get("general.architecture", ""))
+    kind, architecture = (str(fields.get(f"general.{name}", "")) for name in ("type", "architecture"))
+    what = _TYPES.get(kind) or _OTHERS.get(architecture)
     if what is None and num_tensors == 0:
         what = _NO_WEIGHTS
     if what is not None:
@@ -57,7 +59,7 @@ def check_adapter(path: Path) -> None:
         raise LocalError(f"{path} is no LoRA adapter: llama.cpp's convert_lora_to_gguf.py makes one")
 
 
-def _read_header(path: Path) -> tuple[int | None, dict[str, str]]:
+def _read_header(path: Path) -> tuple[int | None, dict[str, _Value]]:
     """The number of tensors and some fields. Raises LocalError."""
     try:
         with path.open("rb") as file:
@@ -66,6 +68,25 @@ def _read_header(path: Path) -> tuple[int | None, dict[str, str]]:
             return _header(file)
     except (OSError, ValueError) as exc:
         raise LocalError(f"cannot read the model {path}: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def num_cached_heads(path: Path) -> int | None:
+    """How many heads, over all layers, keep keys and values of a token: in hybrid models only some layers do. None: the
+    header does not say, or cannot be read."""
+    try:
+        _, fields = _read_header(path)
+    except LocalError:
+        return None
+    kind = fields.get("general.architecture")
+    heads, layers, interval = (
+        fields.get(f"{kind}.{name}") for name in ("attention.head_count_kv", "block_count", "full_attention_interval")
+    )
+    if isinstance(heads, list):
+        counts = [count for count in heads if isinstance(count, int) and count >= 0]
+        return sum(counts) if len(counts) == len(heads) else None
+    if not isinstance(heads, int) or not isinstance(layers, int):
+        return None
+    return heads * (layers // interval if isinstance(interval, int) and interval > 0 else layers)
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -102,18 +123,16 @@ def name_of(path: Path) -> str:
     return found[1] if found is not None else path.stem
 
 
-def _header(file: BinaryIO) -> tuple[int | None, dict[str, str]]:
-    """(number of tensors, the texts among the first fields); (None, {}) if the header cannot be read."""
-    fields: dict[str, str] = {}
+def _header(file: BinaryIO) -> tuple[int | None, dict[str, _Value]]:
+    """(number of tensors, the first fields); (None, {}) if the header cannot be read."""
+    fields: dict[str, _Value] = {}
     num_tensors: int | None = None
     try:
         _, tensors, num_fields = struct.unpack("<IQQ", _read(file, 20))
         num_tensors = tensors
         for _ in range(min(num_fields, _MAX_FIELDS)):
             name, kind = _text(file), struct.unpack("<I", _read(file, 4))[0]
-            value = _value(file, kind)
-            if value is not None:
-                fields[name] = value
+            fields[name] = _value(file, kind)
     except (struct.error, KeyError, UnicodeDecodeError, _LongError):
         pass
     return num_tensors, fields
@@ -123,19 +142,17 @@ class _LongError(Exception):
     """A text or list is too long to be read here."""
 
 
-def _value(file: BinaryIO, kind: int) -> str | None:
-    """A text, or None for anything else."""
+def _value(file: BinaryIO, kind: int) -> _Value:
     if kind == _TEXT:
         return _text(file)
     if kind == _LIST:
         item_kind, length = struct.unpack("<IQ", _read(file, 12))
         if length > _MAX_ITEMS or item_kind == _LIST:
             raise _LongError
-        for _ in range(length):
-            _value(file, item_kind)
-    else:
-        _read(file, struct.calcsize("<" + _SIZES[kind]))
-    return None
+        return [_value(file, item_kind) for _ in range(length)]
+    form = "<" + _SIZES[kind]
+    number: int | float = struct.unpack(form, _read(file, struct.calcsize(form)))[0]
+    return number
 
 
 def _text(file: BinaryIO) -> str:

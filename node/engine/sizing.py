@@ -90,7 +90,7 @@ class ModelShape:
     """Longest sequence that the model was trained on; 0: unknown."""
     weight_bytes: int
     layer_cell_bytes: int
-    """Keys and values of one token in one layer."""
+    """Keys and values of one token in one layer; in a hybrid model the mean of all layers."""
     batch_bytes: int
     """Estimated size of the buffers for one micro-batch; the logits are most of it."""
 

@@ -35,11 +35,11 @@ class ModelCard(Struct, frozen=True):
     """prefix, or checkpoints for a recurrent or hybrid model."""
     weight_bytes: int
     cell_bytes: int
-    """Keys and values of one token; of a hybrid model at most."""
+    """Keys and values of one token."""
     buffer_bytes: int
     tokens: int
     memory_bytes: int
-    """For weights, buffers and that many ``tokens`` of context."""
+    """For weights, buffers and that many ``tokens`` of context, without the states of a recurrent or hybrid model."""
 
 
 def card_of(served_as: str, path: Path, tokens: int | None) -> ModelCard:

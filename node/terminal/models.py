@@ -128,7 +128,7 @@ def show_card(console: Console, card: ModelCard) -> None:
         "prefix": "any common beginning (KV cache)",
         "checkpoints": "from saved states (recurrent or hybrid model)",
     }
-    least = "at most " if card.reuse == "checkpoints" else ""
+    more = ", and the states of its sequences" if card.reuse == "checkpoints" else ""
     rows = {
         "served as": card.served_as,
         "file": f"{card.path}, {size_text(card.bytes)}{parts}",
@@ -139,9 +139,9 @@ def show_card(console: Console, card: ModelCard) -> None:
         "thinking": "yes" if card.thinks else "no",
         "functions": tools[card.tools],
         "sharing": reuse[card.reuse],
-        "memory": f"{least}{size_text(card.memory_bytes)} with {card.tokens:,} tokens of context:"
+        "memory": f"{size_text(card.memory_bytes)} with {card.tokens:,} tokens of context:"
         f" weights {size_text(card.weight_bytes)}, buffers {size_text(card.buffer_bytes)},"
-        f" {least}{size_text(card.cell_bytes)} a token",
+        f" {size_text(card.cell_bytes)} a token{more}",
     }
     for name, text in rows.items():
         console.print(f"{name:<13}{printable(text)}", soft_wrap=True)

@@ -53,7 +53,7 @@ def inspect_model(path: Path, question: Question) -> Model:
     params.no_alloc = True
     params.load_mode = L.LLAMA_LOAD_MODE_NONE  # With a mapped file llama.cpp abort()s.
     model = load_model(path, params, log)
-    shape = read_shape(L, model)
+    shape = read_shape(L, model, path)
     placement = place_layers(shape.num_layers, offload, gpus)
     choice = CellChoice(question.cells)
     if not question.cells:

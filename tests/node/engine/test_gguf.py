@@ -8,12 +8,13 @@ import pytest
 import trio
 
 from mycelia.node.engine.child.llama.models import model_digest
-from mycelia.node.engine.gguf import check_file
+from mycelia.node.engine.gguf import check_file, num_cached_heads
 from mycelia.node.engine.models import model_name, resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
+from tests.node.engine.child.tiny_models import write_model
 from tests.node.engine.gguf_files import header, split, text, text_field
 from tests.node.engine.test_sampling import ask, tokens_of
 
@@ -97,3 +98,26 @@ async def test_a_model_in_parts_answers_as_the_whole_and_has_an_identity_of_all(
         file.seek(-1, 2)
         file.write(b"\x01")
     assert model_digest(parts[0]) != before
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("granitehybrid", 2), ("lfm2", 2), ("falcon-h1", 8), ("mamba", None)])
+def test_the_heads_that_keep_keys_and_values_are_those_of_the_layers_with_attention(
+    kind: str, heads: int | None, tmp_path: Path
+) -> None:
+    assert num_cached_heads(write_model(tmp_path / "tiny.gguf", kind, num_layers=4)) == heads
+
+
+def test_heads_are_counted_by_what_a_header_says(tmp_path: Path) -> None:
+    def number(name: str, value: int) -> bytes:
+        return text(name) + struct.pack("<II", 4, value)
+
+    path = tmp_path / "some.gguf"
+    fields = [LLAMA, number("llama.block_count", 8), number("llama.attention.head_count_kv", 3)]
+    for more, heads in (([], 24), ([number("llama.full_attention_interval", 4)], 6)):
+        path.write_bytes(header(1, [*fields, *more]))
+        assert num_cached_heads(path) == heads
+    odd = text("llama.attention.head_count_kv") + struct.pack("<IIQ", 9, 8, 1) + text("many")
+    for data in (header(1, [LLAMA, odd]), header(1, fields[:2]), b"GGUF", b""):
+        path.write_bytes(data)
+        assert num_cached_heads(path) is None
+    assert num_cached_heads(tmp_path / "none.gguf") is None

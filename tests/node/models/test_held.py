@@ -14,6 +14,7 @@ from mycelia.node.models.find import find_model
 from mycelia.node.models.held import list_models, remove_model
 from mycelia.node.models.pull import pull
 from mycelia.proto.wire.errors import LocalError
+from tests.node.engine.child.tiny_models import write_model
 from tests.node.models.hub_server import REPO, Hub, model_bytes
 from tests.node.models.test_catalogue import GOOD
 from tests.node.models.test_pull import FILE, NAME, Said
@@ -131,3 +132,11 @@ def test_a_node_gets_the_path_of_a_model_and_its_short_name(hub: Hub, folders: P
     assert Path(path).read_bytes() == hub.files[FILE] and model_here(NAME) == path
     assert other_name("qwen3-4b", "/cache/Qwen3-4B-Q4_K_M.gguf") == [("qwen3-4b", "Qwen3-4B-Q4_K_M")]
     assert other_name(NAME, path) == [] and other_name("smollm2", "smollm2") == []
+
+
+def test_a_hybrid_model_is_shown_with_the_cells_of_its_layers_with_attention(tmp_path: Path, folders: Path) -> None:
+    path = write_model(tmp_path / "hybrid.gguf", "granitehybrid", num_layers=4)
+    card = json.loads(run("model", "show", str(path), "--tokens", "1000", "--json"))
+    assert (card["architecture"], card["reuse"], card["template"]) == ("granitehybrid", "checkpoints", "chatml")
+    assert card["cell_bytes"] == 2 * (16 + 16) * 2, "two heads in one of four layers, 16 numbers a key and a value"
+    assert "and the states of its sequences" in run("model", "show", str(path))

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mycelia.node.engine.gguf import num_cached_heads
 from mycelia.node.engine.sizing import MICRO_BATCH_TOKENS, Device, ModelShape
 
 _KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
@@ -114,11 +115,14 @@ def library_version(library: Any) -> str:
         return ""
 
 
-def read_shape(bindings: Any, model: Any) -> ModelShape:
-    """The facts of a loaded model that sizes depend on. bindings: llama_cpp's low-level module."""
+def read_shape(bindings: Any, model: Any, path: Path) -> ModelShape:
+    """The facts of a loaded model that sizes depend on. bindings: llama_cpp's low-level module. path: its file."""
+    num_layers = int(bindings.llama_model_n_layer(model))
     heads, width = int(bindings.llama_model_n_head(model)), int(bindings.llama_model_n_embd(model))
-    # The KV heads of the first layer. In a hybrid model it may have none: then assume one KV head per head.
-    kv_heads = int(bindings.llama_model_n_head_kv(model)) or heads
+    # llama.cpp tells the KV heads of the first layer, which in a hybrid model may have none. The file has all.
+    cached_heads = num_cached_heads(path)
+    if cached_heads is None:
+        cached_heads = num_layers * (int(bindings.llama_model_n_head_kv(model)) or heads)
     kind = read_metadata(bindings, model, "general.architecture")
     key = _number(bindings, model, f"{kind}.attention.key_length", width // max(heads, 1))
     value = _number(bindings, model, f"{kind}.attention.value_length", width // max(heads, 1))
@@ -126,10 +130,10 @@ def read_shape(bindings: Any, model: Any) -> ModelShape:
         value = 0  # Latent attention computes the values from the keys and stores none.
     num_vocab = int(bindings.llama_vocab_n_tokens(bindings.llama_model_get_vocab(model)))
     return ModelShape(
-        num_layers=int(bindings.llama_model_n_layer(model)),
+        num_layers=num_layers,
         trained_tokens=max(int(bindings.llama_model_n_ctx_train(model)), 0),
         weight_bytes=int(bindings.llama_model_size(model)),
-        layer_cell_bytes=kv_heads * (key + value) * KV_BYTES,
+        layer_cell_bytes=-(-cached_heads * (key + value) * KV_BYTES // max(num_layers, 1)),
         batch_bytes=MICRO_BATCH_TOKENS * num_vocab * 4,
     )
 

@@ -128,7 +128,7 @@ class Llama(ModelVocabulary):
 
     def _choose_cells(self, budget: CellBudget, offload: Offload) -> CellChoice:
         free = self._free_on_gpus() if self.placement.gpus else []
-        return choose_cells(read_shape(L, self.model), self.placement, free, budget)
+        return choose_cells(read_shape(L, self.model, self._loaded.path), self.placement, free, budget)
 
     def _free_on_gpus(self) -> list[int]:
         """The memory of each GPU that may still be taken: less than before, as the weights are loaded."""

@@ -91,6 +91,7 @@ class LoadedModel(NamedTuple):
     log: Log
     gpus: tuple[Device, ...]
     offload: Offload
+    path: Path
     adapter: Any = None
     """A LoRA adapter; None: none."""
 
@@ -111,7 +112,7 @@ def open_model(path: Path, offload: Offload, lora_path: Path | None = None) -> L
     params = model_params(offload, gpus)
     model = load_model(path, params, log)
     adapter = load_adapter(model, lora_path, log) if lora_path is not None else None
-    return LoadedModel(model, params, log, gpus, offload, adapter)
+    return LoadedModel(model, params, log, gpus, offload, path, adapter)
 
 
 def keeps_states(model: Any) -> bool:
