@@ -166,12 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(body, is_file)
 
     def _write(self, body: bytes, is_file: bool) -> None:
+        if is_file:
+            self.hub.count(len(body))  # (before the client can have all of it)
         try:
             self.wfile.write(body)
         except OSError:
             self.close_connection = True  # (the client has gone)
-        if is_file:
-            self.hub.count(len(body))
 
     def _end(self, is_reset: bool) -> None:
         self.close_connection = True
