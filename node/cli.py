@@ -23,6 +23,7 @@ from mycelia.node.commands.node import node
 from mycelia.node.commands.observe import identity, models, peers, stats, status, trace, tree, up
 from mycelia.node.commands.private_swarm import invite, join
 from mycelia.node.commands.service import service
+from mycelia.node.commands.setup import setup
 from mycelia.node.commands.swarm import swarm
 from mycelia.node.commands.upgrade import upgrade
 from mycelia.node.errors import first_error, one_line
@@ -37,6 +38,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
+  mycelia setup                                   choose a model, what to give, and start at boot
   mycelia up                                      run a node and watch it
   mycelia node                                    run a node
   mycelia ask "Why is the sky blue?"              ask the swarm
@@ -79,7 +81,7 @@ def cli(context: click.Context, config: Path | None, isolated: bool) -> None:
 
 for command in (node, ask, chat, swarm, invite, join, peers, models, model, tree, identity):
     cli.add_command(command)
-for command in (service, pause, resume, diagnostics):
+for command in (setup, service, pause, resume, diagnostics):
     cli.add_command(command)
 for command in (doctor, status, stats, usage, key, trace, up, leave, upgrade, config, completion):
     cli.add_command(command)

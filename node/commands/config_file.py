@@ -32,6 +32,8 @@ _PATH_OR_NAME = {"model", "bootstrap"}
 """Keys whose values are files or something else, such as a name."""
 _LIKE_NODE = ("doctor",)
 """Commands that also take the settings of [node], unless their own sections override them."""
+_ONE_CALL = ("setup",)
+"""Commands whose options are answers to questions, and not settings."""
 _OTHER_VARIABLES = {"MYCELIA_CONFIG", "MYCELIA_API_KEY"}
 
 
@@ -77,7 +79,7 @@ class Schema:
                     is_default = inner == getattr(command, "default_cmd_name", None)
                     self._add_command((name, inner), command.commands[inner], name if is_default else "")
             else:
-                self._add_command((name,), command, name)
+                self._add_command((name,), command, "" if name in _ONE_CALL else name)
 
     def _add_command(self, names: tuple[str, ...], command: click.Command, section: str) -> None:
         options = {_key(option): option for option in _options(command)}
@@ -391,6 +393,9 @@ def _example(option: click.Option) -> object:
         return default
     if (said := _said_default(option)) is not None:
         return said
+    if isinstance(option.type, click.Choice):
+        first = str(option.type.choices[0])
+        return [first] if option.multiple else first
     if option.multiple:
         return [option.metavar or "..."]
     match option.type:

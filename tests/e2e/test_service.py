@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from mycelia.node.local_swarm.processes import LocalSwarm
+from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm
 from mycelia.node.views import DayRow
 from tests.e2e.conftest import DEADLINE_S, ask, run_mycelia
 
@@ -91,3 +91,17 @@ async def test_a_node_under_systemd_is_limited_and_its_crashes_are_reported(
             node.process.send_signal(signal.SIGTERM)
             await heard.until("STOPPING=1")
             assert await node.process.wait() == 0
+
+
+async def test_set_up_ends_with_a_first_answer(tmp_path: Path) -> None:
+    file = tmp_path / "mycelia.toml"
+    file.write_text('bootstrap = []\n[node]\napi_port = 0\nlisten = ["/ip4/127.0.0.1/tcp/0"]\nmdns = false\n')
+    command = [*COMMAND[: COMMAND.index("--isolated")], "--config", str(file), "setup", "--yes", "--no-boot"]
+    options = ["--model", "fake", "--give", "all", "--data-dir", str(tmp_path / "data")]
+    with trio.fail_after(DEADLINE_S):
+        done = await trio.run_process([*command, *options], capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    shown = done.stdout.decode()
+    answer = shown.partition("sentence.\n")[2].partition("\nAll is set up.")[0]
+    assert answer.strip() and "run the node with: mycelia up" in shown
+    assert not (tmp_path / "data" / "node.json").exists(), "the node was started for the answer only"
