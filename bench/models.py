@@ -86,6 +86,7 @@ async def _on_one_node(bench: ModelsBench, progress: Progress) -> list[tuple[str
                 nursery.start_soon(_watch_memory, node, before, taken)
                 await _ask_for(bench, [node], load)
                 nursery.cancel_scope.cancel()
+            _tell_failures(load, progress)
             idle = await _at_rest(node)
             loads = node.counts["model_loaded"]
     returned = load.after_return
@@ -142,6 +143,7 @@ async def _in_a_swarm(bench: ModelsBench, progress: Progress) -> list[tuple[str,
         with TemporaryDirectory(prefix="mycelia-bench-", ignore_cleanup_errors=True) as root:
             async with _nodes(bench, Path(root), spread) as nodes:
                 await _ask_for(bench, nodes, load)
+        _tell_failures(load, progress)
         rows += [
             (f"{name}_failed", "requests", float(load.failures.total())),
             (f"{name}_answered", "requests", float(len(load.ttft_s))),
@@ -152,6 +154,11 @@ async def _in_a_swarm(bench: ModelsBench, progress: Progress) -> list[tuple[str,
         *rows,
         ("spread_ttft_ratio", "of every model everywhere", ttft["spread_ttft_ms_p50"] / ttft["everywhere_ttft_ms_p50"]),
     ]
+
+
+def _tell_failures(load: Load, progress: Progress) -> None:
+    for failure, count in load.failures.items():
+        progress.show(f"{count} requests failed: {failure}")
 
 
 # --- both -----------------------------------------------------------------------------------------------------------
@@ -213,7 +220,7 @@ class _Asker:
             self._load.failures[type(exc).__name__] += 1
             return
         if answer.status_code != httpx.codes.OK:
-            self._load.failures[answer.text[:80]] += 1
+            self._load.failures[answer.text[:200]] += 1
             return
         usage = answer.json()["usage"]
         headers = answer.headers

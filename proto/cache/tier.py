@@ -218,8 +218,8 @@ class Tier:
             edge.uses += 1
 
     def promote(self, edge: Edge, blob: memoryview) -> None:
-        """Keep a blob that was read from disk also in memory. Call ``trim`` afterwards."""
-        if edge.blob is None and not edge.gone:
+        """Keep a blob that was read from disk also in memory, if it fits there. Call ``trim`` afterwards."""
+        if edge.blob is None and not edge.gone and edge.num_bytes <= self.ram_bytes:
             edge.blob = blob
             self.ram_used += edge.num_bytes
 

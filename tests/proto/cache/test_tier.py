@@ -105,6 +105,17 @@ def test_memory_over_its_budget_stays_on_disk() -> None:
     tier.check_invariants()
 
 
+def test_a_state_that_is_restored_from_disk_needs_no_room_in_memory() -> None:
+    """It is not evicted meanwhile, so without a memory tier nothing else could make room for it."""
+    tier = Tier(0, 10_000, keeps_states=True)
+    state = tier.add_file(pack_tokens([1, 2]), 2, len(BLOB), b"h" * 32, 0.0)
+    tier.kept = state
+    tier.count(state, 1.0)
+    tier.promote(state, BLOB)
+    assert tier.trim(1.0) == Trimmed() and state.on_disk and state.blob is None
+    tier.check_invariants()
+
+
 def test_the_number_of_edges_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tier_module, "MAX_EDGES", 2)
     tier = Tier(10_000, 10_000)
