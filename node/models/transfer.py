@@ -33,6 +33,8 @@ MAX_WAIT_S = 60.0
 TIMEOUT = httpx2.Timeout(30.0, connect=15.0)
 HEADER_BYTES = 32 << 20
 """More than the header of any known model: the vocabulary takes up to 15 MB."""
+TOLD_BYTES = 2_000_000_000
+"""An incomplete file of this size takes some seconds to read."""
 _BLOCK_BYTES = 1 << 20
 _MAGIC = b"GGUF"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -209,6 +211,8 @@ class _Fetch:
         self._done, self._is_continued = size, size > 0
         if self._hasher is not None and size:
             self._watch.show(size, self._remote.size)
+            if size >= TOLD_BYTES:
+                self._watch.say(f"reading the {size_text(size)} that are here, for the checksum")
             self._file.seek(0)
             while block := self._file.read(_BLOCK_BYTES):
                 self._hasher.update(block)

@@ -45,6 +45,8 @@ class Hub:
     knows_ranges: bool = True
     is_sign_in: bool = False
     """Everything is a web page, as behind a captive portal."""
+    is_small: bool = False
+    """Files are in git itself, without large file storage: their hashes are git's."""
     listing: bytes = b""
     """The answer about the repository; empty: the true one."""
     wrong: bytes = b""
@@ -69,8 +71,8 @@ class Hub:
             {
                 "rfilename": name,
                 "size": len(data),
-                "blobId": hashlib.sha1(data).hexdigest(),
-                "lfs": {"sha256": sha256(data), "size": len(data), "pointerSize": 130},
+                "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
+                "lfs": None if self.is_small else {"sha256": sha256(data), "size": len(data), "pointerSize": 130},
             }
             for name, data in self.files.items()
         ]

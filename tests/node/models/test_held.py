@@ -1,18 +1,23 @@
 """The models on this machine: listed, shown, removed; and the commands for it."""
 
+import io
 import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants, hf_hub_download
+from rich.console import Console
 
 from mycelia.node.cli import cli
 from mycelia.node.commands.fetching import model_here, other_name
+from mycelia.node.models.card import ModelCard
 from mycelia.node.models.find import find_model
 from mycelia.node.models.held import list_models, remove_model
 from mycelia.node.models.pull import pull
+from mycelia.node.terminal.models import show_card
 from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.child.tiny_models import write_model
 from tests.node.models.hub_server import REPO, Hub, model_bytes
@@ -109,13 +114,19 @@ def test_the_commands(hub: Hub, folders: Path) -> None:
     assert "mycelia models" in run("model", "--help") and "mycelia model" in run("models", "--help")
 
 
+def shown(card: dict[str, object]) -> str:
+    file = io.StringIO()
+    show_card(Console(file=file), msgspec.convert(card, ModelCard))
+    return file.getvalue()
+
+
 def test_a_real_model_is_shown(folders: Path) -> None:
     card = json.loads(run("model", "show", "smollm2", "--tokens", "4096", "--json"))
     assert (card["architecture"], card["quantisation"], card["layers"]) == ("llama", "Q4_1", 30)
     assert (card["template"], card["thinks"], card["reuse"], card["context"]) == ("own", False, "prefix", 8192)
     assert card["cell_bytes"] == 23_040 and 134e6 < card["parameters"] < 136e6
     assert card["memory_bytes"] == card["weight_bytes"] + card["buffer_bytes"] + 4096 * 23_040
-    text = run("model", "show", "smollm2")
+    text = shown(card)
     for words in (
         "llama, 0.135B parameters, 30 layers",
         "Q4_1",
@@ -139,4 +150,4 @@ def test_a_hybrid_model_is_shown_with_the_cells_of_its_layers_with_attention(tmp
     card = json.loads(run("model", "show", str(path), "--tokens", "1000", "--json"))
     assert (card["architecture"], card["reuse"], card["template"]) == ("granitehybrid", "checkpoints", "chatml")
     assert card["cell_bytes"] == 2 * (16 + 16) * 2, "two heads in one of four layers, 16 numbers a key and a value"
-    assert "and the states of its sequences" in run("model", "show", str(path))
+    assert "and the states of its sequences" in shown(card)

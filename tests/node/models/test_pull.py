@@ -1,5 +1,6 @@
 """Downloads that are cut off, refused, damaged or too large: whole or absent, and a clear line."""
 
+import errno
 import random
 import resource
 import shutil
@@ -17,6 +18,7 @@ from mycelia.node.engine.probe.probe import Finding, Problem, probe
 from mycelia.node.models import pull as pull_file
 from mycelia.node.models import transfer
 from mycelia.node.models.find import find_model, web_folder
+from mycelia.node.models.held import remove_model
 from mycelia.node.models.hub_cache import cache_of
 from mycelia.node.models.pull import check_fits, obtain, pull
 from mycelia.proto.wire.errors import LocalError
@@ -128,6 +130,36 @@ def test_a_wrong_checksum(hub: Hub, folders: Path) -> None:
     hub.wrong = model_bytes(1_000_000, seed=2)
     assert "they are removed" in fails(NAME, "do not have the checksum")
     assert not files_in(folders / "hub") and not list((folders / "hub").rglob("*.gguf"))
+
+
+def test_a_small_file_has_gits_checksum(hub: Hub, folders: Path) -> None:
+    hub.is_small, hub.wrong = True, model_bytes(1_000_000, seed=2)
+    fails(NAME, "do not have the checksum")
+    hub.wrong = b""
+    path = pull(NAME, Said())
+    assert path.read_bytes() == hub.files[FILE] and len(path.resolve().name) == 40
+
+
+def test_a_file_system_without_links(hub: Hub, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    path = pull(NAME, Said())
+    assert path.read_bytes() == hub.files[FILE] and not path.is_symlink()
+    assert find_model(NAME) == path == pull(NAME, Said()) and hub.sent == 1_000_000
+    assert remove_model(NAME) == 1_000_000 and not path.exists()
+
+
+def test_reading_what_is_here_is_told_if_it_takes_long(
+    hub: Hub, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "TOLD_BYTES", 400_000)
+    with pytest.raises(KeyboardInterrupt):
+        pull(NAME, Said(stop_after=500_000))
+    said = Said()
+    pull(NAME, said)
+    assert said.lines[1].startswith("reading the ") and said.lines[1].endswith(" that are here, for the checksum")
 
 
 def test_damage_in_an_earlier_part_is_mended(hub: Hub, folders: Path) -> None:
