@@ -16,8 +16,7 @@ ready := .venv/.ready
 gemma := .venv/.gemma
 programs := .venv/.test-programs
 models := .venv/llama.cpp/models
-# One file's tests run in one process, for they share what is costly to open. The order is that of the folders: real
-# processes first, which take long, and short files last, so that no process waits for another at the end.
+# One file's tests run in one process, for they share what is costly to open. tests/conftest.py sets the order.
 dist := --dist loadfile --no-loadscope-reorder
 js := tests/interop/js/node_modules/.package-lock.json
 clients := tests/interop/clients/node_modules/.package-lock.json
@@ -108,7 +107,7 @@ generic-build: $(ready)  ## compile for many machines, as packages need it, and 
 
 coverage: $(ready) $(gemma) $(programs) $(models)  ## run the tests, say which lines none of them ran, and fail below the floors
 	@rm -rf .coverage && mkdir .coverage
-	@.venv/bin/python -m coverage run -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
+	@.venv/bin/python -m coverage run -m pytest -n $(JOBS) $(dist) --full $(PYTEST_ARGS)
 	@.venv/bin/python -m coverage combine --quiet
 	@echo "proto:" && .venv/bin/python -m coverage report --include='proto/*' --fail-under=97
 	@echo "proto, sim and node:" && .venv/bin/python -m coverage report
@@ -131,10 +130,11 @@ $(schemas): $(ready)
 	@tar -xzf $@.new/jsonschema-4.26.0.tar.gz -C $@.new && rm -rf $@ && mv $@.new $@
 
 nightly: $(ready) $(programs) $(schemas)  ## real nodes under faults, and the property tests with 3,000 examples each (tens of minutes)
-	@.venv/bin/python -m pytest -m nightly $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -m nightly --full $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest -n $(JOBS) $(dist) --full tests/bench tests/e2e tests/interop tests/node $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/proto -m properties --hypothesis-profile=nightly \
 		--hypothesis-show-statistics $(PYTEST_ARGS)
-	@.venv/bin/python -m pytest tests/node/engine/child/llama/test_exact.py --exact-pairs 60 $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest tests/node/engine/child/llama/test_exact.py --full --exact-pairs 60 $(PYTEST_ARGS)
 	@.venv/bin/python -m pytest tests/node/schemas/test_suite.py $(PYTEST_ARGS)
 
 interop: $(ready) $(js) $(clients) $(agents) $(pythons)  ## run the tests with js-libp2p, many clients and coding agents, from npm and PyPI (needs Node.js)

@@ -8,12 +8,30 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-import tests.profiles  # noqa: F401  registers hypothesis profiles, before any test module is read
+from tests import forked, profiles
+
+SLOW_FIRST = ("e2e", "interop", "bench", "sim", "node")
+"""Folders of tests, with the slowest files first."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exact-pairs", type=int, default=10, help="random prompt pairs of test_exact.py")
     parser.addoption("--exact-seed", type=int, default=1, help="seed of those pairs")
+    parser.addoption("--full", action="store_true", help="use whole models, and a new interpreter for each process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    profiles.choose(full=config.getoption("--full"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with slow files come first, so that no process waits long for another at the end."""
+    items.sort(key=lambda item: _rank(item.path.relative_to(item.config.rootpath).parts))
+
+
+def _rank(parts: tuple[str, ...]) -> int:
+    folder = parts[1] if len(parts) > 2 else ""
+    return SLOW_FIRST.index(folder) if folder in SLOW_FIRST else len(SLOW_FIRST)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +47,23 @@ def nobodys_configuration() -> None:
     for name in [name for name in os.environ if name.startswith("MYCELIA_")]:
         del os.environ[name]
     os.environ["MYCELIA_CONFIG"] = os.devnull
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_processes(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Processes of tests are forked from one that has imported everything. See ``tests/forked.py``."""
+    if sys.platform != "linux" or profiles.is_full():
+        yield
+        return
+    with forked.installed():
+        yield
+
+
+@pytest.fixture
+def fresh_processes() -> Iterator[None]:
+    """Processes are started with a new interpreter, as children of the process that starts them."""
+    with forked.not_installed():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

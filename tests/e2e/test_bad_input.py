@@ -101,12 +101,12 @@ async def test_a_data_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 async def test_a_second_node_in_the_same_directory(swarm: LocalSwarm) -> None:
-    node = await swarm.start("one", options=["--threads", "1"])
+    node = await swarm.start("one", options=["--model", "fake"])
     await node.wait_ready()
     await assert_fails(1, "node", "--data-dir", str(node.data_dir), *LISTEN, says=["another node is running"])
-    prompt = b"word " * 10_000
+    prompt = b"word " * 20_000
     await assert_fails(1, "ask", "--data-dir", str(node.data_dir), "-", stdin=prompt, says=["tokens", "context"])
-    await assert_fails(1, "ask", "--data-dir", str(node.data_dir), "--model", "other", "hi", says=["other", "smollm2"])
+    await assert_fails(1, "ask", "--data-dir", str(node.data_dir), "--model", "other", "hi", says=["other", "fake"])
 
 
 async def test_an_empty_prompt() -> None:
@@ -177,7 +177,7 @@ async def test_an_error_stays_one_line_whatever_is_in_it(tmp_path: Path) -> None
 
 
 async def test_output_that_nobody_takes(swarm: LocalSwarm) -> None:
-    node = await swarm.start("one", options=["--threads", "1"])
+    node = await swarm.start("one", options=["--model", "fake"])
     await node.wait_ready()
     place = ("--data-dir", str(node.data_dir))
     for command in (("ask", "hello", "--max-tokens", "3"), ("tree",), ("peers", "--json"), ("id",)):

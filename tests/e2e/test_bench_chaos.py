@@ -39,6 +39,7 @@ PROMPT = "Tell a long story."
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("fresh_processes")
 async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() -> None:
     bench = replace(SMALL, num_streams=9, faults=(KILL, ENGINE))
     with trio.fail_after(3 * DEADLINE_S):
@@ -50,6 +51,7 @@ async def test_no_token_is_lost_or_repeated_when_nodes_and_engines_are_killed() 
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("fresh_processes")
 @pytest.mark.parametrize("faults", [(STORM, FULL_DISK), (CLOCK,), (SLOW_DISK,), (DELAY, LOSS, PARTITION)])
 async def test_no_answer_suffers_from_storms_bad_disks_wrong_clocks_and_bad_lines(faults: tuple[str, ...]) -> None:
     if CLOCK in faults and not can_move_clocks():
@@ -65,6 +67,7 @@ async def test_no_answer_suffers_from_storms_bad_disks_wrong_clocks_and_bad_line
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("fresh_processes")
 async def test_others_know_who_is_killed_frozen_cut_off_or_without_an_engine_and_who_is_back() -> None:
     with trio.fail_after(3 * DEADLINE_S):
         report = await bench_liveness(LivenessBench(num_nodes=3, runs=1))
@@ -98,6 +101,7 @@ async def test_ask_goes_on_elsewhere_when_the_node_of_this_machine_is_killed(swa
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("fresh_processes")
 async def test_a_soak_counts_what_is_left() -> None:
     bench = SoakBench(length_s=12.0, num_nodes=2, every_s=3.0, model="fake", think_s=0.1, quiet_s=1.0)
     with trio.fail_after(3 * DEADLINE_S):

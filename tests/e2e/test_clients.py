@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
-import tiktoken
 import trio
-from langchain_core.exceptions import ContextOverflowError
-from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import SecretStr
 
 from mycelia.node.local_swarm.processes import LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, run_mycelia
@@ -39,7 +34,12 @@ async def test_openais_sdk_and_langchain_know_the_errors_and_the_aliases(
         await use_http(url)
 
 
+# (the clients are imported in the functions: the processes that only collect this file would take seconds for them)
+
+
 def use_sdk(url: str) -> None:
+    import openai
+
     too_long: Any = [{"role": "user", "content": "a b " * 20_000}]
     short = CHAT["messages"]
     for base_url in (f"{url}/v1", url, f"{url}//v1/"):
@@ -60,12 +60,18 @@ def use_sdk(url: str) -> None:
 
 def use_azures_sdk(url: str) -> None:
     """It has the model in the path, and sends the key as ``api-key``."""
+    import openai
+
     with openai.AzureOpenAI(azure_endpoint=url, api_key="none", api_version="2024-10-21") as client:
         told = client.chat.completions.create(model="fake", messages=CHAT["messages"], max_tokens=2, temperature=0)
         assert told.choices[0].message.content
 
 
 def use_responses(url: str) -> None:
+    import openai
+    from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         first = client.responses.create(model="fake", input="I am Ada.", max_output_tokens=5, temperature=0)
         assert first.output_text and first.usage is not None and first.usage.output_tokens == 5
@@ -110,6 +116,12 @@ def use_anthropics_sdk(url: str) -> None:
 
 def use_langchain(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its default client for embeddings makes token ids, with a vocabulary that it downloads otherwise."""
+    import openai
+    import tiktoken
+    from langchain_core.exceptions import ContextOverflowError
+    from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+    from pydantic import SecretStr
+
     ranks = {bytes([byte]): byte for byte in range(256)}
     encoding = tiktoken.Encoding("bytes", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={})
     monkeypatch.setattr(tiktoken, "encoding_for_model", lambda _: encoding)

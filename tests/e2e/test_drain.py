@@ -11,9 +11,10 @@ from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
 
 pytestmark = pytest.mark.e2e
 
-MAX_TOKENS = 280
-PROMPT = "Tell a long story."
-ONE_THREAD = ["--threads", "1"]
+MAX_TOKENS = 200
+PROMPT = "Tell a story about 26 ships."
+"""The fake model's answer is longer, and takes seconds."""
+FAKE = ["--model", "fake"]
 
 
 async def started(entry: LocalNode, *options: str) -> trio.Process:
@@ -50,7 +51,7 @@ async def output(process: trio.Process, until: bytes = b"") -> str:
 
 async def test_a_node_that_leaves_finishes_its_answers_first(swarm: LocalSwarm) -> None:
     with trio.fail_after(DEADLINE_S):
-        node = await swarm.start("alone", options=ONE_THREAD)
+        node = await swarm.start("alone", options=FAKE)
         await node.wait_ready()
         asking = await started(node)
         begun = await output(asking, b'"type":"text"')
@@ -65,7 +66,7 @@ async def test_a_node_that_leaves_finishes_its_answers_first(swarm: LocalSwarm) 
 
 async def test_told_twice_a_node_leaves_at_once_and_its_answers_go_on_elsewhere(swarm: LocalSwarm) -> None:
     with trio.fail_after(DEADLINE_S):
-        leaver, other = [await swarm.start(name, options=ONE_THREAD) for name in ("leaver", "other")]
+        leaver, other = [await swarm.start(name, options=FAKE) for name in ("leaver", "other")]
         await leaver.wait_ready()
         await other.wait_ready()
         asking = await started(leaver, "--bootstrap", await other.address())
@@ -80,7 +81,7 @@ async def test_told_twice_a_node_leaves_at_once_and_its_answers_go_on_elsewhere(
 
 async def test_who_asks_a_node_that_leaves_is_answered_by_another(swarm: LocalSwarm) -> None:
     with trio.fail_after(DEADLINE_S):
-        leaver, other = [await swarm.start(name, options=ONE_THREAD) for name in ("leaver", "other")]
+        leaver, other = [await swarm.start(name, options=FAKE) for name in ("leaver", "other")]
         await leaver.wait_ready()
         await other.wait_ready()
         asking = await started(leaver)
@@ -96,7 +97,7 @@ async def test_who_asks_a_node_that_leaves_is_answered_by_another(swarm: LocalSw
 
 async def test_the_command_waits_until_the_node_has_left(swarm: LocalSwarm) -> None:
     with trio.fail_after(DEADLINE_S):
-        node = await swarm.start("alone", options=ONE_THREAD)
+        node = await swarm.start("alone", options=FAKE)
         await node.wait_ready()
         done = await run_mycelia("leave", "--data-dir", str(node.data_dir))
         assert done.returncode == 0 and done.stdout == "the node has left\n"

@@ -8,12 +8,13 @@ import trio
 from mycelia.node.client.local import fetch_requests
 from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, ask, parse_answer, run_mycelia
-from tests.e2e.test_drain import MAX_TOKENS, ONE_THREAD, PROMPT, output, started
+from tests.e2e.test_drain import FAKE, MAX_TOKENS, PROMPT, output, started
 from tests.e2e.test_options import LONG
+from tests.node.engine.gguf_files import quick_model
 
 pytestmark = pytest.mark.e2e
 
-FAKE = ["--model", "fake", "--debug"]
+DEBUG = [*FAKE, "--debug"]
 
 
 async def killed(node: LocalNode) -> None:
@@ -36,11 +37,11 @@ async def knows(node: LocalNode) -> None:
 
 async def test_a_killed_node_finds_its_swarm_again_without_bootstrap(swarm: LocalSwarm) -> None:
     with trio.fail_after(DEADLINE_S):
-        one, two = await swarm.start_many(2, FAKE)
+        one, two = await swarm.start_many(2, DEBUG)
         ready = await two.wait_ready()
         await knows(two)
         await killed(two)
-        again = await swarm.start("node-2", options=FAKE)
+        again = await swarm.start("node-2", options=DEBUG)
         assert (await again.wait_ready()).peer == ready.peer
         await again.wait_event(lambda event: event.get("event") == "remembers_peers" and event["count"] == 1)
         joined = await again.wait_event(lambda event: event.get("event") == "node_joined")
@@ -50,7 +51,7 @@ async def test_a_killed_node_finds_its_swarm_again_without_bootstrap(swarm: Loca
 async def test_an_answer_outlives_the_killed_node_of_this_machine(swarm: LocalSwarm) -> None:
     """The answer continues at a node that the killed one knew, without any other given address."""
     with trio.fail_after(2 * DEADLINE_S):
-        _, mine = await swarm.start_many(2, [*ONE_THREAD, "--debug"])
+        _, mine = await swarm.start_many(2, DEBUG)
         await knows(mine)
         asking = await started(mine)
         begun = await output(asking, b'"type":"text"')
@@ -64,16 +65,16 @@ async def test_an_answer_outlives_the_killed_node_of_this_machine(swarm: LocalSw
 async def test_a_killed_node_shows_its_requests_again(swarm: LocalSwarm) -> None:
     """The request that was being answered is shown too, as interrupted."""
     with trio.fail_after(2 * DEADLINE_S):
-        node = await swarm.start("alone", options=ONE_THREAD)
+        node = await swarm.start("alone", options=FAKE)
         await node.wait_ready()
-        first = await ask(node, "Hi", "--max-tokens", "3")
+        first = await ask(node, PROMPT, "--max-tokens", "3")
         asking = await started(node)
         await output(asking, b'"type":"text"')
         await killed(node)
         failed = await output(asking)
         assert failed == "" or "answered" not in failed
 
-        again = await swarm.start("alone", options=ONE_THREAD)
+        again = await swarm.start("alone", options=FAKE)
         answered, interrupted = await fetch_requests(await again.wait_ready())
         assert (answered.status, answered.completion_tokens) == ("answered", first.answered.completion_tokens)
         assert answered.served_by == (await again.wait_ready()).peer
@@ -88,7 +89,7 @@ async def test_a_killed_node_shows_its_requests_again(swarm: LocalSwarm) -> None
 
 async def test_a_node_without_a_journal_writes_none(swarm: LocalSwarm) -> None:
     with trio.fail_after(DEADLINE_S):
-        node = await swarm.start("private", options=["--model", "fake", "--no-journal"])
+        node = await swarm.start("private", options=[*FAKE, "--no-journal"])
         await node.wait_ready()
         await ask(node, "Hi", "--max-tokens", "3")
         await node.stop()
@@ -97,7 +98,7 @@ async def test_a_node_without_a_journal_writes_none(swarm: LocalSwarm) -> None:
 
 async def test_a_killed_node_serves_from_its_disk_tier(swarm: LocalSwarm, tmp_path: Path) -> None:
     """Prefixes evicted from the KV cache are on disk at once; files torn by the kill are misses."""
-    options = [*ONE_THREAD, "--cache-dir", str(tmp_path / "cache")]
+    options = ["--model", str(quick_model()), "--threads", "1", "--cache-dir", str(tmp_path / "cache")]
     with trio.fail_after(2 * DEADLINE_S):
         node = await swarm.start("warm", options=options)
         await node.wait_ready()

@@ -4,9 +4,9 @@ import random
 
 from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.llama.llama import Llama
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.prompts import PromptLimit, TooLongError
 from mycelia.proto.wire.messages import ChatMessage
+from tests.node.engine.gguf_files import quick_model
 
 _CRUMBS = (
     "a", "the ", " ", "\n", "\t", "\x00", "\x7f", "\u200b", "\u0301", "\ufeff", "\ud800", "\U0010ffff", "😀", "日本",
@@ -22,7 +22,7 @@ class Texts:
     weight = 2.0
 
     def __init__(self) -> None:
-        self._llama = Llama(resolve_model("smollm2"), num_cells=1_024, num_sequences=4, num_threads=1, batch_tokens=64)
+        self._llama = Llama(quick_model(), num_cells=1_024, num_sequences=4, num_threads=1, batch_tokens=64)
         self._template = ChatTemplate(self._llama.chat_template, self._llama, limit=_LIMIT)
         turns = [ChatMessage(role="user", content="x"), ChatMessage(role="assistant", content="x")]
         self._num_controls = sum(not self._llama.piece(token) for token in self._template.tokens(turns))

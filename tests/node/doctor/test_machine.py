@@ -14,7 +14,6 @@ from mycelia.node.commands.doctor import doctor
 from mycelia.node.doctor import machine as checkup
 from mycelia.node.doctor.machine import Report, examine, lines, with_outlook
 from mycelia.node.doctor.network import Line, Seen, conclusions, look_out, port_mapping
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.probe import probe as probe_file
 from mycelia.node.engine.probe.probe import Finding, Library, Model, Problem, Question, probe
 from mycelia.node.engine.sizing import Device
@@ -24,6 +23,7 @@ from mycelia.node.network.mapping.mapper import KnownRouter
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.proto.wire.messages import Reach
+from tests.node.engine.gguf_files import quick_model
 
 GIB = 2**30
 GPU = Device("CUDA0", "NVIDIA\nH200", "gpu", 139 * GIB, 130 * GIB)
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_one_line_each_and_exit_code_1(tmp_path: Path) -> None:
 
 
 def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
-    whole = resolve_model("smollm2").read_bytes()
+    whole = quick_model().read_bytes()
     layers = whole.index(b"block_count") + len("block_count") + 4
     cases = {
         "cut.gguf": (whole[: len(whole) // 2], "cannot load"),

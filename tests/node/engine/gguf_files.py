@@ -1,11 +1,16 @@
-"""Small GGUF files, and a real one in several parts, as llama.cpp's gguf-split makes them."""
+"""Small GGUF files, a real one in several parts, as llama.cpp's gguf-split makes them, and one with few layers."""
 
+import atexit
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mycelia.node.engine.gguf import parts_of
+from mycelia.node.engine.models import resolve_model
+from tests import profiles
 
 ALIGNMENT = 32
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -82,6 +87,27 @@ def _read(path: Path) -> tuple[list[bytes], list[_Tensor]]:
     return fields, tensors
 
 
+@functools.cache
+def quick_model() -> Path:
+    """SmolLM2 with 2 of its 30 layers, which computes a prompt in a tenth of the time. With --full: the whole model."""
+    whole = resolve_model("smollm2")
+    if profiles.is_full():
+        return whole
+    folder = TemporaryDirectory(prefix="quick-model-")
+    atexit.register(folder.cleanup)
+    return shallow(whole, Path(folder.name) / "smollm2.gguf", 2)
+
+
+def shallow(model: Path, to: Path, num_layers: int) -> Path:
+    """The file ``to``: ``model`` with its first layers only. Its vocabulary and widths are the model's, its answers are
+    nonsense."""
+    fields, tensors = _read(model)
+    count = text("llama.block_count") + struct.pack("<I", 4)
+    fields = [count + struct.pack("<I", num_layers) if field.startswith(count) else field for field in fields]
+    dropped = tuple(f"blk.{number}.".encode() for number in range(num_layers, 100))
+    return _write(to, fields, [tensor for tensor in tensors if not tensor.name.startswith(dropped)])
+
+
 def split(model: Path, folder: Path, num_parts: int) -> list[Path]:
     """The files of ``model`` in ``num_parts`` parts."""
     fields, tensors = _read(model)
@@ -92,11 +118,14 @@ def split(model: Path, folder: Path, num_parts: int) -> list[Path]:
         told = [*(fields if number == 0 else []), text("split.no") + struct.pack("<IH", 2, number)]
         told += [text("split.count") + struct.pack("<IH", 2, num_parts)]
         told += [text("split.tensors.count") + struct.pack("<Ii", 5, len(tensors))]
-        head, offset = header(len(own), told), 0
-        for tensor in own:
-            head += (
-                struct.pack("<Q", len(tensor.name)) + tensor.name + tensor.shape_and_type + struct.pack("<Q", offset)
-            )
-            offset += len(padded(tensor.data))
-        path.write_bytes(padded(head) + b"".join(padded(tensor.data) for tensor in own))
+        _write(path, told, own)
     return paths
+
+
+def _write(path: Path, fields: Sequence[bytes], tensors: Sequence[_Tensor]) -> Path:
+    head, offset = header(len(tensors), fields), 0
+    for tensor in tensors:
+        head += struct.pack("<Q", len(tensor.name)) + tensor.name + tensor.shape_and_type + struct.pack("<Q", offset)
+        offset += len(padded(tensor.data))
+    path.write_bytes(padded(head) + b"".join(padded(tensor.data) for tensor in tensors))
+    return path

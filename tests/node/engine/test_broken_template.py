@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from mycelia.node.doctor.machine import examine, lines
-from mycelia.node.engine.models import resolve_model
 from mycelia.proto.wire.errors import LocalError
+from tests.node.engine.gguf_files import quick_model
 from tests.node.engine.test_process import answer, chat, done, engine, request
 
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     """The small model with another template of the same length."""
-    data = resolve_model("smollm2").read_bytes()
+    data = quick_model().read_bytes()
     start = data.index(b"{% for message in messages %}")
     path = tmp_path / "broken.gguf"
     path.write_bytes(data[:start] + b"{% for message in message {%}" + data[start + 29 :])

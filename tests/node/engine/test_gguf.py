@@ -15,7 +15,7 @@ from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.tiny_models import write_model
-from tests.node.engine.gguf_files import header, split, text, text_field
+from tests.node.engine.gguf_files import header, quick_model, split, text, text_field
 from tests.node.engine.test_sampling import ask, tokens_of
 
 LLAMA = text_field("general.architecture", "llama")
@@ -83,7 +83,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_model_in_parts_answers_as_the_whole_and_has_an_identity_of_all(tmp_path: Path) -> None:
-    whole = resolve_model("smollm2")
+    whole = quick_model()
     parts = split(whole, tmp_path, 3)
     chosen: list[list[int]] = []
     for path in (whole, resolve_model(str(parts[2]))):

@@ -14,6 +14,7 @@ from mycelia.node.engine.child.job import Job, Limits
 from mycelia.node.engine.child.scheduler import Scheduler
 from mycelia.proto.cache.sharing import PUBLIC, Owner
 from mycelia.proto.wire.blocks import STRIDE
+from tests import profiles
 from tests.node.engine.child.test_loop import VOCAB, Rig
 from tests.node.engine.child.test_scheduler import SmallBlocks, admit_all, compute, run_to_end
 from tests.node.engine.child.tier.test_tier_store import Tiers, opened
@@ -56,7 +57,7 @@ def test_no_digit_of_a_card_number_is_recovered(num_before: int, has_tier: bool)
     chance = random.Random(num_before)
     before = [chance.randrange(10, VOCAB - 1) for _ in range(num_before)]
     number, recovered = [chance.choice(DIGITS) for _ in range(16)], 0
-    for place in range(16):
+    for place in range(0, 16, 1 if profiles.is_full() else 3):
         known = [*before, *number[:place]]
         if (len(known) + 1) % STRIDE:
             others = [tried(known, [*known, digit, 5, 6, 7], has_tier) for digit in DIGITS]

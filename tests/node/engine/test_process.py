@@ -30,6 +30,7 @@ from mycelia.proto.cache.radix import RadixTree
 from mycelia.proto.cache.sharing import plain
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import ChatMessage, Sampling
+from tests.node.engine.gguf_files import quick_model
 
 LIMIT_S = 180
 """Time limit of a test: beside other work a minute was too short."""
@@ -39,8 +40,8 @@ STORY = "The river ran past the old mill, and every morning the miller counted h
 @asynccontextmanager
 async def engine(cells: int = 1024, slots: int = 8, model: Path | None = None) -> AsyncIterator[ProcessEngine]:
     """A small engine, checked after every request, with a time limit for the whole test."""
-    path = model or resolve_model("smollm2")
-    settings = EngineSettings(path, "smollm2", cells=cells, slots=slots, check=True)
+    path = model or quick_model()
+    settings = EngineSettings(path, "smollm2", threads=1, cells=cells, slots=slots, check=True)
     with trio.fail_after(LIMIT_S):
         async with open_engine(settings) as running:
             yield running
@@ -315,7 +316,7 @@ async def test_no_child_outlives_its_parent(tmp_path: Path) -> None:
 
 
 async def test_files_that_cannot_be_loaded_are_one_clear_line(tmp_path: Path) -> None:
-    whole = resolve_model("smollm2").read_bytes()
+    whole = quick_model().read_bytes()
     layers = whole.index(b"block_count") + len("block_count") + 4
     cases = {
         "cut.gguf": whole[: len(whole) // 2],

@@ -3,10 +3,10 @@
 import trio
 
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineRequest, EngineTokens
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.messages import ChatMessage, Sampling
+from tests.node.engine.gguf_files import quick_model
 
 STRANGER, SUBNET = b"stranger", "203.0.113.0/24"
 WORDS = Sampling(
@@ -45,7 +45,7 @@ async def keep(
 
 async def test_an_answer_that_stops_for_the_owner_goes_on_as_if_it_had_not() -> None:
     settings = EngineSettings(
-        resolve_model("smollm2"), cells=512, slots=1, sequences=9, threads=1, exact=True, check=True, ram_tier_mib=64
+        quick_model(), cells=512, slots=1, sequences=9, threads=1, exact=True, check=True, ram_tier_mib=64
     )
     with trio.fail_after(180):
         async with open_engine(settings) as running:

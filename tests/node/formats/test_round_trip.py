@@ -2,6 +2,7 @@
 llama.cpp's sources that knows tools. A template writes history exactly as its model was trained to answer."""
 
 import datetime as dt
+import functools
 import json
 from functools import partial
 from pathlib import Path
@@ -107,13 +108,18 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def render(source: str, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+@functools.cache
+def compiled(source: str) -> jinja2.Template:
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: dt.datetime(2026, 1, 1, tzinfo=dt.UTC).strftime(form)
-    return environment.from_string(source).render(
+    return environment.from_string(source)
+
+
+def render(source: str, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    return compiled(source).render(
         messages=messages,
         tools=SPECS,
         functions=_to_json(SPECS),

@@ -12,11 +12,11 @@ from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.llama import Llama
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
+from tests.node.engine.gguf_files import quick_model
 from tests.node.engine.test_process import answer, request
 
 VOCAB = 50
@@ -162,7 +162,7 @@ def whole(embedder: Embedder, tokens: list[int]) -> NDArray[np.float32]:
 
 def test_vectors_are_llama_cpps_own_mean() -> None:
     """For any length of the text in steps, and any content of the answers' cells."""
-    llama = Llama(resolve_model("smollm2"), num_cells=256, num_sequences=4, num_threads=1, batch_tokens=256)
+    llama = Llama(quick_model(), num_cells=256, num_sequences=4, num_threads=1, batch_tokens=256)
     text = llama.tokenize("The ship left the harbour at dawn. " * 20, False)
     assert len(text) > 2 * STEP_TOKENS
     embedder = Embedder(llama, 1)
@@ -194,7 +194,7 @@ async def leave_when_queued(engine: ProcessEngine, scope: trio.CancelScope) -> N
 
 async def test_an_engine_embeds_while_it_answers() -> None:
     texts = ["A cat sat on the mat.", "A kitten is sitting on a rug.", "The stock market fell by three percent today."]
-    settings = EngineSettings(resolve_model("smollm2"), "smollm2", threads=1, check_idle=True)
+    settings = EngineSettings(quick_model(), "smollm2", threads=1, check_idle=True)
     with trio.fail_after(120):
         async with open_engine(settings) as engine, trio.open_nursery() as nursery:
             prompt = await engine.tokenize_text(texts[0])

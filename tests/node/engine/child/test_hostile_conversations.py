@@ -12,6 +12,7 @@ from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import ChatMessage
+from tests import profiles
 from tests.node.engine.child.conversations import Json
 from tests.node.engine.child.vocabularies import (
     NEEDED,
@@ -36,6 +37,8 @@ KNOWN_ROLES = {
     "latest_reminder",
     "content",
 }
+NUM_TEXTS = 1_000 if profiles.is_full() else 150
+"""Hostile texts for each template."""
 ODD_CONTROLS = ("<|a b|>", "\N{ASTERISM}", "|><|", "<|im_end|>\n", "{'#'", '#"}', "\\u003c")
 """Control tokens with blanks, of one character, of quotes, and some that overlap others."""
 
@@ -167,5 +170,5 @@ def test_nobody_spells_a_control_token(name: str, odd_vocabulary: ModelVocabular
             continue
         assert [token for token in tokens if token in controls] == wanted[shape % 12], (messages, tools, options)
         num_rendered += hostile.num_made - made
-        if num_rendered >= 1_000:
+        if num_rendered >= NUM_TEXTS:
             break

@@ -8,6 +8,7 @@ import pytest
 from mycelia.node.engine.child.job import Job, Limits, Refusal
 from mycelia.node.engine.child.scheduler import Scheduler
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT
+from tests import profiles
 from tests.node.engine.child.overload import MAX_ANSWER, MAX_PROMPT, SLOTS, WARM_UP_S, Arrival, poisson, run
 
 HOG, GREEDY, BUSY, SMALL = b"hog", b"greedy", b"busy", b"small"
@@ -23,16 +24,16 @@ def crowd(seed: int) -> list[Arrival]:
 
 def test_who_is_refused_is_told_the_truth() -> None:
     """Tries for some refusals when a client that asks again and again is accepted."""
-    ratios = []
-    for seed in (1, 2):
+    ratios, num_tried = [], 25 if profiles.is_full() else 10
+    for seed in (1, 2) if profiles.is_full() else (1,):
         arrivals = crowd(seed)
         refused = [one for one in run(arrivals, UNTIL_S).refused if WARM_UP_S < one.arrival.at < UNTIL_S - 60]
         assert max(one.retry_after_s for one in refused) < 30
-        tried = {one.arrival: one.retry_after_s for one in random.Random(seed).sample(refused, 25)}
+        tried = {one.arrival: one.retry_after_s for one in random.Random(seed).sample(refused, num_tried)}
         for one, let_in_s in run(arrivals, UNTIL_S, knocking=tried).let_in_s.items():
             assert let_in_s is not None
             ratios.append(let_in_s / tried[one])
-    assert len(ratios) == 50
+    assert len(ratios) >= num_tried
     assert 0.5 <= statistics.median(ratios) <= 2
     assert sum(0.5 <= ratio <= 2 for ratio in ratios) >= 0.9 * len(ratios), sorted(ratios)
 

@@ -27,7 +27,6 @@ from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import EngineRequest, EngineTokens
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.cache.tier import MIB, Tier
@@ -35,6 +34,7 @@ from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.test_loop import NO_EMBEDDINGS, Inbox
+from tests.node.engine.gguf_files import quick_model
 from tests.node.engine.test_process import answer, done
 
 CELLS, SLOTS, SEQUENCES = 256, 4, 14
@@ -84,9 +84,7 @@ class Recorder(Llama):
     def __init__(self) -> None:
         self.counts = Counts()
         self.seen: dict[Prompt, Logits] = {}
-        super().__init__(
-            resolve_model("smollm2"), num_cells=CELLS, num_sequences=SEQUENCES, num_threads=1, batch_tokens=512
-        )
+        super().__init__(quick_model(), num_cells=CELLS, num_sequences=SEQUENCES, num_threads=1, batch_tokens=512)
         self.counts = Counts()
 
     def sampler(self, sampling: Sampling, prompt: Sequence[int], resumed: int = 0) -> Sampler:
@@ -292,7 +290,7 @@ def test_reuse_never_changes_an_answer(llama: RecordedExactLlama, request: pytes
 async def test_an_exact_engine_repeats_itself_bit_for_bit(tmp_path: Path) -> None:
     """Cold, from the KV cache and from disk, in a whole engine, which reads no files of an engine in normal mode."""
     settings = EngineSettings(
-        resolve_model("smollm2"), threads=1, cells=256, slots=2, sequences=9, check=True, cache_dir=tmp_path, exact=True
+        quick_model(), threads=1, cells=256, slots=2, sequences=9, check=True, cache_dir=tmp_path, exact=True
     )
     prompt = list(range(5000, 5090))
     wanted = EngineRequest(b"r" * 16, prompt, Sampling(max_tokens=6, logprobs=5))

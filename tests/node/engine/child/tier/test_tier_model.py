@@ -12,11 +12,11 @@ import trio
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.llama import OK, REFUSED, RESTORED, Llama
-from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.cache.sharing import Owner
 from mycelia.proto.wire.errors import LocalError
+from tests.node.engine.gguf_files import quick_model
 from tests.node.engine.test_process import STORY, answer, chat, done, request, tokens_of, until_idle
 
 CELLS = 256
@@ -24,7 +24,7 @@ CELLS = 256
 
 @pytest.fixture(scope="module")
 def llama() -> Llama:
-    return Llama(resolve_model("smollm2"), num_cells=CELLS, num_sequences=6, num_threads=1, batch_tokens=512)
+    return Llama(quick_model(), num_cells=CELLS, num_sequences=6, num_threads=1, batch_tokens=512)
 
 
 def greedy(llama: Llama, seq_id: int, start: int, token: int, count: int = 32) -> tuple[list[int], list[bytes]]:
@@ -98,7 +98,7 @@ def test_what_is_no_blob_leaves_everything_as_it_was(llama: Llama) -> None:
 async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
     """From memory while the node runs, from disk after a clean end and after a kill."""
     settings = EngineSettings(
-        resolve_model("smollm2"), cells=512, slots=2, sequences=9, check=True, ram_tier_mib=64, cache_dir=tmp_path / "c"
+        quick_model(), threads=1, cells=512, slots=2, sequences=9, check=True, ram_tier_mib=64, cache_dir=tmp_path / "c"
     )
     with trio.fail_after(180):
         async with open_engine(settings) as running:
@@ -138,7 +138,7 @@ async def test_a_node_that_comes_back_is_warm(tmp_path: Path) -> None:
 async def test_a_cache_directory_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(LocalError, match="cannot use the cache directory"):
-        async with open_engine(EngineSettings(resolve_model("smollm2"), cache_dir=tmp_path / "file")):
+        async with open_engine(EngineSettings(quick_model(), cache_dir=tmp_path / "file")):
             pass
 
 
