@@ -22,6 +22,7 @@ from mycelia.bench.scale.scale import bench_scale
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine
+from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.gguf_files import quick_model

@@ -2,13 +2,16 @@
 
 import json
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
 
 from mycelia.node.client.local import fetch_state, running_node
-from mycelia.node.local_swarm.processes import COMMAND, open_local_swarm
+from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, open_local_swarm
 from mycelia.node.storage.private_swarms import read_swarm, store_roster
 from mycelia.proto.wire.errors import LocalError
 from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
@@ -31,25 +34,42 @@ async def becomes_ready(data_dir: Path) -> None:
             await trio.sleep(0.05)
 
 
+@dataclass
+class Home:
+    """A private swarm, the node that made it, and an invitation."""
+
+    nodes: LocalSwarm
+    admin: LocalNode
+    invitation: str
+
+
+@asynccontextmanager
+async def open_home(folder: Path) -> AsyncIterator[Home]:
+    """The node's data is in ``folder/admin``."""
+    where = ["--data-dir", str(folder / "admin")]
+    await told("swarm", "create", "home", "--model", "fake", *where)
+    async with open_local_swarm(folder) as nodes:
+        admin = await nodes.start("admin", options=["--swarm", "home"])
+        await admin.wait_ready()
+        yield Home(nodes, admin, (await told("invite", *where)).strip())
+
+
 async def test_one_word_is_enough_to_join_and_ask(tmp_path: Path) -> None:
-    first, second = ["--data-dir", str(tmp_path / "first")], ["--data-dir", str(tmp_path / "second")]
+    admin_dir, guest_dir = ["--data-dir", str(tmp_path / "admin")], ["--data-dir", str(tmp_path / "guest")]
     with trio.fail_after(DEADLINE_S):
-        await told("swarm", "create", "home", "--model", "fake", *first)
-        async with open_local_swarm(tmp_path) as swarm:
-            admin = await swarm.start("first", options=["--swarm", "home"])
-            await admin.wait_ready()
-            invitation = (await told("invite", *first)).strip()
+        async with open_home(tmp_path) as home:
+            admin = home.admin
             options = ["--listen", "/ip4/127.0.0.1/tcp/0", "--api-port", "0", "--exit-with-parent"]
             guest = await trio.lowlevel.open_process(
-                [*COMMAND, "join", invitation, "--name", "guest", *second, *options], stdin=subprocess.PIPE
+                [*COMMAND, "join", home.invitation, "--name", "guest", *guest_dir, *options], stdin=subprocess.PIPE
             )
-            await becomes_ready(tmp_path / "second")
+            await becomes_ready(tmp_path / "guest")
             await admin.wait_event(lambda event: event.get("event") == "node_joined")
-            answer = parse_answer(await told("ask", "--json", *second, "Say hello."))
+            answer = parse_answer(await told("ask", "--json", *guest_dir, "Say hello."))
             assert answer.text
-            view = json.loads(await told("swarm", "members", "--json", *first))
+            view = json.loads(await told("swarm", "members", "--json", *admin_dir))
             assert [(row["name"], row["state"]) for row in view["members"]] == [("", "this node"), ("guest", "online")]
-            await told("swarm", "revoke", "guest", *first)
+            await told("swarm", "revoke", "guest", *admin_dir)
             await admin.wait_event(lambda event: event.get("event") == "member_removed")
             await admin.wait_event(lambda event: event.get("event") == "node_left")
             guest.terminate()
@@ -90,16 +110,13 @@ async def test_a_node_in_both_swarms_answers_each_from_its_own_prefixes(tmp_path
 async def test_an_invitation_is_enough_to_ask_without_a_node(tmp_path: Path) -> None:
     admin_dir, guest = ["--data-dir", str(tmp_path / "admin")], ["--data-dir", str(tmp_path / "guest")]
     with trio.fail_after(DEADLINE_S):
-        await told("swarm", "create", "home", "--model", "fake", *admin_dir)
-        async with open_local_swarm(tmp_path) as swarm:
-            admin = await swarm.start("admin", options=["--swarm", "home"])
-            await admin.wait_ready()
-            invitation = (await told("invite", *admin_dir)).strip()
-            for arguments in (["--invite", invitation], [], ["--swarm", "home"], ["--invite", invitation]):
+        async with open_home(tmp_path) as home:
+            by_invitation = ["--invite", home.invitation]
+            for arguments in (by_invitation, [], ["--swarm", "home"], by_invitation):
                 assert parse_answer(await told("ask", "--json", *guest, *arguments, "Say hello.")).text
             members = json.loads(await told("swarm", "members", "--json", *admin_dir))["members"]
             assert len(members) == 2
-            used_up = await run_mycelia("ask", "--data-dir", str(tmp_path / "late"), "--invite", invitation, "Hi")
+            used_up = await run_mycelia("ask", "--data-dir", str(tmp_path / "late"), *by_invitation, "Hi")
             assert used_up.returncode == 1 and "has been used up" in used_up.stderr
             both = await run_mycelia("ask", *guest, "--swarm", "home", "--public", "Hi")
             assert both.returncode == 2 and "--swarm and --invite go with none of --public" in both.stderr
@@ -110,12 +127,9 @@ async def test_an_invitation_is_enough_to_ask_without_a_node(tmp_path: Path) -> 
 async def test_who_is_removed_from_a_private_swarm_stays_in_the_open_network(tmp_path: Path) -> None:
     admin_dir, guest_dir = ["--data-dir", str(tmp_path / "admin")], ["--data-dir", str(tmp_path / "guest")]
     with trio.fail_after(DEADLINE_S):
-        await told("swarm", "create", "home", "--model", "fake", *admin_dir)
-        async with open_local_swarm(tmp_path) as swarm:
-            admin = await swarm.start("admin", options=["--swarm", "home"])
-            await admin.wait_ready()
-            await told("join", (await told("invite", *admin_dir)).strip(), "--name", "guest", "--no-start", *guest_dir)
-            guest = await swarm.start("guest", options=["--swarm", "home", "--public"])
+        async with open_home(tmp_path) as home:
+            await told("join", home.invitation, "--name", "guest", "--no-start", *guest_dir)
+            guest = await home.nodes.start("guest", options=["--swarm", "home", "--public"])
             await guest.wait_peers(1)
             await told("swarm", "revoke", "guest", *admin_dir)
             await guest.wait_event(lambda event: event.get("event") == "not_let_in")

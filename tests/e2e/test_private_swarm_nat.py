@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mycelia.node.local_swarm.processes import open_local_swarm
+from mycelia.node.local_swarm.processes import LocalSwarm, open_local_swarm
 from tests.e2e import internet as lab
 from tests.e2e.conftest import DEADLINE_S, parse_answer
 from tests.e2e.internet import Internet, Kind, can_make_routers, inside, public_address
@@ -34,6 +34,16 @@ async def told(namespace: str, *arguments: str) -> str:
     return done.stdout.decode()
 
 
+async def public_relays(swarm: LocalSwarm, internet: Internet) -> list[str]:
+    """The addresses of nodes in the open."""
+    relays: list[str] = []
+    for number in lab.PEERS:
+        listen = ["--listen", f"/ip4/{public_address(number)}/tcp/{lab.PORT}", "--model", "fake"]
+        node = await swarm.start(f"open{number}", relays, listen, command=inside(internet.namespace))
+        relays.append(await node.address())
+    return relays
+
+
 async def test_two_homes_form_a_private_swarm_through_relays_without_its_key(
     internet: Internet, tmp_path: Path
 ) -> None:
@@ -41,11 +51,7 @@ async def test_two_homes_form_a_private_swarm_through_relays_without_its_key(
     first, second = ["--data-dir", str(tmp_path / "first")], ["--data-dir", str(tmp_path / "second")]
     with trio.fail_after(DEADLINE_S):
         async with open_local_swarm(tmp_path) as swarm:
-            relays: list[str] = []
-            for number in lab.PEERS:
-                listen = ["--listen", f"/ip4/{public_address(number)}/tcp/{lab.PORT}", "--model", "fake"]
-                node = await swarm.start(f"open{number}", relays, listen, command=inside(internet.namespace))
-                relays.append(await node.address())
+            relays = await public_relays(swarm, internet)
             await told(homes[0].namespace, "swarm", "create", "home", "--model", "fake", *first)
             options = ["--listen", f"/ip4/0.0.0.0/tcp/{lab.PORT}", "--swarm", "home", "--no-mdns"]
             admin = await swarm.start("first", relays, options, command=inside(homes[0].namespace))
@@ -73,11 +79,7 @@ async def test_both_homes_are_in_the_open_network_as_well(internet: Internet, tm
     options = ["--listen", f"/ip4/0.0.0.0/tcp/{lab.PORT}", "--swarm", "home", "--public", "--no-mdns"]
     with trio.fail_after(DEADLINE_S):
         async with open_local_swarm(tmp_path) as swarm:
-            relays: list[str] = []
-            for number in lab.PEERS:
-                listen = ["--listen", f"/ip4/{public_address(number)}/tcp/{lab.PORT}", "--model", "fake"]
-                node = await swarm.start(f"open{number}", relays, listen, command=inside(internet.namespace))
-                relays.append(await node.address())
+            relays = await public_relays(swarm, internet)
 
             async def at(name: str, *arguments: str) -> str:
                 return await told(homes[name].namespace, *arguments, "--data-dir", str(tmp_path / name))

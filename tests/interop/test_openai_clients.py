@@ -15,6 +15,7 @@ import trio
 
 from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm, open_local_swarm
 from tests.e2e.conftest import DEADLINE_S, becomes_idle
+from tests.node.engine.gguf_files import quick_model
 
 pytestmark = pytest.mark.e2e
 
@@ -41,9 +42,9 @@ async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
         yield local_swarm
 
 
-async def two_nodes(swarm: LocalSwarm) -> tuple[LocalNode, LocalNode, str]:
+async def two_nodes(swarm: LocalSwarm, model: Path | str) -> tuple[LocalNode, LocalNode, str]:
     """Two connected nodes, and the address of the second gateway."""
-    options = ["--threads", "1"]
+    options = ["--model", str(model), "--threads", "1"]
     first = await swarm.start("first", options=options)
     second = await swarm.start("second", [await first.address()], options)
     info = await second.wait_ready()
@@ -54,7 +55,7 @@ async def two_nodes(swarm: LocalSwarm) -> tuple[LocalNode, LocalNode, str]:
 
 async def test_openais_own_sdk(swarm: LocalSwarm) -> None:
     with trio.fail_after(2 * DEADLINE_S):
-        first, second, url = await two_nodes(swarm)
+        first, second, url = await two_nodes(swarm, "smollm2")
         await trio.to_thread.run_sync(use_sdk, url)
         peers = {(await node.wait_ready()).peer for node in (first, second)}
         first_url = (await first.wait_ready()).api_url + "/v1"
@@ -89,25 +90,19 @@ def use_sdk(url: str) -> None:
         assert text == whole.choices[0].message.content
         assert chunks[-1].usage is not None and chunks[-1].usage.prompt_tokens_details is not None
         assert chunks[-1].usage.prompt_tokens_details.cached_tokens, "the same prompt again"
-        called = client.chat.completions.create(
-            model="smollm2",
-            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-            tools=[WEATHER],
-            tool_choice="required",
-            max_tokens=60,
-            temperature=0,
-        )
+        wanted: Any = {
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+            "tools": [WEATHER],
+            "tool_choice": "required",
+            "max_tokens": 60,
+            "temperature": 0,
+        }
+        called = client.chat.completions.create(**wanted)
         assert called.choices[0].finish_reason == "tool_calls" and called.choices[0].message.tool_calls
-        function = called.choices[0].message.tool_calls[0].function  # type: ignore[union-attr]
+        function = called.choices[0].message.tool_calls[0].function
         assert function.name == "get_weather" and json.loads(function.arguments).keys() == {"place"}
-        with client.chat.completions.stream(
-            model="smollm2",
-            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-            tools=[WEATHER],
-            tool_choice="required",
-            max_tokens=60,
-            temperature=0,
-        ) as events:
+        with client.chat.completions.stream(**wanted) as events:
             deltas = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
             streamed = events.get_final_completion().choices[0].message.tool_calls
         assert streamed and json.loads(streamed[0].function.arguments).keys() == {"place"}
@@ -179,7 +174,7 @@ async def run(*command: str, **environment: str) -> str:
 
 async def test_curl_llm_and_langchain(swarm: LocalSwarm, tmp_path: Path) -> None:
     with trio.fail_after(2 * DEADLINE_S):
-        _, second, url = await two_nodes(swarm)
+        _, second, url = await two_nodes(swarm, "smollm2")
         body = {"model": "smollm2", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
         if shutil.which("curl"):
             said = await run(
@@ -226,7 +221,7 @@ def use_langchain(url: str) -> None:
 
 async def test_the_examples_run_as_they_stand(swarm: LocalSwarm) -> None:
     with trio.fail_after(2 * DEADLINE_S):
-        _, _, url = await two_nodes(swarm)
+        _, _, url = await two_nodes(swarm, quick_model())
         place = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "none"}
         talk = await run(sys.executable, str(EXAMPLES / "chat_openai.py"), "Say hello.", "And bye.", **place)
         assert talk.count("prompt tokens were computed before]") == 2

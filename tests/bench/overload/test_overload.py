@@ -11,6 +11,7 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.overload import OverloadOutcome, overload
 from mycelia.sim.policies import OWN
 from mycelia.sim.scenario import Scenario
+from tests import profiles
 
 AT_CAPACITY = OverloadOutcome(
     offered=10.0,
@@ -49,7 +50,7 @@ def test_rows_are_beside_the_peak_and_beside_capacity() -> None:
 def test_an_overloaded_swarm_answers_as_much_and_tells_the_truth() -> None:
     scenario = Scenario(num_peers=4, warm_s=20.0, measured_s=30.0, tail_s=30.0, drain_s=120.0)
     busy_p99_s = crowded_p99_s = 0.0
-    for seed in (1, 2, 3):
+    for seed in (1, 2, 3) if profiles.is_full() else (1,):
         busy, crowded = (
             overload(replace(scenario, load=load), True, OWN, seed, lambda what: None) for load in (1.0, 3.0)
         )
