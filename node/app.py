@@ -30,7 +30,7 @@ from mycelia.node.requests.drain import Drain
 from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.own_texts import OwnTexts
-from mycelia.node.requests.relay import FindEntries, Relay
+from mycelia.node.requests.relay import FindEntries, Relay, there_or_here
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import serve_generate_stream
 from mycelia.node.storage.saving import Kept, StateSaver, restored
@@ -196,7 +196,8 @@ class Node:
         find = partial(self.swarm_models.find, ask.model, client)
         if engine is not None and not engine.residence.is_loaded and self.swarm_models.sooner(engine):
             ask = msgspec.structs.replace(ask, model=engine.info.name)
-            return self._relayed(partial(self._find_sooner, engine), ask, deadline_s, client, is_own=True)
+            there = self._relayed(partial(self._find_sooner, engine), ask, deadline_s, client, is_own=True)
+            return there_or_here(there, partial(self.entry.ask, ask, deadline_s, client))
         return self._ask(find, ask, deadline_s, client, is_own=True)
 
     async def _find_sooner(self, engine: Engine) -> list[bytes]:

@@ -102,7 +102,7 @@ class SwarmModels:
             raise RemoteError(f"a {type(question).__name__} where a ModelsQuery belongs")
         now = self._driver.now()
         if now - self._told_at >= TELL_EVERY_S or self._told_before is not self._driver.joined.next:
-            self._told, self._told_at = Models(models=self._directory.told(self._seen(), now)), now
+            self._told, self._told_at = Models(models=self._directory.told(self._seen(), now, len(self._own))), now
             self._told_before = self._driver.joined.next
         await stream.send(self._told)
 

@@ -6,7 +6,7 @@ client, and by node, well below the streams that a node accepts from one peer. A
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 
 import msgspec
 import trio
@@ -21,6 +21,8 @@ from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.admission.subnets import Places, subnet_of
 from mycelia.proto.wire.messages import Answered, Ask, EntryFrame, Failed
 
+EnteredAt = AbstractAsyncContextManager[AsyncIterator[EntryFrame]]
+"""See ``Entry.ask``."""
 FindEntries = Callable[[], Awaitable[Sequence[bytes]]]
 """Connected peers at which a prompt can enter, the best first; empty: no known node serves the model."""
 
@@ -106,6 +108,24 @@ class Relay:
         if is_busy:
             raise _BusyError("this node may pass on no more prompts to the nodes of this model")
         raise NetworkError("no node that serves the model could be reached")
+
+
+@asynccontextmanager
+async def there_or_here(there: EnteredAt, here: Callable[[], EnteredAt]) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    """The frames of the prompt that entered at a peer, or those of ``here`` if no peer could be reached or had room."""
+    async with AsyncExitStack() as stack:
+        frames = await stack.enter_async_context(there)
+        first = await anext(frames, None)
+        if isinstance(first, Failed) and first.code in ("no_peer", OVERLOADED):
+            frames, first = await stack.enter_async_context(here()), None
+
+        async def all_frames() -> AsyncGenerator[EntryFrame, None]:
+            if first is not None:
+                yield first
+            async for frame in frames:
+                yield frame
+
+        yield await stack.enter_async_context(aclosing(all_frames()))
 
 
 class _Place:

@@ -96,11 +96,11 @@ class Directory:
             models.append(KnownModel(*key, context_tokens, len(own.nodes) if own else 0, len(nodes)))
         return models
 
-    def told(self, seen: Mapping[ModelKey, SeenModel], now: float) -> tuple[ModelNodes, ...]:
-        """The answer to a query, at most MAX_MODELS: the first in ``seen``, which is this node's own, then those there
-        with the most nodes (a peer is one node), and those in most reports. Does not mutate."""
-        own = list(seen)[:1]
-        others = sorted(list(seen)[1:], key=lambda key: -len(seen[key].nodes))
+    def told(self, seen: Mapping[ModelKey, SeenModel], now: float, num_own: int = 1) -> tuple[ModelNodes, ...]:
+        """The answer to a query, at most MAX_MODELS: the first ``num_own`` in ``seen``, which are this node's own, then
+        those there with the most nodes (a peer is one node), and those in most reports. Does not mutate."""
+        own = list(seen)[:num_own]
+        others = sorted(list(seen)[num_own:], key=lambda key: -len(seen[key].nodes))
         heard = self._by_model(now)
         rows = []
         for key in shared_room(own + others, [key for key in _most_told(heard) if key not in seen], MAX_MODELS):

@@ -8,6 +8,8 @@ import trio
 
 from mycelia.node.engine.engine import Residence
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.network.network import MessageStream
+from mycelia.node.requests.entry import ASK, GENERATE
 from mycelia.node.swarms import Swarms
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.errors import LocalError
@@ -119,3 +121,20 @@ async def test_a_model_that_is_not_loaded_here_is_asked_where_it_begins_sooner(
         assert len(away.requests) == (0 if is_relayed else 1)
         by_peer = (await frames_of(other, an_ask("hello again", model="b")))[-1]
         assert isinstance(by_peer, Answered) and by_peer.served_by == other.peer
+
+
+async def test_a_model_that_is_not_loaded_here_is_loaded_if_the_peer_cannot_be_asked(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(2, models=("a", "b"), prefill_rate=100.0, decode_rate=100.0) as (_, (one, other)):
+        away = AwayEngine(FakeSettings(model_name="b", slots=8, prefill_rate=100.0, decode_rate=100.0))
+        await one.node.serve(away)
+        await trio.sleep(2)
+
+        async def gone(stream: MessageStream) -> None:
+            await stream.reset()
+
+        for protocol in (ASK, GENERATE):
+            other.network.serve(protocol, gone)
+        answered = (await frames_of(one, an_ask("hello", model="b")))[-1]
+        assert isinstance(answered, Answered) and answered.served_by == one.peer and len(away.requests) == 1
