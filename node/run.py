@@ -66,6 +66,8 @@ from mycelia.proto.wire.errors import LocalError
 log = structlog.get_logger()
 
 
+TOY_MODEL = "smollm2"
+"""The default, which is served when nothing else is asked for."""
 NICENESS = 10
 """The engine gives way to the programs that the user of the machine waits for. Alone it is as fast as without."""
 
@@ -370,6 +372,8 @@ def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str) -> 
         **({"public_listen": states[1].addresses} if settings.public else {}),
     )
     notify("READY=1", f"STATUS=serves {states[0].model}")
+    if states[0].model == TOY_MODEL:
+        log.info("small_model", hint="good for trials, not for answers: 'mycelia setup' proposes models that fit here")
     if not settings.bootstrap and (settings.public or not settings.swarm):
         log.info("no_bootstrap_peers", hint="others can join through this node's listen addresses")
 

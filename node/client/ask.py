@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import structlog
 import trio
 
 from mycelia.node.client.light import LightClient, ask_as_light_client, tell
@@ -30,6 +31,8 @@ from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, Sampling
+
+log = structlog.get_logger()
 
 LATE_S = 2.0
 """How much later than asked the node on this machine may say that an answer took too long."""
@@ -108,6 +111,7 @@ async def _follow(
             entries = [*bootstrap, *entries_known(where, so_far.namespace, time.time())]
             if not entries:
                 raise LocalError(f"{exc}, and no other is known: give --bootstrap, or ask again") from exc
+            log.warning("node_here_lost", reason=str(exc), now="looking for another node that goes on, Ctrl-C ends it")
             so_far.num_rejoins += 1
             await ask_as_light_client(so_far, entries, due_at, send, client, peer_from_text(info.peer))
     elif bootstrap or (client.mdns and not is_held(data_dir)):  # (also while the node on this machine is starting)

@@ -171,6 +171,8 @@ def ask(
         raise click.UsageError("give one of --grammar, --json-schema, --regex and --lark")
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:  # (a FloatRange would accept NaN)
         raise click.UsageError(f"--timeout must be more than 0 and at most {MAX_TIMEOUT_S:.0f} seconds")
+    if logprobs and not as_json:
+        raise click.UsageError("--logprobs shows nothing without --json")
     check_model(model)
     if len(cache_salt) > MAX_SALT_CHARS:
         raise click.UsageError(f"--cache-salt must have at most {MAX_SALT_CHARS} characters, not {len(cache_salt)}")

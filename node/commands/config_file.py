@@ -422,6 +422,12 @@ def _said_default(option: click.Option) -> object:
         return None
 
 
+def default_words(option: click.Option) -> str | None:
+    """What the help says of the default, in brackets; None: nothing."""
+    found = re.search(r"\[default: ([^\]]+)\]", option.help or "")
+    return f"({found[1]})" if found else None
+
+
 _DEFAULT = re.compile(r"\[default: ([^\],;]+)")
 
 

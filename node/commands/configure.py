@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mycelia.node.commands.config_file import Schema, Setting, default_file, nothing_set
+from mycelia.node.commands.config_file import Schema, Setting, default_file, default_words, nothing_set
 from mycelia.node.commands.options import data_dir_option, json_option
 from mycelia.node.commands.running import console
 from mycelia.node.plugins import COMMANDS, Program
@@ -71,6 +71,8 @@ def show(context: click.Context, as_json: bool) -> None:
     rows = []
     for section, key in schema.all_keys():
         setting = settings.get((section, key)) or Setting(nothing_set(schema.option(section, key)), "default")
+        if setting.value is None and not as_json:
+            setting = Setting(default_words(schema.option(section, key)), setting.source)
         rows.append((section, key, setting))
     if as_json:
         import json

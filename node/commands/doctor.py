@@ -77,7 +77,8 @@ def doctor(
     if not offline:
         report = with_outlook(report, run(lambda: look_out(where, peers, *ports, key)))
     click.echo(msgspec.json.encode(report) if as_json else "\n".join(lines(report)))
-    for problem in report.problems:
+    is_seen = not as_json and sys.stdout.isatty() and sys.stderr.isatty()
+    for problem in [] if is_seen else report.problems:
         click.echo(f"mycelia: {problem}", err=True)
     if report.problems:
         sys.exit(1)

@@ -64,8 +64,8 @@ class _Child:
 
 
 async def watch_node(command: Sequence[str]) -> None:
-    """Runs until cancelled, which stops the node. command: the arguments of ``mycelia`` that run it. Raises LocalError
-    when the node ends by itself."""
+    """Runs until cancelled, which stops the node, or until the node has left. command: the arguments of ``mycelia``
+    that run it. Raises LocalError when the node fails."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-P", "-m", "mycelia.node", *command],
         stdin=subprocess.PIPE,
@@ -80,7 +80,9 @@ async def watch_node(command: Sequence[str]) -> None:
             await child.follow()
             code = await process.wait()
             nursery.cancel_scope.cancel()
-        raise LocalError(_last_words(child, code))
+        if code:
+            raise LocalError(_last_words(child, code))
+        print("the node has left")  # noqa: T201  (after 'mycelia leave')
     finally:
         await end(process)
 

@@ -167,7 +167,7 @@ def panel(
         )
     left_out = len(state.peers) - _MAX_PEERS
     return Group(
-        Text(f"mycelia {state.version} · HTTP {api_url} · Ctrl-C stops the node", style="bold"),
+        Text(f"mycelia {state.version} · chat and dashboard {api_url}/ · Ctrl-C stops the node", style="bold"),
         status_table(state),
         *([peers] if state.peers else [Text("no peers yet", style="dim")]),
         *([Text(f"... and {left_out} more", style="dim")] if left_out > 0 else []),

@@ -1,5 +1,6 @@
 """A command on a machine without a node: its retries are one client's, at the entry node that gave it a retry time."""
 
+import socket
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -207,3 +208,21 @@ def test_a_node_in_another_swarm_is_not_asked(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr("mycelia.node.storage.rundir.find_running", lambda _, info=info: info)
         with pytest.raises(LocalError, match=says):
             entering(tmp_path, (), False, "home", "", None)
+
+
+async def test_a_node_here_that_is_silent_costs_no_more_than_the_time_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was stopped: the kernel still takes its connections."""
+    monkeypatch.setattr(ask, "LATE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        info = RunInfo(1, f"http://127.0.0.1:{silent.getsockname()[1]}", "12D3")
+        monkeypatch.setattr(ask, "find_running", lambda data_dir: info)
+        with trio.fail_after(60), pytest.raises(LocalError, match="did not answer in the time it was given"):
+            await asked_within(0.1, tmp_path)
+
+
+async def asked_within(timeout_s: float, data_dir: Path) -> None:
+    async with ask_swarm(an_ask("Hi"), data_dir, (), timeout_s) as frames:
+        async for _ in frames:
+            pass
