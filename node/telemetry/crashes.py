@@ -29,12 +29,15 @@ MAX_REPORTS = 10
 MAX_LINES = 200
 """Lines of each part of a report: a traceback, an engine's output, the log."""
 _NATIVE = "native.txt"
+_ABORTED = "the node's process was aborted: by a fault in native code, or by the service manager because it was stuck"
 _KILLED = "something ended the node's process: the system when memory was short, a user, or the end of the machine"
 
 
-def write_report(folder: Path, part: str, reason: str, details: Sequence[str] = ()) -> Path | None:
-    """Writes a report. part: what crashed, such as "engine". details: further lines. Returns the file; None: it cannot
-    be written."""
+def write_report(
+    folder: Path, part: str, reason: str, details: Sequence[str] = (), logged: Sequence[str] | None = None
+) -> Path | None:
+    """Writes a report. part: what crashed, such as "engine". details: further lines. logged: the last lines of the log;
+    None: those of this process. Returns the file; None: it cannot be written."""
     now = time.time()
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(now))
     lines = [
@@ -46,7 +49,7 @@ def write_report(folder: Path, part: str, reason: str, details: Sequence[str] = 
         *details[-MAX_LINES:],
         "",
         "Last lines of the log:",
-        *list(log_module.recent)[-MAX_LINES:],
+        *(list(log_module.recent) if logged is None else logged)[-MAX_LINES:],
     ]
     path = folder / f"{stamp}-{part}.txt"
     try:
@@ -100,8 +103,8 @@ def _native_faults(folder: Path) -> Iterator[None]:
     path = folder / _NATIVE
     with suppress(OSError):
         said = path.read_text("utf-8", "replace").splitlines()
-        why = "native code ended the node's process" if said else _KILLED
-        report = write_report(folder, "native" if said else "killed", why, [*said, "", *last_lines(folder.parent)])
+        part, why = ("native", _ABORTED) if said else ("killed", _KILLED)
+        report = write_report(folder, part, why, said, last_lines(folder.parent))
         log.warning("last_run_ended_uncleanly", reason=why, report=str(report))
     was_enabled = faulthandler.is_enabled()
     try:

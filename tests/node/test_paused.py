@@ -6,6 +6,22 @@ from mycelia.node.requests.entry import ASK
 from mycelia.proto.wire.messages import Answered, Failed
 from tests.node.members import LONG, an_ask, frames_of, open_members
 
+
+async def test_what_is_given_and_received_counts_on_both_sides(autojump_clock: trio.abc.Clock) -> None:
+    async with open_members(2, prefill_rate=100.0, decode_rate=100.0) as (_, (entry, giver)):
+        await frames_of(giver, an_ask(LONG))
+        await trio.sleep(2)
+        await frames_of(entry, an_ask(LONG))
+        given, received = (member.node.requests.totals.shared for member in (giver, entry))
+        assert (given.given_requests, given.received_requests) == (1, 0)
+        assert (received.given_requests, received.received_requests) == (0, 1)
+        assert 8 <= given.given_tokens == received.received_tokens < 100, "without what was cached"
+        assert given.given_s > 0
+        await frames_of(entry, an_ask("of a light client"), b"x" * 38)
+        assert entry.node.requests.totals.shared.given_requests + giver.node.requests.totals.shared.given_requests == 2
+        assert entry.node.requests.totals.shared.received_requests == 1
+
+
 OWN = "a prompt of the paused node's own clients, " * 9
 
 
