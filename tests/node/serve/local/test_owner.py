@@ -47,6 +47,6 @@ async def test_an_api_key_of_others_does_not() -> None:
             for method, path in (("POST", "/api/pause"), ("POST", "/api/resume"), ("GET", "/api/days")):
                 for key, status in (("", 401), (KEY, 403), (OTHER_KEY, 200)):
                     headers = {"authorization": f"Bearer {key}"} if key else {}
-                    body = {} if method == "POST" else None
+                    body: dict[str, str] | None = {} if method == "POST" else None
                     assert (await http.request(method, path, headers=headers, json=body)).status_code == status
     assert node.told == [None]
