@@ -51,13 +51,14 @@ class Workload:
 WORKLOADS = (
     Workload("mmlu", 30, 25),
     Workload("tools", 40, 40),
-    Workload("agents", 200, 350, 600),
-    Workload("multi-turn", 60, 100),
-    Workload("conversation", 100, 200, 600),
-    Workload("hotspot", 60, 120, 600),
     Workload("dialogues", 30, 60),
     Workload("no-sharing", 20, 30),
+    Workload("multi-turn", 60, 100),
+    Workload("agents", 200, 350, 600),
+    Workload("hotspot", 60, 120, 600),
+    Workload("conversation", 100, 200, 600),
 )
+"""Those with quick runs first."""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ def page_of(everything: Sequence[Measured], made: Made) -> str:
         bars=bars(everything),
         losses=losses(sections[RULES] + sections[CONDITIONS]),
         max_losses=_MAX_LOSSES,
+        loads=sorted({one.cell.label("load") for one in sections[RULES]}),
+        distances=sorted({one.cell.label("rtt") for one in sections[RULES]}),
         workloads=grouped(sections[RULES], "workload"),
         conditions=grouped(sections[CONDITIONS], "condition"),
         systems=grouped(sections[SYSTEMS], "workload"),
