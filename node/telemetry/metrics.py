@@ -44,6 +44,7 @@ class _NodeCollector(Collector):
         )
         yield from _of_relay(state.relayed)
         yield _gauge("mycelia_cell_bits", "Depth of the node's cell; 0: the swarm is one cell.", state.cell_bits)
+        yield _gauge("mycelia_paused", "1: the node takes no prompts of others now.", int(bool(state.paused)))
         yield _gauge("mycelia_slots", "Requests that the engine runs at once.", state.slots)
         yield _gauge("mycelia_requests_running", "Requests being prefilled or decoded here.", state.active_requests)
         yield _gauge("mycelia_requests_waiting", "Requests in this node's queue.", state.waiting_requests)

@@ -22,6 +22,7 @@ from mycelia.node.network.libp2p import yamux, yamux_stream
 from mycelia.node.network.libp2p.noise import NoisePackets
 from mycelia.node.network.libp2p.yamux import YamuxConnection
 from mycelia.node.network.libp2p.yamux_stream import WINDOW_BYTES
+from mycelia.node.network.line import Line
 from tests.node.network.libp2p.network_helpers import PATIENCE_S, eventually
 
 Memory = trio.StapledStream[MemorySendStream, MemoryReceiveStream]
@@ -138,6 +139,21 @@ async def test_streams_with_libp2ps_own_implementation(
         own = one if isinstance(one, YamuxConnection) else two
         assert isinstance(own, YamuxConnection)
         assert 0 < await ping(own) < PATIENCE_S
+
+
+async def test_a_bounded_line_slows_one_end_and_counts_both(autojump_clock: trio.testing.MockClock) -> None:
+    async with ours() as (one, two, _):
+        one.line, two.line = Line(20_000.0), Line()
+        began, received = trio.current_time(), bytearray()
+        stream = await one.open_stream()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.write, bytes(200_000))
+            other = await two.accept_stream()
+            while len(received) < 200_000:
+                received += await other.read(1 << 16)
+        took_s = trio.current_time() - began
+        assert 5 < took_s < 11, "the last packet need not wait"
+        assert 200_000 < one.line.sent_bytes < 210_000 and 200_000 < two.line.received_bytes < 210_000
 
 
 @pytest.mark.parametrize("other", [Yamux, YamuxConnection])
