@@ -36,7 +36,7 @@ PROMPT_TOKENS = 8_192
 _BLOCKS = PROMPT_TOKENS // STRIDE
 _SHARED_BLOCKS = (8, 64)
 _LOOKUPS = 1_000
-_UPDATE_PEERS, _UPDATE_BLOCKS = 100, 4_096
+_UPDATE_PEERS, UPDATE_BLOCKS = 100, 4_096
 _NAMESPACE = bytes(16)
 
 
@@ -121,7 +121,7 @@ def bench_index(bench: IndexBench) -> Report:
         for name, value in _lookups(index, population, dynamo, rng).items():
             values.setdefault(name, []).append(value)
     progress.step("updates")
-    digests = make_population(_UPDATE_PEERS, _UPDATE_PEERS * _UPDATE_BLOCKS, zipf, families, rng).digests()
+    digests = make_population(_UPDATE_PEERS, _UPDATE_PEERS * UPDATE_BLOCKS, zipf, families, rng).digests()
     unrelated = _random_digests(rng)
     values["update_blocks_per_s"] = [_update_rate(digests) for _ in range(runs)]
     values["update_unrelated_blocks_per_s"] = [_update_rate(unrelated) for _ in range(runs)]
@@ -199,8 +199,8 @@ def _bytes_per_residency(digests: Sequence[list[int]]) -> float:
 
 def _random_digests(rng: random.Random) -> list[list[int]]:
     """Blocks that are no prefixes, each at two peers on average: almost no two of them have equal holders."""
-    pool = [rng.getrandbits(64) for _ in range(_UPDATE_PEERS * _UPDATE_BLOCKS // 2)]
-    return [sorted(rng.sample(pool, _UPDATE_BLOCKS)) for _ in range(_UPDATE_PEERS)]
+    pool = [rng.getrandbits(64) for _ in range(_UPDATE_PEERS * UPDATE_BLOCKS // 2)]
+    return [sorted(rng.sample(pool, UPDATE_BLOCKS)) for _ in range(_UPDATE_PEERS)]
 
 
 def _peer(number: int) -> bytes:

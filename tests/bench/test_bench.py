@@ -16,6 +16,7 @@ from mycelia.bench.engine.internals import Bench, measure_shares
 from mycelia.bench.engine.target import Settings
 from mycelia.bench.plans import GossipBench, IndexBench, ModelBench, ScaleBench
 from mycelia.bench.report.report import report_of, row_of, show
+from mycelia.bench.routing import index
 from mycelia.bench.routing.index import bench_index, make_population
 from mycelia.bench.scale.gossip import bench_gossip
 from mycelia.bench.scale.scale import bench_scale
@@ -92,10 +93,11 @@ def test_shared_workloads_share_exactly_their_prefix() -> None:
     assert NUM_VOCAB < 1_000 < min(min(prompt) for prompt in made["short_8_rate"])
 
 
-def test_the_population_holds_what_was_asked_for_and_lookups_find_it() -> None:
-    population = make_population(peers=4, residencies=4_000, zipf=1.0, families=3, rng=random.Random(1))
-    assert [len(blocks) for blocks in population.digests()] == [1_000] * 4
-    report = bench_index(IndexBench(peers=4, residencies=4_000, zipf=1.0, families=3, runs=1))
+def test_the_population_holds_what_was_asked_for_and_lookups_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "UPDATE_BLOCKS", 200)
+    population = make_population(peers=4, residencies=400, zipf=1.0, families=3, rng=random.Random(1))
+    assert [len(blocks) for blocks in population.digests()] == [100] * 4
+    report = bench_index(IndexBench(peers=4, residencies=400, zipf=1.0, families=3, runs=1))
     values = {row.name: row.value for row in report.rows}
     assert values.keys() >= {"lookup_us_p50", "lookup_hash_us_p50", "update_blocks_per_s", "bytes_per_residency"}
     assert all(value > 0 for value in values.values())

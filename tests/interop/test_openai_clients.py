@@ -245,6 +245,7 @@ async def test_the_example_swarm_goes_on_without_the_node_that_it_kills() -> Non
     assert told.count("asked at") == 4 and told.count("killed node-") == 1
 
 
+@pytest.mark.nightly  # (tests/e2e/test_private_swarm.py gives the same commands)
 async def test_the_private_swarm_admits_whom_it_invited_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with trio.fail_after(2 * DEADLINE_S):
         told = await run(str(EXAMPLES / "private_swarm.sh"), MODEL="fake", TMPDIR=str(tmp_path))

@@ -7,6 +7,8 @@ from mycelia.sim.scenario import Conduct, Scenario
 from mycelia.sim.simulate import SwarmRun
 
 LIAR, SEED = 10, 1
+ALSO_BELOW = (Conduct.STALLS, Conduct.TRICKLES)
+"""These are in ``make test`` in the second test only."""
 SWARM = Scenario(
     num_peers=LIAR + 1, liars=1 / (LIAR + 1), rtt_s=0.05, rate=None, load=0.3, zipf=1.1, drain_s=120.0
 )  # fmt: skip
@@ -26,7 +28,13 @@ def asked(conduct: Conduct, after_s: float, seed: int = SEED) -> tuple[SwarmRun,
     return run, sum(LIAR in record.asked for record in measured) / len(measured)
 
 
-@pytest.mark.parametrize("conduct", list(Conduct))
+@pytest.mark.parametrize(
+    "conduct",
+    [
+        pytest.param(one, marks=pytest.mark.nightly if one in (Conduct.STALLS, Conduct.TRICKLES) else ())
+        for one in Conduct
+    ],
+)
 def test_a_new_liar_gets_a_tenth_of_the_prompts_at_most(conduct: Conduct) -> None:
     _, share = asked(conduct, 60.0)
     assert share <= 0.1, f"seed {SEED}"

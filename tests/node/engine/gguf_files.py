@@ -102,8 +102,8 @@ def shallow(model: Path, to: Path, num_layers: int) -> Path:
     """The file ``to``: ``model`` with its first layers only. Its vocabulary and widths are the model's, its answers are
     nonsense."""
     fields, tensors = _read(model)
-    count = text("llama.block_count") + struct.pack("<I", 4)
-    fields = [count + struct.pack("<I", num_layers) if field.startswith(count) else field for field in fields]
+    count = b".block_count" + struct.pack("<I", 4)
+    fields = [field[:-4] + struct.pack("<I", num_layers) if field[:-4].endswith(count) else field for field in fields]
     dropped = tuple(f"blk.{number}.".encode() for number in range(num_layers, 100))
     return _write(to, fields, [tensor for tensor in tensors if not tensor.name.startswith(dropped)])
 
