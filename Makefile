@@ -117,7 +117,7 @@ check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/mypy examples scripts
-	MYPYPATH=packaging .venv/bin/mypy packaging/dist.py packaging/archive.py
+	MYPYPATH=packaging .venv/bin/mypy packaging/make_dist.py packaging/archive.py
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/codespell
 	.venv/bin/python scripts/english.py
@@ -155,7 +155,7 @@ mixed: $(ready)  ## a swarm of the last release and of this commit, killed and r
 	@.venv/bin/python -m pytest -m mixed tests/e2e $(PYTEST_ARGS)
 
 dist: $(ready)  ## make the packages of this commit in dist/; ARGS=--python-only without the archive, GPU=vulkan with that
-	@.venv/bin/python packaging/dist.py $(if $(GPU),--gpu $(GPU)) $(ARGS)
+	@.venv/bin/python packaging/make_dist.py $(if $(GPU),--gpu $(GPU)) $(ARGS)
 
 try:  ## try the packages in dist/ on a bare Debian, as a user would (needs root); ARGS="archive wheel" some of them
 	@packaging/try-packages $(ARGS)

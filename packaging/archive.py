@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dist import ROOT, PackagingError, run, say, version, write_tar
+from make_dist import ROOT, PackagingError, run, say, version, write_tar
 
 from mycelia.node.doctor.installation import ARCHIVE_MARK
 
@@ -62,10 +62,12 @@ def make_archive(wheel: Path, out: Path, gpu: str | None, llama: Path | None, ti
         packages = unpack_debian(python, debs)
         say("archive: Python")
         place_python(python, debs, tree / "python")
+        used = {f"{python}-minimal", f"lib{python}-minimal", f"lib{python}-stdlib"}
         say("archive: packages")
         place_packages(wheel, llama, tree / "python" / "lib" / "python3" / "dist-packages", python)
         say("archive: shared libraries")
-        place_libraries(tree / "python", debs)
+        used |= place_libraries(tree / "python", debs)
+        packages = {name: number for name, number in packages.items() if name in used}
         floor = needed_glibc(tree)
         place_rest(tree, debs, packages, floor)
         compile_all(tree, python)
@@ -88,7 +90,8 @@ def built_llama(gpu: str | None) -> Path:
 
 
 def unpack_debian(python: str, folder: Path) -> dict[str, str]:
-    """Unpack this Debian's Python and the libraries that it and the packages may need. Returns name -> version."""
+    """Unpack this Debian's Python and the libraries that it and the packages may need, each package into a folder of
+    its name. Returns name -> version."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise PackagingError("the archive is made on Debian or Ubuntu; --python-only makes the rest")
     names = needed_debs(python)
@@ -99,7 +102,7 @@ def unpack_debian(python: str, folder: Path) -> dict[str, str]:
     packages = {}
     for name in names:
         file = max(kept.glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime)
-        run("dpkg-deb", "-x", file, folder)
+        run("dpkg-deb", "-x", file, folder / name)
         packages[name] = run("dpkg-deb", "-f", file, "Version").strip()
     return packages
 
@@ -115,7 +118,7 @@ def needed_debs(python: str) -> list[str]:
     options = ("no-recommends", "no-suggests", "no-conflicts", "no-breaks", "no-replaces", "no-enhances")
     more = ["libgmp10", "libgomp1", "libstdc++6", "libgcc-s1"]
     told = run("apt-cache", "depends", "--recurse", *(f"--{option}" for option in options), *wanted, *more)
-    libraries = {line for line in told.splitlines() if re.fullmatch(r"lib[a-z0-9.+-]+", line)}
+    libraries = {line for line in told.splitlines() if re.fullmatch(r"z?lib[a-z0-9.+-]+", line)}
     unused = re.compile(
         r"libc6|libc-bin|libcrypt-dev|libpython.*testsuite|libdebconf.*|libselinux.*|libpcre.*|libpam.*"
     )
@@ -124,9 +127,11 @@ def needed_debs(python: str) -> list[str]:
 
 def place_python(python: str, debs: Path, prefix: Path) -> None:
     (prefix / "bin").mkdir(parents=True)
-    shutil.copy(debs / "usr" / "bin" / python, prefix / "bin" / python)
+    shutil.copy(debs / f"{python}-minimal" / "usr" / "bin" / python, prefix / "bin" / python)
     (prefix / "bin" / "python3").symlink_to(python)
-    shutil.copytree(debs / "usr" / "lib" / python, prefix / "lib" / python, symlinks=True)
+    for part in ("minimal", "stdlib"):
+        library = debs / f"lib{python}-{part}" / "usr" / "lib" / python
+        shutil.copytree(library, prefix / "lib" / python, symlinks=True, dirs_exist_ok=True)
     remove(prefix / "lib" / python, UNUSED_STDLIB)
     for path in (prefix / "lib").rglob("*"):
         if path.is_symlink() and not path.exists():
@@ -162,9 +167,10 @@ def remove(folder: Path, patterns: Iterable[str]) -> None:
 # --- shared libraries -----------------------------------------------------------------------------------------------
 
 
-def place_libraries(prefix: Path, debs: Path) -> None:
+def place_libraries(prefix: Path, debs: Path) -> set[str]:
     """Copy the libraries that files below ``prefix`` need into its lib/, and make those files look there. The C++
-    library goes to lib/cxx. Raises PackagingError for one that is nowhere."""
+    library goes to lib/cxx. Returns the Debian packages that they are of. Raises PackagingError for one that is
+    nowhere."""
     patchelf = tool("patchelf")
     own = {path.name for path in prefix.rglob("*.so*")}
     of_debian = {
@@ -172,6 +178,7 @@ def place_libraries(prefix: Path, debs: Path) -> None:
     }
     (prefix / "lib" / "cxx").mkdir(parents=True)
     done: set[Path] = set()
+    used: set[str] = set()
     while new := set(binaries(prefix)) - done:
         for path in sorted(new):
             done.add(path)
@@ -179,12 +186,14 @@ def place_libraries(prefix: Path, debs: Path) -> None:
             for name in [name for name in missing if name not in OF_DRIVERS]:
                 if name not in of_debian:
                     raise PackagingError(f"{path.relative_to(prefix)} needs {name}, which no package here has")
+                used.add(of_debian[name].relative_to(debs).parts[0])
                 target = prefix / "lib" / ("cxx" if name in CXX else "") / name
                 if not target.exists():
                     shutil.copy(of_debian[name].resolve(), target)
             if set(missing) - {*CXX, *OF_DRIVERS}:
                 relative = os.path.relpath(prefix / "lib", path.parent)
                 add_search_path(patchelf, path, f"$ORIGIN/{relative}" if relative != "." else "$ORIGIN")
+    return used
 
 
 def add_search_path(patchelf: Path, path: Path, folder: str) -> None:
@@ -240,7 +249,7 @@ def place_rest(tree: Path, debs: Path, packages: dict[str, str], floor: str) -> 
     licenses = tree / "licenses"
     licenses.mkdir()
     for name in packages:
-        copyright_file = (debs / "usr" / "share" / "doc" / name / "copyright").resolve()
+        copyright_file = debs / name / "usr" / "share" / "doc" / name / "copyright"
         if copyright_file.is_file():
             shutil.copy(copyright_file, licenses / f"{name}.txt")
     (licenses / "README").write_text(
@@ -254,7 +263,7 @@ def place_rest(tree: Path, debs: Path, packages: dict[str, str], floor: str) -> 
 def compile_all(tree: Path, python: str) -> None:
     """Bytecode that needs no check of its source, so that a folder nobody may write to starts as fast."""
     run(
-        *(tree / "python" / "bin" / python, "-I", "-m", "compileall", "-q", "-j", "0"),
+        *(tree / "python" / "bin" / python, "-I", "-B", "-m", "compileall", "-f", "-q", "-j", "0"),
         *("--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/mycelia"),
         str(tree / "python" / "lib"),
         env={**os.environ, "LD_LIBRARY_PATH": str(tree / "python" / "lib" / "cxx")},

@@ -161,7 +161,10 @@ if [ -z "$from" ]; then
 fi
 case $from in
     http://* | https://*) from=${from%/} ;;
-    *) from=$(cd "$from" 2>/dev/null && pwd -P) || fail "there is no folder $from" ;;
+    *)
+        [ -d "$from" ] || fail "there is no folder $from"
+        from=$(cd "$from" && pwd -P)
+        ;;
 esac
 work=$(mktemp -d)
 trap 'rm -rf "$work" "$home/new"' EXIT

@@ -25,7 +25,7 @@ def loaded(path: Path) -> ModuleType:
     return module
 
 
-dist = loaded(ROOT / "packaging" / "dist.py")
+dist = loaded(ROOT / "packaging" / "make_dist.py")
 
 
 @pytest.mark.parametrize("repository", ["", "https://code.example/mycelia"])

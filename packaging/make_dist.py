@@ -149,5 +149,5 @@ def write_checksums(out: Path) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    sys.modules.setdefault("dist", sys.modules["__main__"])  # (archive.py imports this module)
+    sys.modules.setdefault("make_dist", sys.modules["__main__"])  # (archive.py imports this module)
     main(sys.argv[1:])
