@@ -15,6 +15,8 @@ _RECORD = np.dtype([("token", "<u4"), ("bias", "<f4")])
 
 def pack_biases(biases: Mapping[int, float]) -> bytes:
     """Token -> bias, packed; biases of 0 are left out, others cut to +-``MOST``. Raises LocalError."""
+    if not biases:
+        return b""
     wanted = sorted((token, bias) for token, bias in biases.items() if bias)
     if len(wanted) > MAX_BIASES:
         raise LocalError(f"{len(wanted)} tokens with a bias are too many: at most {MAX_BIASES}")

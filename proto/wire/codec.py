@@ -188,7 +188,8 @@ def check_sampling(sampling: Sampling) -> None:
     try:
         msgspec.convert(msgspec.to_builtins(sampling, builtin_types=(bytes,)), Sampling, builtin_types=(bytes,))
         "".join((sampling.grammar, *sampling.stop)).encode()
-        unpack_biases(sampling.logit_bias)
+        if sampling.logit_bias:
+            unpack_biases(sampling.logit_bias)
     except UnicodeEncodeError as exc:
         raise LocalError("stop and grammar must be Unicode text, without lone surrogates") from exc
     except msgspec.ValidationError as exc:
