@@ -8,23 +8,32 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import psutil
 
 ASK_DEADLINE_S = 2.0
 """For the desktop's programs."""
-_INHIBITED = [
-    "gdbus",
-    "call",
-    "--session",
-    "--dest=org.gnome.SessionManager",
-    "--object-path=/org/gnome/SessionManager",
-    "--method=org.gnome.SessionManager.IsInhibited",
-    "8",
-]
-"""Asks GNOME whether a program, such as a film or a game, keeps the session from becoming idle: Wayland tells no
+_GDBUS = ["gdbus", "call", "--session"]
+_INHIBITED = (
+    [
+        *_GDBUS,
+        "--dest=org.gnome.SessionManager",
+        "--object-path=/org/gnome/SessionManager",
+        "--method=org.gnome.SessionManager.IsInhibited",
+        "8",
+    ],
+    [
+        *_GDBUS,
+        "--dest=org.freedesktop.PowerManagement",
+        "--object-path=/org/freedesktop/PowerManagement/Inhibit",
+        "--method=org.freedesktop.PowerManagement.Inhibit.HasInhibit",
+    ],
+)
+"""Ask GNOME and KDE whether a program, such as a film or a game, keeps the session from becoming idle: Wayland tells no
 program what others show."""
+_DISPLAYS = ("WAYLAND_DISPLAY", "DISPLAY")
 
 
 class OthersShare:
@@ -61,7 +70,9 @@ class OthersShare:
 
 
 def is_on_battery() -> bool:
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    battery = None
+    with suppress(OSError, ValueError):  # (what the system's files say of it is of many kinds)
+        battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return battery is not None and battery.power_plugged is False
 
 
@@ -69,12 +80,27 @@ def is_full_screen() -> bool:
     """Whether a program fills the screen, as far as the desktop tells."""
     if sys.platform == "darwin":
         return keeps_display_on(_said(["pmset", "-g", "assertions"]))
-    if os.environ.get("WAYLAND_DISPLAY"):
-        return "true" in _said(_INHIBITED)
-    if os.environ.get("DISPLAY"):
-        window = active_window(_said(["xprop", "-root", "_NET_ACTIVE_WINDOW"]))
-        return bool(window) and "_NET_WM_STATE_FULLSCREEN" in _said(["xprop", "-id", window, "_NET_WM_STATE"])
+    environment = _desktop()
+    if environment.get("WAYLAND_DISPLAY"):
+        return any("true" in _said(question, environment) for question in _INHIBITED)
+    if environment.get("DISPLAY"):
+        window = active_window(_said(["xprop", "-root", "_NET_ACTIVE_WINDOW"], environment))
+        state = _said(["xprop", "-id", window, "_NET_WM_STATE"], environment) if window else ""
+        return "_NET_WM_STATE_FULLSCREEN" in state
     return False
+
+
+def _desktop() -> dict[str, str]:
+    """The environment of the user's desktop. A service that started before the user logged in does not have it, but the
+    user's service manager does."""
+    own = dict(os.environ)
+    if any(own.get(name) for name in _DISPLAYS) or "INVOCATION_ID" not in own or os.geteuid() == 0:
+        return own
+    lines = _said(["systemctl", "--user", "show-environment"]).splitlines()
+    return own | {name: value for name, _, value in (line.partition("=") for line in lines) if name in _SHARED}
+
+
+_SHARED = {*_DISPLAYS, "XAUTHORITY", "DBUS_SESSION_BUS_ADDRESS"}
 
 
 def active_window(said: str) -> str:
@@ -94,11 +120,16 @@ def minute_of_day(now: float) -> int:
     return 60 * local.tm_hour + local.tm_min
 
 
-def _said(command: Sequence[str]) -> str:
+def _said(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     """The output of a program; empty if there is none."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_DEADLINE_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ASK_DEADLINE_S,
+            check=False,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

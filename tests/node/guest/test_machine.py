@@ -32,6 +32,25 @@ def test_a_window_that_fills_an_x_screen_is_seen(monkeypatch: pytest.MonkeyPatch
     assert not is_full_screen() and active_window(said["-root"]) == ""
 
 
+def test_a_service_asks_its_manager_for_the_desktop(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def run(
+        command: Sequence[str], env: dict[str, str] | None = None, **_: Any
+    ) -> "subprocess.CompletedProcess[bytes]":
+        asked.append((command[0], env and env.get("WAYLAND_DISPLAY")))
+        said = b"LANG=C\nWAYLAND_DISPLAY=wayland-0\n" if command[0] == "systemctl" else b"(true,)\n"
+        return subprocess.CompletedProcess(command, 0, said, b"")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    for display in ("WAYLAND_DISPLAY", "DISPLAY"):
+        monkeypatch.delenv(display, raising=False)
+    assert not is_full_screen() and asked == [], "not a service"
+    monkeypatch.setenv("INVOCATION_ID", "x")
+    assert is_full_screen() and asked == [("systemctl", None), ("gdbus", "wayland-0")]
+
+
 def test_a_machine_without_the_desktops_programs_has_no_such_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     for display in ("WAYLAND_DISPLAY", "DISPLAY"):
