@@ -38,7 +38,7 @@ def test_a_service_asks_its_manager_for_the_desktop(monkeypatch: pytest.MonkeyPa
     def run(
         command: Sequence[str], env: dict[str, str] | None = None, **_: Any
     ) -> "subprocess.CompletedProcess[bytes]":
-        asked.append((command[0], env and env.get("WAYLAND_DISPLAY")))
+        asked.append((command[0], (env or {}).get("WAYLAND_DISPLAY")))
         said = b"LANG=C\nWAYLAND_DISPLAY=wayland-0\n" if command[0] == "systemctl" else b"(true,)\n"
         return subprocess.CompletedProcess(command, 0, said, b"")
 
