@@ -146,10 +146,11 @@ def _disk(data_dir: Path) -> tuple[int | None, str]:
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
     try:
-        free = shutil.disk_usage(place).free
+        usage = shutil.disk_usage(place)
+        free = usage.free
     except OSError as exc:
         return None, f"cannot read the data directory {data_dir}: {exc.strerror}; choose another with --data-dir"
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK) and usage.total):  # (/proc has no size)
         return free, f"cannot write to the data directory {data_dir}; choose another with --data-dir"
     if free < LEAST_DISK_BYTES:
         return free, f"the disk of the data directory {data_dir} is full: free some, or choose another with --data-dir"
