@@ -12,7 +12,7 @@ from mycelia.proto.wire.messages import Failed
 LEAVING = "leaving"
 """The code of a refusal by a node that takes no new requests, for it is about to leave or paused."""
 LEAVING_MESSAGE = "this node is leaving"
-PAUSED_MESSAGE = "this node is paused: its owner needs the machine"
+PAUSED_MESSAGE = "the node is paused: its owner needs the machine"
 ENGINE_LOST = "engine_lost"
 """The code of a failure by the end of the engine."""
 

@@ -7,6 +7,16 @@ from mycelia.proto.wire.messages import Answered, Failed
 from tests.node.members import LONG, an_ask, frames_of, open_members
 
 
+async def test_a_model_that_only_a_paused_node_serves_is_refused_at_once(autojump_clock: trio.abc.Clock) -> None:
+    async with open_members(2, models=["here", "there"], prefill_rate=100.0, decode_rate=100.0) as (_, (one, paused)):
+        await one.node.models()
+        paused.node.pause(True)
+        began = trio.current_time()
+        last = (await frames_of(one, an_ask("Hi", model="there")))[-1]
+        assert isinstance(last, Failed) and last.retryable and "the node is paused" in last.message
+        assert trio.current_time() - began < 1
+
+
 async def test_what_is_given_and_received_counts_on_both_sides(autojump_clock: trio.abc.Clock) -> None:
     async with open_members(2, prefill_rate=100.0, decode_rate=100.0) as (_, (entry, giver)):
         await frames_of(giver, an_ask(LONG))
