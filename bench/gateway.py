@@ -29,7 +29,7 @@ from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.local_swarm.processes import LocalNode, open_local_swarm
 from mycelia.node.requests.salts import PUBLIC_SALT
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import ChatMessage
+from mycelia.proto.wire.messages import ChatMessage, Conversation
 
 _PROMPT_CHARS = 3_000
 """0.6 s of the fake engine's time. A node that has the prompt cached wins by that much."""
@@ -81,7 +81,7 @@ async def _added(
 
     async def of_engine() -> float:
         began = trio.current_time()
-        tokens = await engine.tokenize_chat([ChatMessage(role="user", content=prompts["near"])])
+        tokens = await engine.tokenize_chat(Conversation((ChatMessage(role="user", content=prompts["near"]),)))
         tokenized_s = trio.current_time() - began
         return tokenized_s + (await direct.complete(tokens, 1)).ttft_s
 

@@ -28,6 +28,7 @@ from mycelia.node.engine.fake.engine import FakeEngine
 from mycelia.node.engine.fake.worker import DECODE_RATE, PREFILL_RATE
 from mycelia.node.plugins import OWN_POLICY
 from mycelia.proto.wire.blocks import STRIDE
+from mycelia.proto.wire.messages import Conversation
 from mycelia.sim.crowd import meet_and_part
 from mycelia.sim.engine import EngineSpec
 from mycelia.sim.replay import Swarm
@@ -68,7 +69,7 @@ async def bench_hundred(bench: HundredBench) -> Report:
     starts = [place.ready_at - first_at for place in places]
     dead = [places.index(place) for place in killed]
     crowd = await trio.to_thread.run_sync(meet_and_part, starts, dead, SHARES, RTT_S, bench.rest_s, bench.seed)
-    prompts = [await FakeEngine().tokenize_chat(one.messages) for one in questions]
+    prompts = [await FakeEngine().tokenize_chat(Conversation(tuple(one.messages))) for one in questions]
     spec = EngineSpec(PREFILL_RATE, DECODE_RATE, SLOTS, CELLS // STRIDE, grain=1)
     swarm = Swarm([spec] * bench.num_nodes, RTT_S, connections=DEGREE)
     pair = compare(OWN_POLICY, run, requests_of(questions, prompts), swarm, bench.seed)

@@ -23,6 +23,7 @@ from mycelia.node.engine.settings import EngineSettings, usable_cores
 from mycelia.proto.cache.radix import common_prefix
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.errors import LocalError
+from mycelia.proto.wire.messages import Conversation
 from mycelia.sim.engine import EngineSpec
 
 NUM_COLD, NUM_WARM = 6, 6
@@ -70,7 +71,7 @@ async def calibrate(
         num_engines = num_measured(num_engines)
         progress.step(f"starting {num_engines} engines")
         engines = [await stack.enter_async_context(open_engine(settings)) for _ in range(num_engines)]
-        prompts = [list(await engines[0].tokenize_chat(one.messages)) for one in asked]
+        prompts = [list(await engines[0].tokenize_chat(Conversation(one.messages))) for one in asked]
         _check_room(engines[0], [len(prompt) + one.max_tokens for prompt, one in zip(prompts, asked, strict=True)])
         targets = [OurEngine(engine) for engine in engines]
         progress.step("one engine alone")

@@ -19,7 +19,7 @@ from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.messages import (
     MAX_LOGPROBS_PER_FRAME,
     MAX_TEXT_BYTES_PER_FRAME,
-    ChatMessage,
+    Conversation,
     Sampling,
     TokenLogprobs,
     Usage,
@@ -241,19 +241,9 @@ class Engine(Protocol):
         """The text of each token sequence, for display: invalid UTF-8 is replaced. Raises LocalError."""
         ...
 
-    async def tokenize_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        subnet: str = "",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-    ) -> Sequence[int]:
+    async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         """The prompt of a conversation, made by the model's own chat template and ready for the assistant's turn: a
-        list or the result of ``proto.blocks.token_array``. tools: see ``Ask.tools``; client, subnet: whose share of the
-        queue the work takes; options, continues_final: see ``Ask.template_options`` and ``Ask.continues_final``. A
+        list or the result of ``proto.blocks.token_array``. client, subnet: whose share of the queue the work takes. A
         control token that a message spells stays text.
         Raises TooLongError when the prompt does not fit the context (not in every case: the caller counts, too),
         BusyError when too much text waits, LocalError for an empty conversation or one that the template refuses."""

@@ -8,7 +8,7 @@ sent packed (``proto.blocks.pack_tokens``).
 import os
 import threading
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,7 @@ from msgspec import Struct
 from mycelia.proto.cache.sharing import Owner, paint, unpaint
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
-from mycelia.proto.wire.messages import ChatMessage, Sampling, TokenLogprobs, Usage, Vitals
+from mycelia.proto.wire.messages import ChatMessage, Conversation, Sampling, TokenLogprobs, Usage, Vitals
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Enough for a conversation of several megabytes, or for the tokens of a full cache."""
@@ -101,8 +101,14 @@ class Render(_Frame, frozen=True):
     client: bytes = b""
     subnet: str = ""
 
-    def turns(self) -> list[ChatMessage]:
-        return [ChatMessage(role=role, content=content, extras=extras) for role, content, extras in self.messages]
+    @classmethod
+    def of(cls, conversation: Conversation, client: bytes, subnet: str, key: int) -> Self:
+        turns = [(message.role, message.content, message.extras) for message in conversation.messages]
+        return cls(key, turns, *conversation[1:], client, subnet)
+
+    def conversation(self) -> Conversation:
+        turns = (ChatMessage(role=role, content=content, extras=extras) for role, content, extras in self.messages)
+        return Conversation(tuple(turns), self.tools, self.options, self.continues_final)
 
 
 class Parse(_Frame, frozen=True):

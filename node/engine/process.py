@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -58,7 +59,7 @@ from mycelia.proto.cache.tier import GIB
 from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LimitExceeded, LocalError, RemoteError
-from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, ChatMessage, Vitals
+from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, Conversation, Vitals
 
 log = structlog.get_logger()
 
@@ -122,26 +123,11 @@ class ProcessEngine(KnownModel):
         """See ``Engine.vitals``; no slots while there is no child."""
         return self._vitals
 
-    async def tokenize_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        subnet: str = "",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-    ) -> Sequence[int]:
+    async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         """See ``Engine.tokenize_chat``. Survives restarts of the child, except those that the text may have caused."""
-        size = sum(len(message.content) for message in messages)
-        turns = [(message.role, message.content, message.extras) for message in messages]
-        return await self._tokens(
-            size,
-            (tuple(messages), tools, options, continues_final),
-            lambda key: ipc.Render(key, turns, tools, options, continues_final, client, subnet),
-            client,
-            subnet,
-        )
+        size = sum(len(message.content) for message in conversation.messages)
+        question = partial(ipc.Render.of, conversation, client, subnet)
+        return await self._tokens(size, conversation, question, client, subnet)
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         """See ``Engine.tokenize_text``. Survives restarts like ``tokenize_chat``."""

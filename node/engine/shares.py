@@ -19,7 +19,7 @@ from mycelia.node.signals import Signal
 from mycelia.proto.admission.subnets import of_member
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.cache.sharing import split_swarm, swarm_of
-from mycelia.proto.wire.messages import ChatMessage, Vitals
+from mycelia.proto.wire.messages import Conversation, Vitals
 
 
 class EngineShare:
@@ -56,24 +56,8 @@ class EngineShare:
     async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         return await self._engine.detokenize(sequences)
 
-    async def tokenize_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        subnet: str = "",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-    ) -> Sequence[int]:
-        return await self._engine.tokenize_chat(
-            messages,
-            tools,
-            client,
-            self._subnet(client, subnet),
-            options=options,
-            continues_final=continues_final,
-        )
+    async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
+        return await self._engine.tokenize_chat(conversation, client, self._subnet(client, subnet))
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         return await self._engine.tokenize_text(text, client, self._subnet(client, subnet))

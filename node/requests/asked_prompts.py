@@ -96,14 +96,7 @@ class AskedPrompts:
             return self._known_tokens(ask.tokens)
         if ask.text:
             return await self._engine.tokenize_text(ask.text, client, network_of(client, self._network))
-        return await self._engine.tokenize_chat(
-            ask.messages,
-            ask.tools,
-            client,
-            network_of(client, self._network),
-            options=ask.template_options,
-            continues_final=ask.continues_final,
-        )
+        return await self._engine.tokenize_chat(ask.conversation, client, network_of(client, self._network))
 
     def _known_tokens(self, packed: bytes) -> Sequence[int]:
         """Unpacks at least one token. Raises LocalError."""

@@ -6,7 +6,7 @@ from mycelia.node.engine.engine import Engine
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import ChatMessage
+from mycelia.proto.wire.messages import Conversation
 
 
 class OwnTexts:
@@ -15,19 +15,8 @@ class OwnTexts:
     def __init__(self, models: OwnModels) -> None:
         self._models = models
 
-    async def tokenize(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-        model: str = "",
-    ) -> list[int]:
-        engine = self._engine(model)
-        tokens = await engine.tokenize_chat(messages, tools, client, options=options, continues_final=continues_final)
-        return list(tokens)
+    async def tokenize(self, conversation: Conversation, client: bytes = b"", model: str = "") -> list[int]:
+        return list(await self._engine(model).tokenize_chat(conversation, client))
 
     async def tokenize_text(self, text: str, client: bytes = b"", model: str = "") -> list[int]:
         return list(await self._engine(model).tokenize_text(text, client))

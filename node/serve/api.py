@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mycelia.node.views import DayRow, LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView, UsageRow
-from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame
+from mycelia.proto.wire.messages import Ask, Conversation, EntryFrame
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,9 @@ class Api(Protocol):
         text only of its own edges and of those that are open to all."""
         ...
 
-    async def tokenize(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-        model: str = "",
-    ) -> list[int]:
-        """The prompt of a conversation. client: see ``ask``; tools, options, continues_final: see ``Ask``. model: one
-        of ``own_models``; empty: the first. Raises LocalError, also as BusyError, and for a conversation that the
-        model's template refuses."""
+    async def tokenize(self, conversation: Conversation, client: bytes = b"", model: str = "") -> list[int]:
+        """The prompt of a conversation. client: see ``ask``. model: one of ``own_models``; empty: the first. Raises
+        LocalError, also as BusyError, and for a conversation that the model's template refuses."""
         ...
 
     async def tokenize_text(self, text: str, client: bytes = b"", model: str = "") -> list[int]:

@@ -1,6 +1,6 @@
 """Entry streams: a client without a model asks a node to be its entry node."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from msgspec import Meta, field
 
@@ -56,6 +56,15 @@ class CandidateTerms(Record, frozen=True, kw_only=True):
     """Cost to other requests of computing tokens again there."""
 
 
+class Conversation(NamedTuple):
+    """What the chat template makes a prompt of. See the fields of ``Ask``; options: its ``template_options``."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: str = ""
+    options: str = ""
+    continues_final: bool = False
+
+
 class Ask(Kind, frozen=True, kw_only=True, tag=13):
     """A prompt: a conversation, a text or tokens. Answered by Route, then Begun, PromptLogprobs* and Text*, then
     Answered or Failed."""
@@ -88,6 +97,10 @@ class Ask(Kind, frozen=True, kw_only=True, tag=13):
     reads_format: bool = field(name="14", default=False)
     """The client reads the form in which the model writes thoughts and calls: Route names it, and control tokens that
     belong to it are spelled in the answer's text."""
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation(self.messages, self.tools, self.template_options, self.continues_final)
 
 
 class Route(Kind, frozen=True, kw_only=True, tag=14):

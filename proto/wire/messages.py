@@ -41,6 +41,7 @@ from mycelia.proto.wire.entry import Ask as Ask
 from mycelia.proto.wire.entry import Begun as Begun
 from mycelia.proto.wire.entry import CandidateTerms as CandidateTerms
 from mycelia.proto.wire.entry import ChatMessage as ChatMessage
+from mycelia.proto.wire.entry import Conversation as Conversation
 from mycelia.proto.wire.entry import EntryFrame as EntryFrame
 from mycelia.proto.wire.entry import Route as Route
 from mycelia.proto.wire.entry import Text as Text

@@ -79,9 +79,7 @@ class Renders:
     def _answer(self, question: Question) -> ipc.Rendered | ipc.Spelled:
         match question:
             case ipc.Render():
-                tokens = self._template.tokens(
-                    question.turns(), question.tools, question.options, question.continues_final
-                )
+                tokens = self._template.tokens(*question.conversation())
                 return ipc.Rendered(question.key, pack_tokens(tokens), "")
             case ipc.Parse():
                 return ipc.Rendered(question.key, pack_tokens(self._template.text_tokens(question.text)), "")

@@ -45,7 +45,7 @@ from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import (
     MAX_LOGPROBS_PER_FRAME,
-    ChatMessage,
+    Conversation,
     Logprob,
     Sampling,
     TokenLogprobs,
@@ -180,22 +180,14 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         return list(text.encode())
 
-    async def tokenize_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        subnet: str = "",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-    ) -> list[int]:
+    async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
-        if not messages:
+        if not conversation.messages:
             raise LocalError("a conversation needs at least one message")
         tokens: list[int] = []
-        for message in messages:
+        for message in conversation.messages:
             tokens += [TURN_TOKEN, *message.role.encode(), ord("\n"), *message.content.encode(), END_TOKEN]
+        tools = conversation.tools
         head = [TURN_TOKEN, *b"tools\n", *tools.encode(), END_TOKEN] if tools else []
         return [*head, *tokens, TURN_TOKEN, *b"assistant\n"]
 

@@ -103,7 +103,7 @@ class FakeService:
             if isinstance(message, ipc.Parse):
                 tokens = await self._engine.tokenize_text(message.text)
             else:
-                tokens = await self._engine.tokenize_chat(message.turns(), message.tools, options=message.options)
+                tokens = await self._engine.tokenize_chat(message.conversation())
             self._say(ipc.Rendered(message.key, pack_tokens(tokens), ""))
         except (LocalError, LimitExceeded) as exc:
             self._say(ipc.Rendered(message.key, b"", str(exc)))

@@ -32,7 +32,7 @@ from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.config import RoutingConfig
 from mycelia.proto.loading.loader import Asked, Ended, Event, Loader, State
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import MAX_SMALL, ChatMessage, Vitals
+from mycelia.proto.wire.messages import MAX_SMALL, Conversation, Vitals
 
 MAX_WAITING = 256
 """Calls that wait for the model to be loaded."""
@@ -196,20 +196,9 @@ class PooledEngine:
         async with self._using():
             return await self._inner.detokenize(sequences)
 
-    async def tokenize_chat(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: str = "",
-        client: bytes = b"",
-        subnet: str = "",
-        *,
-        options: str = "",
-        continues_final: bool = False,
-    ) -> Sequence[int]:
+    async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         async with self._using():
-            return await self._inner.tokenize_chat(
-                messages, tools, client, subnet, options=options, continues_final=continues_final
-            )
+            return await self._inner.tokenize_chat(conversation, client, subnet)
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         async with self._using():

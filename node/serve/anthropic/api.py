@@ -38,14 +38,7 @@ def anthropic_routes(api: Api) -> list[Route]:
             own = spelled(api.own_models)
             raise HttpError(404, f"tokens are counted for the node's own model only, {own}", "model_not_found")
         (ask,) = wanted_chat(to_chat(body)).asks
-        tokens = await api.tokenize(
-            ask.messages,
-            ask.tools,
-            client_of(request.scope),
-            options=ask.template_options,
-            continues_final=ask.continues_final,
-            model=model,
-        )
+        tokens = await api.tokenize(ask.conversation, client_of(request.scope), model)
         return json_response(TokenCount(len(tokens)))
 
     refused = refusing(lambda exc: anthropic_refusal(exc.status, exc.message))

@@ -36,6 +36,7 @@ from mycelia.proto.wire.messages import (
     Ask,
     Begun,
     ChatMessage,
+    Conversation,
     EntryFrame,
     Failed,
     Sampling,
@@ -101,7 +102,7 @@ def local_routes(api: Api) -> list[Route]:
 
     async def tokenize(request: Request) -> Response:
         turns = _turns(await read_json(request, _Conversation))
-        return json_response(await api.tokenize(turns, client=client_of(request.scope)))
+        return json_response(await api.tokenize(Conversation(turns), client_of(request.scope)))
 
     async def state(_: Request) -> Response:
         return json_response(api.state())

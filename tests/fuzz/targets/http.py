@@ -24,7 +24,7 @@ from mycelia.node.serve.gateway import Access, make_app
 from mycelia.node.serve.http.http1 import MAX_HEAD_BYTES, HttpConnection
 from mycelia.node.serve.http.places import HttpPlaces
 from mycelia.node.views import ModelRow, NodeState, TreeRowView
-from mycelia.proto.wire.messages import Answered, Ask, ChatMessage, EntryFrame, Text, Usage
+from mycelia.proto.wire.messages import Answered, Ask, Conversation, EntryFrame, Text, Usage
 from tests.fuzz.mutate import splice, spoil_bytes
 from tests.node.serve.unobserved import Unobserved
 
@@ -66,9 +66,7 @@ class _Node(Unobserved):
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         return []
 
-    async def tokenize(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", **_: object
-    ) -> list[int]:
+    async def tokenize(self, conversation: Conversation, client: bytes = b"", model: str = "") -> list[int]:
         return [1, 2]
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:

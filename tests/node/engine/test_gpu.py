@@ -15,7 +15,7 @@ from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.engine.sizing import DEFAULT_CELLS, MAX_GPU_CELLS
-from mycelia.proto.wire.messages import ChatMessage, Sampling
+from mycelia.proto.wire.messages import ChatMessage, Conversation, Sampling
 from tests.node.engine.gpus import LIMIT_S, SOFTWARE, on_a_gpu
 from tests.node.engine.test_process import answer, done, request, tokens_of
 
@@ -27,7 +27,7 @@ LONG_TOKENS = 7000
 
 
 async def chat(running: ProcessEngine, text: str) -> list[int]:
-    return list(await running.tokenize_chat([ChatMessage(role="user", content=text)]))
+    return list(await running.tokenize_chat(Conversation((ChatMessage(role="user", content=text),))))
 
 
 async def test_requests_share_prefixes_and_run_at_once_as_on_the_processor() -> None:

@@ -8,7 +8,7 @@ import trio
 
 from mycelia.node.errors import BusyError
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import MAX_CHAT_BYTES, ChatMessage
+from mycelia.proto.wire.messages import MAX_CHAT_BYTES, ChatMessage, Conversation
 from tests import profiles
 from tests.node.engine.test_process import answer, chat, done, engine, request
 
@@ -24,9 +24,9 @@ async def test_no_message_ends_the_engine() -> None:
         pid = running.pid
         for wrong in extras:
             with pytest.raises(LocalError):
-                await running.tokenize_chat([ChatMessage(role="user", content="x", extras=wrong)])
+                await running.tokenize_chat(Conversation((ChatMessage(role="user", content="x", extras=wrong),)))
         with pytest.raises(LocalError):
-            await running.tokenize_chat([ChatMessage(role="user", content="x")], DEEP)
+            await running.tokenize_chat(Conversation((ChatMessage(role="user", content="x"),), DEEP))
         assert done(await answer(running, request(await chat(running, "Hello."), 2)))
         assert running.pid == pid and running.num_restarts == 0
 

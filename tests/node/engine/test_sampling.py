@@ -13,7 +13,7 @@ from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed,
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
-from mycelia.proto.wire.messages import ChatMessage, Sampling, TokenLogprobs
+from mycelia.proto.wire.messages import ChatMessage, Conversation, Sampling, TokenLogprobs
 from tests.node.engine.gguf_files import quick_model
 
 PERSON = {
@@ -61,7 +61,7 @@ def done(items: Sequence[EngineItem]) -> EngineDone:
 
 
 async def chat(running: ProcessEngine, text: str) -> list[int]:
-    return list(await running.tokenize_chat([ChatMessage(role="user", content=text)]))
+    return list(await running.tokenize_chat(Conversation((ChatMessage(role="user", content=text),))))
 
 
 async def test_stop_strings_grammars_and_logprobs() -> None:

@@ -5,7 +5,7 @@ import trio
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineRequest, EngineTokens
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
-from mycelia.proto.wire.messages import ChatMessage, Sampling
+from mycelia.proto.wire.messages import ChatMessage, Conversation, Sampling
 from tests.node.engine.gguf_files import quick_model
 
 STRANGER, SUBNET = b"stranger", "203.0.113.0/24"
@@ -49,7 +49,8 @@ async def test_an_answer_that_stops_for_the_owner_goes_on_as_if_it_had_not() -> 
     )
     with trio.fail_after(180):
         async with open_engine(settings) as running:
-            prompt = await running.tokenize_chat([ChatMessage(role="user", content="Tell me about the river.")])
+            about = ChatMessage(role="user", content="Tell me about the river.")
+            prompt = await running.tokenize_chat(Conversation((about,)))
             for sampling in OPTIONS:
                 request = EngineRequest(b"r" * 16, prompt, sampling, client=STRANGER, subnet=SUBNET)
                 alone = await answer(running, request)

@@ -18,6 +18,7 @@ from mycelia.proto.wire.messages import (
     Answered,
     Bounced,
     ChatMessage,
+    Conversation,
     Failed,
     Final,
     Generate,
@@ -69,7 +70,7 @@ async def probed(
 
 async def prompt_of(member: Member, text: str) -> list[int]:
     """The tokens up to the end of the text."""
-    prompt = await member.engine.tokenize_chat(an_ask(text).messages)
+    prompt = await member.engine.tokenize_chat(an_ask(text).conversation)
     return prompt[: bytes(token % 256 for token in prompt).index(text.encode()) + len(text)]
 
 
@@ -136,7 +137,7 @@ async def test_a_conversation_goes_back_to_where_it_was(autojump_clock: trio.tes
 async def test_shared_messages_are_their_tokens_alone(autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(1) as (_, (one,)):
         system, user = ChatMessage(role="system", content=LONG), ChatMessage(role="user", content="my secret")
-        whole = await one.engine.tokenize_chat([system, user])
+        whole = await one.engine.tokenize_chat(Conversation((system, user)))
         for count in (0, 1, 2, 3):
             ask = an_ask("", cache_salt="")
             await frames_of(one, msgspec.structs.replace(ask, messages=(system, user), shared_messages=count))

@@ -1,7 +1,7 @@
 """The local API over real sockets: mistakes of clients, and attacks that must fail."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -12,7 +12,7 @@ from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import MAX_CONNECTIONS, bind_api
 from mycelia.node.views import ModelRow, NodeState, TreeRowView
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import Answered, Ask, ChatMessage, EntryFrame, Failed, Route, Text, Usage
+from mycelia.proto.wire.messages import Answered, Ask, Conversation, EntryFrame, Failed, Route, Text, Usage
 from tests.node.serve.unobserved import Unobserved
 
 DEADLINE_S = 30.0
@@ -64,9 +64,7 @@ class FakeNode(Unobserved):
     async def tree(self, client: bytes = b"") -> list[TreeRowView]:
         raise LocalError("the engine died while it looked at the text")
 
-    async def tokenize(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", **_: object
-    ) -> list[int]:
+    async def tokenize(self, conversation: Conversation, client: bytes = b"", model: str = "") -> list[int]:
         return [1] * 10_000_000
 
 

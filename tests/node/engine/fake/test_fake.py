@@ -20,7 +20,7 @@ from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.process import ProcessEngine
 from mycelia.proto.cache.sharing import plain
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import ChatMessage, Sampling
+from mycelia.proto.wire.messages import ChatMessage, Conversation, Sampling
 
 
 def request(prompt: Sequence[int], max_tokens: int = 8) -> EngineRequest:
@@ -43,7 +43,7 @@ def both_are_engines(real: ProcessEngine, fake: FakeEngine) -> tuple[Engine, Eng
 
 async def test_answers_are_deterministic_and_cached() -> None:
     engine = FakeEngine()
-    prompt = await engine.tokenize_chat([ChatMessage(role="user", content="hello")])
+    prompt = await engine.tokenize_chat(Conversation((ChatMessage(role="user", content="hello"),)))
     first, second = await answer(engine, prompt), await answer(engine, prompt)
     assert tokens_of(first) == tokens_of(second) != []
     assert first[0] == EngineAccepted(0) and second[0] == EngineAccepted(len(prompt) - 1)
@@ -103,7 +103,7 @@ async def test_bad_requests_fail_politely() -> None:
         (item,) = await answer(engine, prompt)
         assert isinstance(item, EngineFailed) and item.code == code
     with pytest.raises(LocalError):
-        await engine.tokenize_chat([])
+        await engine.tokenize_chat(Conversation(()))
 
 
 async def test_old_leaves_are_evicted() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access
-from mycelia.proto.wire.messages import EntryFrame, Text
+from mycelia.proto.wire.messages import Conversation, EntryFrame, Text
 from tests.node.serve.openai.test_api import BEGUN, BUSY, KEY, ROUTE, ScriptedNode, answer, served
 
 TOOL = {"name": "weather", "description": "d", "input_schema": {"type": "object", "properties": {"place": {}}}}
@@ -201,9 +201,9 @@ class Counting(ScriptedNode):
 
     asked: Any = None
 
-    async def tokenize(self, messages: Any, tools: str = "", client: bytes = b"", **options: object) -> list[int]:
-        Counting.asked = client, options
-        return [1] * (len(messages) + len(json.loads(tools or "[]")))
+    async def tokenize(self, conversation: Conversation, client: bytes = b"", model: str = "") -> list[int]:
+        Counting.asked = client, conversation
+        return [1] * (len(conversation.messages) + len(json.loads(conversation.tools or "[]")))
 
 
 async def test_tokens_are_counted_with_the_tools(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +226,8 @@ async def test_counting_takes_the_share_of_its_key_and_renders_as_the_answer_wou
         begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
         body = message() | {"messages": begun, "thinking": {"type": "disabled"}}
         assert (await http.post("/v1/messages/count_tokens", json=body)).json() == {"input_tokens": 2}
-        client, options = Counting.asked
+        client, conversation = Counting.asked
         assert client == key.client
-        assert options["continues_final"] and json.loads(options["options"]) == {"enable_thinking": False}
+        assert conversation.continues_final and json.loads(conversation.options) == {"enable_thinking": False}
         await http.post("/api/tokenize", json={"messages": begun})
         assert Counting.asked[0] == key.client

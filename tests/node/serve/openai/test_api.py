@@ -34,7 +34,7 @@ from mycelia.proto.wire.messages import (
     Answered,
     Ask,
     Begun,
-    ChatMessage,
+    Conversation,
     EntryFrame,
     Failed,
     Logprob,
@@ -130,9 +130,7 @@ class ScriptedNode(Unobserved):
         await self.embedding.wait()
         then.cancel()
 
-    async def tokenize(
-        self, messages: Sequence[ChatMessage], tools: str = "", client: bytes = b"", **_: object
-    ) -> list[int]:
+    async def tokenize(self, conversation: Conversation, client: bytes = b"", model: str = "") -> list[int]:
         return [1]
 
 
