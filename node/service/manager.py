@@ -28,11 +28,15 @@ _NO_MANAGER = (
 
 
 def program() -> list[str]:
-    """The command by which this program was called, with an absolute path."""
-    called = Path(sys.argv[0]) if sys.argv else Path()
-    found = shutil.which(called.name) if called.name == "mycelia" else None
-    for path in (called.absolute(), Path(found or "")):
-        if path.name == "mycelia" and path.is_file() and os.access(path, os.X_OK):
+    """The command by which this program is called, with an absolute path: one in the PATH, if it is this program, as it
+    stays the same when the program is upgraded."""
+    called, found = Path(sys.argv[0]), shutil.which("mycelia")
+    launcher = Path(sys.prefix).parent / "bin" / "mycelia"
+    if (Path(sys.prefix) / "lib" / "start.py").is_file() and launcher.is_file():  # (the archive's own Python)
+        is_same = found is not None and Path(found).resolve() == launcher.resolve()
+        return [str(found if is_same else launcher)]
+    for path in (called.absolute() if len(called.parts) > 1 else called, Path(found or "")):
+        if path.name == "mycelia" and path.is_absolute() and os.access(path, os.X_OK):
             return [str(path)]
     return [sys.executable, "-P", "-m", "mycelia.node"]
 

@@ -1,13 +1,15 @@
 """Installing and removing a service, with a service manager that only listens."""
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from mycelia.node.service import manager as manager_module
-from mycelia.node.service.manager import Manager, check_readable
+from mycelia.node.service.manager import Manager, check_readable, program
 from mycelia.node.service.systemd import Installation
 from mycelia.proto.wire.errors import LocalError
 
@@ -77,14 +79,40 @@ def test_without_systemd_the_error_says_what_to_do(home: Path, monkeypatch: pyte
         Manager()
 
 
-def test_a_model_that_the_services_user_cannot_read_is_told_before(tmp_path: Path) -> None:
-    model = tmp_path / "closed" / "model.gguf"
-    model.parent.mkdir()
-    model.write_bytes(b"GGUF")
-    for one in (tmp_path, *tmp_path.parents):
-        if not one.stat().st_mode & 0o001:
-            pytest.skip("the tests' own folder is closed to others")
-    check_readable([model])
-    model.parent.chmod(0o700)
-    with pytest.raises(LocalError, match=f"as {model.parent} is closed to others"):
+def test_the_service_runs_the_program_by_which_it_was_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def executable(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o755)
+        return path
+
+    monkeypatch.setenv("PATH", str(tmp_path / "links"))
+    monkeypatch.setattr("sys.argv", ["/nowhere/node/__main__.py"])
+    assert program() == [sys.executable, "-P", "-m", "mycelia.node"]
+    script = executable(tmp_path / "venv" / "bin" / "mycelia")
+    monkeypatch.setattr("sys.argv", [str(script)])
+    assert program() == [str(script)]
+    launcher = executable(tmp_path / "archive" / "bin" / "mycelia")
+    executable(tmp_path / "archive" / "python" / "lib" / "start.py")
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "archive" / "python"))
+    monkeypatch.setattr("sys.argv", ["mycelia"])
+    assert program() == [str(launcher)]
+    link = tmp_path / "links" / "mycelia"
+    link.parent.mkdir()
+    link.symlink_to(launcher)
+    assert program() == [str(link)]
+
+
+def test_a_model_that_the_services_user_cannot_read_is_told_before() -> None:
+    with TemporaryDirectory(dir="/tmp") as folder:  # (pytest's own folder is closed to others)
+        Path(folder).chmod(0o755)
+        model = Path(folder) / "closed" / "model.gguf"
+        model.parent.mkdir()
+        model.write_bytes(b"GGUF")
         check_readable([model])
+        model.parent.chmod(0o700)
+        with pytest.raises(LocalError, match=f"as {model.parent} is closed to others"):
+            check_readable([model])
+        with pytest.raises(LocalError, match=r"cannot read .*none: No such file"):
+            check_readable([model.parent / "none"])
