@@ -21,9 +21,11 @@ from mycelia.node.engine.pool.facts import FactsFile, guessed_bytes, guessed_loa
 from mycelia.node.engine.pool.memory import memory_folder, resident_bytes, trim, usable_shared_bytes
 from mycelia.node.engine.pool.pooled import PooledEngine
 from mycelia.node.engine.settings import EngineSettings, available_memory_bytes
+from mycelia.node.errors import BusyError
 from mycelia.node.signals import Signal
 from mycelia.proto.cache.tier import GIB, MIB
 from mycelia.proto.loading.loader import (
+    RETRY_S,
     Declared,
     Effect,
     Event,
@@ -200,10 +202,8 @@ class EnginePool:
                     self._nursery.start_soon(partial(trio.to_thread.run_sync, trim, entry.folder, effect.kept_bytes))
             case Refuse():
                 needed, room = math.ceil(effect.needed_bytes / MIB), effect.room_bytes // MIB
-                entry.engine.fail(
-                    f"the model {effect.model} needs {needed} MiB, and the node's plan has {room} MiB for models:"
-                    " give it more with --memory"
-                )
+                message = f"the model {effect.model} needs {needed} MiB, and the node's plan has {room} MiB for models"
+                entry.engine.fail(partial(LocalError, f"{message}: give it more with --memory"))
             case _:
                 assert_never(effect)
 
@@ -219,7 +219,7 @@ class EnginePool:
             log.warning("model_failed", model=engine.name, reason=str(exc))
             entry.facts.forget()  # (perhaps they are not true any more)
             self.handle(LoadFailed(engine.name))
-            engine.fail(str(exc))
+            engine.fail(partial(BusyError, str(exc), RETRY_S))
             return
         took_s = trio.current_time() - began
         resident = resident_bytes(engine.pid) if engine.pid else 0
@@ -228,7 +228,8 @@ class EnginePool:
         self.handle(Loaded(engine.name, took_s, num_bytes))
         if entry.folder is not None:
             engine.resize(self.loader.kept_bytes(engine.name))  # (it may have changed since the load began)
-        engine.open()
+        if self.loader.states[engine.name] is State.LOADED:  # (it may have turned out too large already)
+            engine.open()
         if not is_known:
             self._save(entry)
 

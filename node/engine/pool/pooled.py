@@ -57,7 +57,7 @@ class PooledEngine:
         self._is_open = False
         """Whether calls may begin: the model is loaded and shall stay so."""
         self._changed = Signal()
-        self._failure = ""
+        self._failure: Callable[[], LocalError] = LocalError
         self._num_failures = 0
         self._num_running = 0
         self._num_waiting = 0
@@ -107,9 +107,9 @@ class PooledEngine:
         self._is_open = True
         self._note_change()
 
-    def fail(self, why: str) -> None:
-        """The calls that wait end with an error."""
-        self._failure, self._num_failures = why, self._num_failures + 1
+    def fail(self, failure: Callable[[], LocalError]) -> None:
+        """The calls that wait end with an error, one each."""
+        self._failure, self._num_failures = failure, self._num_failures + 1
         self._note_change()
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ class PooledEngine:
         try:
             while not self._is_open:
                 if self._num_failures != num_failures:
-                    raise LocalError(self._failure)
+                    raise self._failure()
                 self._num_waiting += 1
                 self._waiting_tokens += num_tokens
                 self._vitals_changed.notify()
