@@ -8,6 +8,7 @@ text was still cached. What the engines and the kept prefixes take is measured f
 at random times, at any node, for any model.
 """
 
+import json
 import random
 import time
 from collections import Counter
@@ -212,20 +213,28 @@ class _Asker:
         """Model and text -> number of loads of the model when the text was last answered."""
 
     async def ask(self, http: httpx.AsyncClient, url: str, model: str, text: str, prompt: str) -> None:
-        began = trio.current_time()
+        began, first_at, usage = trio.current_time(), 0.0, None
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": self._bench.max_tokens}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
-            answer = await http.post(f"{url}/v1/chat/completions", json=body)
+            async with http.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+                async for line in answer.aiter_lines():
+                    if answer.status_code != httpx.codes.OK or '"error"' in line:
+                        self._load.failures[line[:200]] += 1
+                        return
+                    if not line.startswith("data: {"):
+                        continue
+                    chunk = json.loads(line.removeprefix("data: "))
+                    usage = chunk.get("usage") or usage
+                    if not first_at and any(choice["delta"].get("content") for choice in chunk["choices"]):
+                        first_at = trio.current_time()
         except httpx.HTTPError as exc:
             self._load.failures[type(exc).__name__] += 1
             return
-        if answer.status_code != httpx.codes.OK:
-            self._load.failures[answer.text[:200]] += 1
+        if usage is None:
+            self._load.failures["an answer without an end"] += 1
             return
-        usage = answer.json()["usage"]
-        headers = answer.headers
-        ttft_ms = headers.get("x-mycelia-ttft-ms")
-        self._load.ttft_s.append(float(ttft_ms) / 1000 if ttft_ms else trio.current_time() - began)
+        self._load.ttft_s.append((first_at or trio.current_time()) - began)  # (an answer may have no text)
         loads = sum(event.get("event") == "model_loaded" and event.get("model") == model for event in self._node.events)
         before = self._seen.get((model, text))
         if before is not None and before < loads and not is_fake(model):  # (the fake engine keeps nothing)
