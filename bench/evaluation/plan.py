@@ -7,6 +7,7 @@ A cell is a scenario under several rules, on every seed. Cells come in sections:
 - ``conditions``: the same comparison where one thing is worse than usual.
 - ``systems``: whole systems as they are: only Mycelia has its mechanisms.
 - ``terms``: Mycelia with and without each term and mechanism.
+- ``oracles``: Mycelia beside rules that know the true state of every engine.
 
 Cells come in the order of what they say, so that an evaluation that is stopped early has the most important ones. Runs
 are as long as two cores allow in three hours: with 30 machines at a load of 0.7 some 60 prompts of MMLU come a second,
@@ -27,7 +28,7 @@ from mycelia.sim.policies import ABLATIONS, ORACLES, OTHERS, OWN
 from mycelia.sim.scenario import Comparison, Scenario
 from mycelia.sim.traces import Recorded
 
-RULES, CONDITIONS, SYSTEMS, TERMS = SECTIONS = ("rules", "conditions", "systems", "terms")
+RULES, CONDITIONS, SYSTEMS, TERMS, ORACLE = SECTIONS = ("rules", "conditions", "systems", "terms", "oracles")
 INTERNET = "internet"
 MIDDLE_LOAD = 0.7
 MMLU = "mmlu"
@@ -122,9 +123,8 @@ class Size:
     """Workloads of the conditions."""
     rules: tuple[str, ...] = (*(name for name in OTHERS if name not in ("random", "round_robin")), OWN)
     systems: tuple[str, ...] = (*OTHERS, OWN)
-    oracles: tuple[str, ...] = ORACLES
-    """Beside the rules at the middle load on the internet."""
     terms: tuple[str, ...] = (OWN, *ABLATIONS)
+    oracles: tuple[str, ...] = (OWN, *ORACLES)
 
 
 FULL = Size()
@@ -142,8 +142,8 @@ QUICK = Size(
     conditioned=("tools",),
     rules=_FEW,
     systems=_FEW,
-    oracles=(),
     terms=(),
+    oracles=(),
 )
 
 
@@ -176,8 +176,9 @@ def plan(size: Size, data: Path | None, only: Collection[str] = SECTIONS) -> lis
         for load in size.loads
         if one.name == MMLU or (load, distance) == (MIDDLE_LOAD, INTERNET)
     ]
-    terms = [make(TERMS, one, MIDDLE_LOAD, INTERNET) for one in there] if size.terms else []
-    return [cell for cell in chain(middle, conditions, systems, rest, terms) if cell.section in only]
+    terms = [make(TERMS, one, MIDDLE_LOAD, INTERNET) for one in there if size.terms]
+    oracles = [make(ORACLE, one, MIDDLE_LOAD, INTERNET) for one in there if size.oracles]
+    return [cell for cell in chain(middle, conditions, systems, rest, terms, oracles) if cell.section in only]
 
 
 def _cell(
@@ -190,7 +191,6 @@ def _cell(
     distance: str,
     condition: Condition | None = None,
 ) -> Cell:
-    is_middle = (load, distance) == (MIDDLE_LOAD, INTERNET)
     scenario = replace(
         base,
         workload=workload.name,
@@ -204,10 +204,11 @@ def _cell(
     )
     labels: Labels = (("workload", workload.name), ("rtt", distance), ("load", f"{load:g}"))
     policies = {
-        RULES: (*size.rules, *size.oracles) if is_middle else size.rules,
+        RULES: size.rules,
         CONDITIONS: size.rules,
         SYSTEMS: size.systems,
         TERMS: size.terms,
+        ORACLE: size.oracles,
     }[section]
     if condition is not None:
         scenario = replace(scenario, **condition.changes)

@@ -11,7 +11,7 @@ import msgspec
 from jinja2 import Environment, StrictUndefined
 
 from mycelia.bench.evaluation.bars import QUANTITIES, Measured, Quantity, against_best, against_oracle, bars, losses
-from mycelia.bench.evaluation.plan import CONDITIONS, MMLU, RULES, SECTIONS, SYSTEMS, TERMS, command_of
+from mycelia.bench.evaluation.plan import CONDITIONS, MMLU, ORACLE, RULES, SECTIONS, SYSTEMS, TERMS, command_of
 from mycelia.sim.outcome import Outcome
 from mycelia.sim.policies import OWN
 
@@ -106,7 +106,7 @@ def page_of(everything: Sequence[Measured], made: Made) -> str:
         systems=grouped(sections[SYSTEMS], "workload"),
         rules=beside_each(sections[RULES]),
         systems_rules=beside_each(mmlu),
-        oracle={one.field: against_oracle(one, sections[RULES]) for one in QUANTITIES},
+        oracle={one.field: against_oracle(one, sections[ORACLE]) for one in QUANTITIES},
         terms=beside_each(sections[TERMS]),
         example=command_of(everything[0].cell, made.num_seeds),
     )
