@@ -56,6 +56,7 @@ async def main(count: int, model: str) -> None:
             for node in nodes:
                 if node is not victim:
                     assert await ask(node, model) != served_by
+                    await trio.sleep(2)  # as above
 
 
 if __name__ == "__main__":

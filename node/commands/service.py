@@ -53,12 +53,15 @@ def install_service(context: click.Context, arguments: list[str], *, only_print:
     """Installs the service with these options of ``mycelia node``, and prints what was done. Raises LocalError."""
     from mycelia.node.service.manager import Manager, check_readable, file_text
     from mycelia.node.storage.data_dir import prepare_data_dir
+    from mycelia.node.storage.rundir import is_held
 
     made = _installation(context, arguments)
     if only_print:
         click.echo(file_text(made), nl=False)
         return
     manager = Manager()
+    if is_held(made.data_dir) and not manager.is_active():
+        raise click.ClickException(f"a node runs with the data directory {made.data_dir}: end it with 'mycelia leave'")
     if made.is_system:
         check_readable(made.readable)
     else:

@@ -86,6 +86,12 @@ class Manager:
         folder = SYSTEM_UNITS if is_system() else platformdirs.user_config_path() / "systemd" / "user"
         return folder / UNIT
 
+    def is_active(self) -> bool:
+        """Whether the service runs now."""
+        if self._is_mac:
+            return not self._run(["launchctl", "print", f"gui/{os.getuid()}/{LABEL}"]).returncode
+        return not self._run(["systemctl", *self._scope, "is-active", "--quiet", UNIT]).returncode
+
     def install(self, made: Installation) -> list[str]:
         """Writes the file and starts the service, again if it runs. Returns what the user should know. Raises
         LocalError."""

@@ -26,6 +26,8 @@ Type=notify
 ExecStart={command}
 {environment}ExecReload=kill -HUP $MAINPID
 Restart=on-failure
+# (wrong options or a wrong configuration do not mend themselves)
+RestartPreventExitStatus=2
 RestartSec=5
 TimeoutStartSec=infinity
 TimeoutStopSec={stop_s}

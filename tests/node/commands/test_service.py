@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from mycelia.node.cli import cli
 from mycelia.node.service import manager
+from mycelia.node.storage.rundir import locked
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,15 @@ def test_wrong_options_are_refused_before_anything_is_installed() -> None:
     ):
         done = run("--model", "fake", *arguments)
         assert done.exit_code == 2 and says in done.output, done.output
+
+
+def test_a_node_that_runs_by_itself_is_ended_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "SYSTEMD_RUNS", tmp_path)
+    monkeypatch.setattr(manager.Manager, "is_active", lambda self: False)
+    with locked(tmp_path):
+        arguments = ["service", "install", "--model", "fake", "--data-dir", str(tmp_path)]
+        done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 1 and "end it with 'mycelia leave'" in done.output
 
 
 def test_a_service_of_the_system_keeps_its_data_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
