@@ -100,6 +100,7 @@ def unpack_debian(python: str, folder: Path) -> dict[str, str]:
     # (as apt's own user it could not write here)
     run("apt-get", "-o", "APT::Sandbox::User=root", "-q", "download", *names, cwd=kept)
     packages = {}
+    folder.mkdir()
     for name in names:
         file = max(kept.glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime)
         run("dpkg-deb", "-x", file, folder / name)
