@@ -157,7 +157,8 @@ async def test_a_gpu_that_is_not_there(tmp_path: Path, options: tuple[str, ...])
 
 
 async def test_a_doctor_without_a_patient(tmp_path: Path) -> None:
-    done = await run_mycelia("doctor", "--json", "--model", str(tmp_path / "none.gguf"))
+    free_ports = ("--listen", "/ip4/127.0.0.1/tcp/0", "--api-port", "0")
+    done = await run_mycelia("doctor", "--json", *free_ports, "--model", str(tmp_path / "none.gguf"))
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "none.gguf" in done.stderr
     report = json.loads(done.stdout)
     assert not report["ok"] and any(device["kind"] == "cpu" for device in report["devices"])
