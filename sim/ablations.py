@@ -15,6 +15,7 @@ node still knows what is hidden: only choices change.
 - ``no-lateness``: observed lateness of a node does not count.
 - ``no-dispatches``: the node forgets what it sent where, both as load and as cached tokens.
 - ``no-crowd``: computing tokens again costs no more where the swarm is busy.
+- ``no-price``: lateness counts once, as this prompt's own wait.
 - ``no-hand_backs``, ``no-moves``, ``no-subscriptions``, ``no-bounds``, ``no-luck``, ``no-keeps``: without one of the
   mechanisms that all rules have, see ``mechanisms.py``.
 """
@@ -41,6 +42,8 @@ class _Ablation:
     see: _See = tuple
     """The candidates as ``choose`` gets them."""
     config: RoutingConfig = RoutingConfig()  # noqa: RUF009  frozen
+    recompute: float | None = None
+    """What a second of computing again costs others, at any load; None: as usual."""
 
 
 def _hide(**values: float) -> _See:
@@ -58,8 +61,9 @@ _ABLATIONS = {
     "rate": _Ablation(_one_rate),
     "slots": _Ablation(_hide(slots=1)),
     "hold": _Ablation(_hide(hold_s=0.0)),
-    "recompute": _Ablation(config=RoutingConfig(recompute_weight=0.0, crowd_weight=0.0)),
-    "crowd": _Ablation(config=RoutingConfig(crowd_weight=0.0)),
+    "recompute": _Ablation(recompute=0.0),
+    "crowd": _Ablation(recompute=1.0),
+    "price": _Ablation(config=RoutingConfig(lateness_weight=1.0)),
     "load": _Ablation(config=RoutingConfig(load_exponent=0.0)),
     "ageing": _Ablation(config=RoutingConfig(load_half_life_s=1e9)),
     "precision": _Ablation(_hide(precision=1.0)),
@@ -83,4 +87,8 @@ def _rate(
 ) -> Rating:
     known = candidates.to_list()
     seen = Candidates.of(ablation.see(told(known, chain) if told else known))
-    return Rating(rate(seen, prompt_tokens, ablation.config).cost, "one term of the cost left out")
+    terms = rate(seen, prompt_tokens, ablation.config)
+    cost = terms.cost
+    if ablation.recompute is not None:
+        cost = cost - terms.recompute_s * (1.0 - ablation.recompute / (1.0 + terms.crowd) ** 2)
+    return Rating(cost, "one term of the cost left out")

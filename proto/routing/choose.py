@@ -2,22 +2,33 @@
 
     u_p    = max(T - rho_p * m_p, 1)                              tokens to compute
     wait_p = RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
-    cost_p = wait_p * L_p ** a(age_p) + d_p + w * u_p / R         what is minimised, with some randomness
+    cost_p = wait_p * L_p ** a(age_p) + b * d_p + (1 + n) ** 2 * u_p / R
+                                                                  what is minimised, with some randomness
 
 The prompt has T tokens. Node p is believed to hold m_p of them; rho_p is the share of such beliefs that came true
 there. Q_p tokens are to be computed at p before this prompt, at R_p tokens a second (R: the median of all nodes). n_p
 requests must end before the prompt gets one of s_p slots; each holds its slot for H_p seconds. L_p = (requests there +
 1) / slots_p', where slots_p' = slots_p / the median of all, from 1/2 to 2. d_p is by how many seconds first tokens from
-p came later than expected (moving average), or are late now.
+p came later than expected (moving average), or are late now. n is the mean number of requests per slot, of all nodes.
 
-The expected time would be enough if choices were independent, but a prompt makes a queue longer for the next prompt:
-hence L, as in LMetric (arXiv 2603.15202), but weaker, since wait_p includes queues and slots already. A prompt that is
-computed twice takes time and KV cells from other requests, at any node: hence w, which grows with the load of all
-nodes. A server with n requests in it is busy for n / (1 + n) of the time if requests arrive at random. A little more
-work there costs all of them the inverse of the derivative, (1 + n) ** 2, less the 1 that is the work itself. w also
-keeps conversations at their node where load reports are old, because ``a`` falls with their age. Where load reports are
-a second old, all entry nodes see the same idle node and send it more than it can take (Mitzenmacher, "How useful is old
-information?", IEEE TPDS 11(1), 2000): hence the randomness in a busy swarm. docs/evaluation.md measures each term.
+The expected time would be enough if choices were independent. They are not, in three ways:
+
+- *A prompt makes a queue longer for the prompts after it.* Hence L, as in LMetric (arXiv 2603.15202), but weaker, since
+  wait_p includes queues and slots already. A node with many requests is also one that other entry nodes choose, and
+  will have got more by the time the prompt arrives.
+- *A prompt that is computed again takes time from all others*, at whichever node: what waits there goes elsewhere. A
+  server with n requests in it is busy for n / (1 + n) of the time if requests arrive at random. A little more work
+  there costs all of them, itself included, the derivative: (1 + n) ** 2 for each second of the work. n is measured, so
+  computing again is cheap in an idle swarm and dear in a full one, and nothing has to be tuned to a workload. The work
+  counts at the usual rate R, not at p's own: otherwise the fastest nodes would look cheap to all entry nodes at once.
+- *Reports are old.* What others sent since a report shows only as lateness, so d_p is the price of the congestion that
+  nobody announced. Like any such price it counts for more than one's own delay, because a prompt that joins a crowd
+  delays all of it (Pigou; for roads Vickrey, AER 53(2), 1963). The factor b is the one constant here that is not
+  measured. Results are the same, within chance, from 3 to 16.
+
+Where load reports are a second old, all entry nodes see the same idle node and send it more than it can take
+(Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence the randomness in a busy swarm, and the
+exponent ``a``, which falls with the age of the report. docs/evaluation.md measures each term.
 
 A peer's claims count only within bounds. If a node claims too much cache or too little load, its own answers show it,
 through rho and d. Of a claimed rate at most the fastest observed one is believed, or four times the usual one. A node
@@ -269,13 +280,10 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)
-    # Tokens that would explain the node's lateness count as computed: a false claim of cache gains nothing here.
-    computed = np.minimum(uncached + candidates.lateness_s * rate_, prompt_tokens)
     crowd = float(np.add.reduce(np.minimum(candidates.num_requests / slots, _MAX_CROWD))) / len(slots)
-    crowding = (1.0 + crowd) ** 2 - 1.0
-    recompute_s = (config.recompute_weight + config.crowd_weight * crowding) * computed / usual_rate
+    recompute_s = (1.0 + crowd) ** 2 * uncached / usual_rate
     late_s = wait_s + candidates.lateness_s
-    cost = wait_s * load_factor + candidates.lateness_s + recompute_s
+    cost = wait_s * load_factor + config.lateness_weight * candidates.lateness_s + recompute_s
     return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s, crowd)
 
 
