@@ -22,6 +22,7 @@ js := tests/interop/js/node_modules/.package-lock.json
 clients := tests/interop/clients/node_modules/.package-lock.json
 agents := tests/interop/agents/node_modules/.package-lock.json
 pythons := .venv/clients/.ready
+site := .venv/site/.ready
 # make sees by the files' times whether .venv is up to date. What it cannot see, the script looks at (20 ms): a folder
 # that was moved or copied together with its .venv, a .venv whose Python is gone, a build asked for with other options.
 ifneq ($(shell .venv/bin/python -c "import sys" 2>/dev/null && sed -n 1p $(ready) 2>/dev/null),$(CURDIR))
@@ -31,7 +32,7 @@ ifneq ($(CUDA)$(VULKAN)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test gpu-test cuda-build generic-build coverage nightly mixed interop lab check fuzz soak dist try pythons image release-check lock format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test gpu-test cuda-build generic-build coverage nightly mixed interop lab check docs fuzz soak dist try pythons image release-check lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -82,6 +83,13 @@ $(pythons): tests/interop/python/install tests/interop/python/clients.txt | $(re
 	@tests/interop/python/install
 	@touch $@
 
+# What makes the site of the pages, apart from what the program needs.
+$(site): scripts/site/requirements.txt | $(ready)
+	@echo "Installing mkdocs-material (15 MB to download) ..."
+	@.venv/bin/python -m venv --clear .venv/site
+	@.venv/site/bin/python -m pip install --quiet --disable-pip-version-check --retries 8 --requirement $<
+	@touch $@
+
 # Chat templates and vocabularies of many models, from llama.cpp's sources.
 $(models): scripts/test_models.py | $(ready)
 	@.venv/bin/python scripts/test_models.py
@@ -121,6 +129,10 @@ check: $(ready)  ## lint, formatting, types, import rules, spelling; .pre-commit
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/codespell
 	.venv/bin/python scripts/english.py
+
+docs: $(ready) $(site)  ## make a site of these pages in .site/html; a link that leads nowhere fails
+	@.venv/bin/python scripts/site/make_site.py .venv/site/bin/mkdocs
+	@echo "Made: .site/html/index.html; with search: python3 -m http.server --directory .site/html 8000"
 
 # The official tests of JSON schema are in the sources of the Python package jsonschema.
 schemas := .venv/schema-suite
@@ -189,5 +201,5 @@ evaluation: $(ready)  ## simulate all of docs/evaluation.md and write it (hours)
 	@.venv/bin/python -m mycelia.bench.evaluation.make $(ARGS)
 
 clean:  ## remove .venv and every cache
-	rm -rf .venv .builds build dist *.egg-info tests/interop/js/node_modules tests/interop/clients/node_modules tests/interop/agents/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
+	rm -rf .venv .site .builds build dist *.egg-info tests/interop/js/node_modules tests/interop/clients/node_modules tests/interop/agents/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .fuzz .evaluation .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

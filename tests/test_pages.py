@@ -1,6 +1,7 @@
 """Links and names in the pages exist."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,40 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = [(page.parent / file if file else page, place) for file, place in links]
     assert [str(file) for file, _ in targets if not file.exists()] == []
     assert [(str(file), place) for file, place in targets if place and place not in anchors(file)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_and_tables_begin_after_an_empty_line(page: Path) -> None:
+    """Otherwise the site shows them as text, unlike GitHub."""
+    lines = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL).splitlines()
+    tables = [lines[at - 2] for at, line in enumerate(lines) if at > 1 and re.fullmatch(r"\|[-:| ]+\|", line)]
+    item = re.compile(r"([-*]|\d+\.) ")
+    lists = [
+        line
+        for before, line in pairwise(lines)
+        if item.match(line) and before.strip() and not before.startswith("  ") and not item.match(before)
+    ]
+    assert [line for line in tables if line.strip()] + lists == []
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    pages = [str(page.relative_to(ROOT)) for page in PAGES]
+    made = "docs/api-reference.md"
+    _, _, navigation = (ROOT / "scripts" / "site" / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")
+    assert sorted(re.findall(r"[\w/.-]+\.md$", navigation, re.MULTILINE)) == sorted([*pages, made])
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program() -> None:
+    """Without the parts that differ; texts that Python joins are joined here."""
+    files = [*(ROOT / "node").rglob("*.py"), *(ROOT / "scripts").glob("*")]
+    source = "\n".join(file.read_text("utf-8") for file in files if file.is_file())
+    source = re.sub(r"\"\s*\n\s*f?\"", "", source)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    told = [row.partition(" | ")[0] for row in page.splitlines() if re.match(r"\| `", row)]
+    messages = [two or one for row in told for two, one in re.findall(r"``(.+?)``|`([^`]+)`", row)]
+    assert len(messages) > 30
+    parts = [part.strip(": ") for message in messages for part in message.split("…")]
+    assert [part for part in parts if part not in source] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
