@@ -53,6 +53,7 @@ in_bare() { # BASE COMMAND
         if [ -e /etc/ssl/certs/ca-certificates.crt ]; then
             mkdir -p "$r/etc/ssl/certs"
             cp -L /etc/ssl/certs/ca-certificates.crt "$r/etc/ssl/certs/"
+            cp -L /etc/ssl/certs/ca-certificates.crt "$r/etc/ssl/of-this-machine.crt" # (the other one apt may write anew)
         fi
         pip=
         if [ "${with_pip:-}" ]; then # (the index, its settings and the cache of wheels, as pip on this machine has them)
@@ -64,7 +65,8 @@ in_bare() { # BASE COMMAND
                 mkdir -p "$r$folder"
                 mount --bind "$folder" "$r$folder"
             done
-            pip=$(env | grep "^PIP_" || true)
+            pip=$(env | grep "^PIP_" | grep -v "^PIP_CERT=" || true)
+            [ ! -e "$r/etc/ssl/of-this-machine.crt" ] || pip="$pip PIP_CERT=/etc/ssl/of-this-machine.crt"
         fi
         code=0
         env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 TERM=dumb \
