@@ -23,8 +23,8 @@ The expected time would be enough if choices were independent. They are not, in 
   counts at the usual rate R, not at p's own: otherwise the fastest nodes would look cheap to all entry nodes at once.
 - *Reports are old.* What others sent since a report shows only as lateness, so d_p is the price of the congestion that
   nobody announced. Like any such price it counts for more than one's own delay, because a prompt that joins a crowd
-  delays all of it (Pigou; for roads Vickrey, American Economic Review 53(2), 1963). The factor b is the one constant here that is not
-  measured. Results are the same, within chance, from 3 to 16.
+  delays all of it (Pigou; for roads Vickrey, American Economic Review 53(2), 1963). The factor b is the one constant
+  here that is not measured. Results are the same, within chance, from 3 to 16.
 
 Where load reports are a second old, all entry nodes see the same idle node and send it more than it can take
 (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence the randomness in a busy swarm, and the
