@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mycelia.proto.config import RoutingConfig
 from mycelia.proto.routing.candidates import Candidate, Candidates
-from mycelia.proto.routing.choose import Decision, rate
+from mycelia.proto.routing.choose import Decision, Rating, rate
 from mycelia.proto.routing.choose import choose as choose_among
 from mycelia.proto.routing.observed import Observed
 from mycelia.proto.wire.blocks import STRIDE
@@ -131,6 +131,28 @@ def test_computing_again_costs_ever_more_the_busier_all_are() -> None:
 
     idle, half, full = (recompute_s(number) for number in (0, 2, 4))
     assert (idle, half, full) == (2.0, 4.5, 8.0), "2 s at the usual rate, times (1 + requests per slot) squared"
+
+
+def test_lateness_counts_for_those_who_are_delayed_too() -> None:
+    late = usual(FAR, matched_tokens=10 * STRIDE, lateness_s=0.5)
+    terms = choose([usual(), late], 1_000, CONFIG).rated
+    (cost,) = (one.cost - one.wait_s - one.recompute_s for one in terms if one.candidate.peer == FAR)
+    assert cost == pytest.approx(0.5 * CONFIG.lateness_weight)
+    assert choose([usual(), late], 1_000, CONFIG).chosen == NEAR, "6 x 0.5 s outweigh 2 x 1.28 s of computing"
+    assert choose([usual(), late], 1_000, replace(CONFIG, lateness_weight=1.0)).chosen == FAR
+
+
+def test_another_rule_replaces_the_cost_and_nothing_else() -> None:
+    several = Candidates.of([usual(), usual(FAR, matched_tokens=640, round_trip_s=0.3)])
+    own = choose_among(several, 1_000, CONFIG)
+    other = choose_among(several, 1_000, CONFIG, rating=Rating(np.array([1.0, 2.0]), "by lot"))
+    assert (own.chosen, other.chosen) == (FAR, NEAR) and other.reason == "by lot"
+    assert other.terms.cost.tolist() == [1.0, 2.0] and (other.terms.wait_s == own.terms.wait_s).all()
+    # Equal costs: this node itself, otherwise by luck, so that entry nodes do not all choose the same node.
+    equal = Rating(np.zeros(2), "")
+    chosen = {choose_among(several, 1_000, CONFIG, np.array(luck), equal).chosen for luck in ((0.1, 0.2), (0.2, 0.1))}
+    assert chosen == {NEAR, FAR}
+    assert choose_among(several, 1_000, CONFIG, rating=equal).chosen == FAR, "without luck the lowest peer id"
 
 
 def test_old_news_of_load_counts_less() -> None:
