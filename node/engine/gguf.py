@@ -92,7 +92,7 @@ def num_cached_heads(path: Path) -> int | None:
 def parts_of(path: Path) -> list[Path]:
     """All files of the model of which ``path`` is one, in order: ``NAME-00001-of-00003.gguf`` and so on, or ``path``
     alone."""
-    return [path.with_name(name) for name in parts_of_name(path.name)]
+    return [path.parent / name for name in parts_of_name(path.name)]
 
 
 def parts_of_name(name: str) -> list[str]:

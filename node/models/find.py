@@ -30,7 +30,7 @@ def source_of(name: str) -> Source:
     if name in PACKAGED_MODELS or is_fake(name):
         return None
     found = read_name(name)
-    if found is not None or _is_path(name):
+    if found is not None or (name and _is_path(name)):
         return found
     catalogue = load_catalogue()
     if name.lower() in catalogue:

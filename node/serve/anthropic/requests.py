@@ -87,7 +87,7 @@ def _others(role: str, blocks: list[Block]) -> Iterator[dict[str, Any]]:
             yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content or "")}
         else:
             texts.append(_said(block))
-    if texts:
+    if texts or not blocks:
         yield {"role": role, "content": "".join(texts)}
 
 

@@ -24,6 +24,7 @@ MAX_CONTAINERS = 131_072
 """Opening brackets and braces in a body, also in its texts: a million empty arrays take 0.5 s and 65 MB to decode. A
 chat of the largest size that is all program text has fewer."""
 BODY_DEADLINE_S = 30.0
+_TOO_LONG = f"the body has more than {MAX_BODY_BYTES} bytes"
 STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """Headers of a response that comes piece by piece, which proxies must pass on as it comes."""
 
@@ -55,6 +56,8 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
 
 async def _received(request: Request) -> bytearray:
     body = bytearray()
+    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
+        raise HttpError(413, _TOO_LONG)
     with trio.move_on_after(BODY_DEADLINE_S) as deadline:
         try:
             async with aclosing(request.stream()) as chunks:
@@ -62,7 +65,7 @@ async def _received(request: Request) -> bytearray:
                     _hold(request, len(chunk))
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
-                        raise HttpError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+                        raise HttpError(413, _TOO_LONG)
         except ClientDisconnect:
             raise HttpError(400, "the body ended early") from None
     if deadline.cancelled_caught:

@@ -16,7 +16,7 @@ from mycelia.node.schemas.places import closed, moved
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import AnyRequest, ChatRequest, ResponseFormat, StructuredOutputs, Tool
 
-ANY_OBJECT: Schema = {"type": "object"}
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
 MAX_FORCED_CALLS = 16
 """Calls in an answer that must be a call, where the client allows several."""
 
@@ -42,7 +42,7 @@ def wanted_form(body: AnyRequest) -> Form | None:
     guided = StructuredOutputs(body.guided_json, body.guided_regex, body.guided_choice, body.guided_grammar)
     found |= _structured_forms(guided, "guided_{}")
     if body.structured_outputs is not None:
-        found |= _structured_forms(body.structured_outputs, "structured_outputs")
+        found |= _structured_forms(body.structured_outputs, "structured_outputs.{}")
     if len(found) > 1:
         raise HttpError(400, f"{' and '.join(found)} exclude each other", param=[*found][-1])
     return next(iter(found.values()), None)
@@ -61,15 +61,18 @@ def _schema_of(wanted: ResponseFormat) -> Schema | None:
 
 
 def _structured_forms(wanted: StructuredOutputs, param: str) -> dict[str, Form]:
-    """The forms that vLLM's fields ask for, by field. param: the field's name, or a format for it."""
+    """The forms that vLLM's fields ask for, by field. param: a format for the field's name."""
     found: dict[str, Form] = {}
     if wanted.json is not None:
         name = param.format("json")
         found[name] = schema_form(_read_json(wanted.json, name), name)
     if wanted.regex:
         found[param.format("regex")] = Form("regex", wanted.regex)
-    if wanted.choice:
-        found[param.format("choice")] = Form("regex", "|".join(map(_literal, wanted.choice)))
+    if wanted.choice is not None:
+        name = param.format("choice")
+        if not any(wanted.choice):
+            raise HttpError(400, f"{name} needs a text that is not empty", param=name)
+        found[name] = Form("regex", "|".join(map(_literal, wanted.choice)))
     if wanted.grammar:
         found[param.format("grammar")] = _grammar_form(wanted.grammar)
     if wanted.json_object:
@@ -118,7 +121,8 @@ def call_form(tools: Sequence[Tool], name: str | None, allows_several: bool) -> 
     calls = []
     for place, function in enumerate(wanted):
         try:
-            parameters = moved(closed(function.parameters or ANY_OBJECT), f"#/$defs/call{place}/properties/arguments")
+            parameters = closed(_of_object(function.parameters or {}, function.name))
+            parameters = moved(parameters, f"#/$defs/call{place}/properties/arguments")
         except RecursionError:
             raise HttpError(400, "a tool is nested too deep", param="tools") from None
         properties: dict[str, Any] = {"name": {"const": function.name}, "arguments": parameters}
@@ -128,6 +132,14 @@ def call_form(tools: Sequence[Tool], name: str | None, allows_several: bool) -> 
     several = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_FORCED_CALLS}]}
     root: dict[str, Any] = several if allows_several else one  # type: ignore[assignment]
     return schema_form({**root, "$defs": {f"call{place}": call for place, call in enumerate(calls)}}, "tools")
+
+
+def _of_object(parameters: dict[str, Any], name: str) -> dict[str, Any]:
+    """The objects that fit ``parameters``: the arguments of a call are an object, whatever else the schema allows."""
+    kinds = parameters.get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        raise HttpError(400, f"the parameters of {name!r} allow no object, which arguments have to be", param="tools")
+    return parameters | ANY_OBJECT
 
 
 _ALONE = {"additionalProperties": False}

@@ -25,7 +25,7 @@ _Text = Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
 
 class TokenizeRequest(msgspec.Struct):
     prompt: _Text | None = None
-    content: _Text = ""
+    content: _Text | None = None
     """llama-server's name for ``prompt``."""
     add_special_tokens: bool | None = None
     """With the token that begins every prompt; None: as vLLM with a prompt, true, and as llama-server, false."""
@@ -62,6 +62,8 @@ def tokenizer_routes(api: Api) -> list[Route]:
     async def tokenize(request: Request) -> Response:
         body = await read_json(request, TokenizeRequest)
         model, text = _own_model(api, body.model), body.content if body.prompt is None else body.prompt
+        if text is None:
+            raise HttpError(400, "prompt is missing; conversations are tokenized at /api/tokenize", param="prompt")
         try:
             tokens = await api.tokenize_text(text, client_of(request.scope), model)
         except LocalError as exc:

@@ -36,7 +36,7 @@ def responses_routes(api: Api) -> list[Route]:
         if body.previous_response_id:
             found = store.items(client, body.previous_response_id)
             if found is None:
-                raise _not_found(body.previous_response_id)
+                raise _not_found(body.previous_response_id, "previous_response_id")
             earlier = found
         wanted = wanted_chat(to_chat(body, earlier))
         items = [*earlier, *items_of(body)]
@@ -70,6 +70,6 @@ def _forget(_: ResponseBody) -> None:
     pass
 
 
-def _not_found(name: str) -> HttpError:
+def _not_found(name: str, param: str | None = None) -> HttpError:
     message = f"Response with id {name[:128]!r} not found: this node keeps responses for a while, in memory only."
-    return HttpError(404, message, "response_not_found", "previous_response_id")
+    return HttpError(404, message, "response_not_found", param)

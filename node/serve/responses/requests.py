@@ -20,6 +20,9 @@ def to_chat(body: ResponsesRequest, earlier: Sequence[Item]) -> ChatRequest:
             raise HttpError(400, f"{name} is not served", param=name)
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
     messages += _turns([*earlier, *items_of(body)])
+    if not messages:
+        raise HttpError(400, "input is empty", param="input")
+    allowed = _allowed(body.tool_choice)
     chat: dict[str, Any] = {
         "messages": messages,
         "model": body.model,
@@ -27,7 +30,7 @@ def to_chat(body: ResponsesRequest, earlier: Sequence[Item]) -> ChatRequest:
         "stream": body.stream,
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "tools": [_told(tool) for tool, _ in tools_of(body)] or None,
+        "tools": [_told(tool) for tool, _ in tools_of(body) if allowed is None or tool.name in allowed] or None,
         "tool_choice": _choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
         "timeout_s": body.timeout_s,
@@ -110,13 +113,21 @@ def _text(content: str | Parts | None) -> str:
 
 
 def _choice(wanted: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    """In the words of chat completions. Of several allowed tools the model may call any that it got."""
+    """In the words of chat completions."""
     if isinstance(wanted, dict):
         if wanted.get("type") == "custom":
             return {"name": wanted.get("name")}
         if wanted.get("type") == "allowed_tools":
             return str(wanted.get("mode", "auto"))
     return wanted
+
+
+def _allowed(wanted: str | dict[str, Any] | None) -> list[Any] | None:
+    """The names of the only tools that the model gets; None: it gets all."""
+    if not isinstance(wanted, dict) or wanted.get("type") != "allowed_tools":
+        return None
+    tools = wanted.get("tools")
+    return [tool.get("name") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
 
 
 def _told(tool: Tool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Answers in the shape of the Responses API: whole, or as its typed events."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -72,7 +72,7 @@ class ResponseShape(Shape):
         return self._text_piece(MessageItem, said.content) if said.content else b""
 
     def ending(self, choice: Choice) -> bytes:
-        return self._close()
+        return self._close("incomplete" if choice.finish_reason == "length" else "completed")
 
     def closing(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         body = self._complete(self._items, choices[0], usage)
@@ -120,12 +120,12 @@ class ResponseShape(Shape):
         self._is_open = True
         return self._event("response.output_item.added", item=item, item_id=None)
 
-    def _close(self) -> bytes:
+    def _close(self, status: Literal["completed", "incomplete"] = "completed") -> bytes:
         """The events at the end of the open item; empty: none is open."""
         if not self._is_open:
             return b""
         item = self._items[-1]
-        item.status = "completed"
+        item.status = status
         match item:
             case MessageItem():
                 (text,) = item.content

@@ -7,7 +7,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from mycelia.node.serve.openai.types import MAX_TOOLS, JsonObject
 from mycelia.node.views import MAX_TIMEOUT_S
-from mycelia.proto.wire.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, MAX_LOGPROBS, MAX_SALT_CHARS
+from mycelia.proto.wire.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, MAX_SALT_CHARS
 
 Text = Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]
 Id = Annotated[str, Meta(max_length=128)]
@@ -73,7 +73,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None

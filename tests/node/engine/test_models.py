@@ -22,7 +22,10 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     assert resolve_model(str(path)) == path
 
 
-@pytest.mark.parametrize(("name", "text"), [("smollm3", "unknown model"), ("/no/such.gguf", "No such file")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("smollm3", "unknown model"), ("/no/such.gguf", "No such file"), ("/", "directory"), (".", "directory")],
+)
 def test_what_is_missing_is_said(name: str, text: str) -> None:
     with pytest.raises(LocalError, match=text):
         resolve_model(name)

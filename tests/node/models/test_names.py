@@ -136,6 +136,8 @@ def test_what_is_not_here_names_the_command(folders: Path) -> None:
             find_model(name)
     with pytest.raises(LocalError, match=r"unknown model 'qwen3-5b' \(did you mean .*qwen3-4b"):
         source_of("qwen3-5b")
+    with pytest.raises(LocalError, match="unknown model ''"):
+        source_of("")
     assert find_model("smollm2").suffix == ".gguf"
 
 

@@ -104,6 +104,12 @@ async def test_a_conversation_with_tools_reaches_the_node_as_one_of_openais() ->
     assert not node.asked[0].sampling.grammar and "weather" in node.asked[1].sampling.grammar
 
 
+async def test_a_turn_without_blocks_is_an_empty_text() -> None:
+    async with served(answer("Hi")) as (node, http):
+        assert (await http.post("/v1/messages", json=message([]))).status_code == 200
+    assert [(turn.role, turn.content) for turn in node.asked[0].messages] == [("user", "")]
+
+
 async def test_thinking_is_switched_and_a_begun_answer_goes_on() -> None:
     begun = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "grape,"}]
     async with served() as (node, http):

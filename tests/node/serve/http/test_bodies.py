@@ -190,3 +190,17 @@ def test_what_a_handler_raises_for_a_clients_mistake_is_a_response(
 
     response = trio.run(handle, Request({"type": "http"}))
     assert response.status_code == status and response.headers.get("retry-after") == seconds
+
+
+TOO_LONG = [(b"content-type", b"application/json"), (b"content-length", b"9999999999")]
+
+
+def test_a_body_that_is_declared_too_long_is_not_waited_for() -> None:
+    request = Request({"type": "http", "method": "POST", "headers": TOO_LONG}, no_body)
+    with pytest.raises(HttpError) as caught:
+        trio.run(read_json, request, Body)
+    assert caught.value.status == 413
+
+
+async def no_body() -> Message:
+    raise AssertionError("the body is read")

@@ -26,8 +26,13 @@ FOLDER = {
     "properties": {"name": {"type": "string"}, "inside": {"type": "array", "items": {"$ref": "#"}}},
     "required": ["name"],
 }
-TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in
-         (("order", ORDER), ("make", FOLDER), ("stop", None))]  # fmt: skip
+
+
+def tool(name: str, schema: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+TOOLS = [tool("order", ORDER), tool("make", FOLDER), tool("stop", None)]
 
 
 def sampling(**fields: Any) -> Sampling:
@@ -72,6 +77,14 @@ def test_a_named_function_is_the_only_one_and_several_calls_are_a_list() -> None
     assert taken(several, ORDERED, [ORDERED, MADE], []) == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    "schema", [{"enum": [{}, 1]}, {"type": ["object", "null"]}, {"anyOf": [{"type": "object"}, {}]}]
+)
+def test_arguments_are_an_object_whatever_else_the_parameters_allow(schema: dict[str, Any]) -> None:
+    wanted = sampling(tools=[tool("f", schema)], tool_choice="required")
+    assert taken(wanted, call("f", {}), call("f", 1), call("f", None)) == [True, False, False]
+
+
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 FORMS: list[tuple[dict[str, Any], list[object], list[object]]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, [{"a": 1}], [{"a": "x"}, {}]),
@@ -108,6 +121,10 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "not among"),
     ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     ({"guided_json": "{"}, "guided_json", "no JSON"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex", "exclude each other"),
+    ({"guided_choice": []}, "guided_choice", "not empty"),
+    ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice", "not empty"),
+    ({"tools": [tool("f", {"type": "string"})], "tool_choice": "required"}, "tools", "no object"),
     ({"json_schema": {"minimal": 3}}, "json_schema", "'minimal'"),
     ({"grammar": "start: /a/", "guided_regex": "a"}, "guided_regex", "exclude each other"),
     ({"json_schema": {"$ref": 5}, "tools": TOOLS, "tool_choice": "required"}, "tool_choice", "exclude each other"),

@@ -26,3 +26,5 @@ async def test_tokens_and_texts_of_both_servers() -> None:
         missing = await http.post("/tokenize", json={"prompt": "hi", "model": "other"})
         assert missing.status_code == 404 and missing.json()["error"]["code"] == "model_not_found"
         assert (await http.post("/detokenize", json={"tokens": [-1]})).status_code == 400
+        unread = await http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]})
+        assert unread.status_code == 400 and "/api/tokenize" in unread.json()["error"]["message"]

@@ -97,6 +97,21 @@ async def test_tools_of_a_namespace_are_told_and_those_that_openai_runs_are_not(
     assert [tool["function"]["name"] for tool in json.loads(node.asked[0].tools)] == ["weather"]
 
 
+async def test_only_the_allowed_tools_are_told() -> None:
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "weather"}]}
+    async with served(thinking(CALL)) as (node, http):
+        await respond(http, input="hello", tools=[TOOL | {"name": "other"}, TOOL], tool_choice=allowed)
+    assert [tool["function"]["name"] for tool in json.loads(node.asked[0].tools)] == ["weather"]
+    assert "other" not in node.asked[0].sampling.grammar
+
+
+async def test_the_last_item_of_a_stream_that_was_cut_is_incomplete() -> None:
+    async with served(answer("Hi", reason="length")) as (_, http):
+        found = await events(http, input="x")
+    (done,) = [event for event in found if event["type"] == "response.output_item.done"]
+    assert done["item"]["status"] == "incomplete" and found[-1]["response"]["output"][0]["status"] == "incomplete"
+
+
 async def test_items_of_a_conversation_reach_the_node_as_turns() -> None:
     items = [
         {"role": "developer", "content": "Be brief."},
@@ -160,7 +175,7 @@ async def test_a_later_request_goes_on_from_an_earlier_response() -> None:
         ({"input": "x", "conversation": "c"}, "conversation"),
         ({"input": "x", "tools": [{"type": "shell"}], "tool_choice": "required"}, "needs tools"),
         ({"input": "x", "tool_choice": "required"}, "needs tools"),
-        ({"input": []}, "length >= 1"),
+        ({"input": []}, "input is empty"),
         ({"input": "x", "temperature": 9}, "temperature"),
     ],
 )
