@@ -55,7 +55,8 @@ def say(text: str) -> None:
 
 def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
     """The command's output. Raises PackagingError with the end of its errors."""
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    # (the permissions of made files are in the wheel)
+    done = subprocess.run(command, cwd=cwd, env=env, umask=0o022, capture_output=True, text=True, check=False)
     if done.returncode:
         told = (done.stderr or done.stdout).strip().splitlines()[-12:]
         raise PackagingError(f"{' '.join(map(str, command))} failed:\n  " + "\n  ".join(told))
