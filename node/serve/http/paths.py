@@ -43,7 +43,8 @@ def no_such_path(path: str, known: Iterable[str]) -> str:
     paths = [one for one in known if "{" not in one]
     shown = path if len(path) <= _MAX_SHOWN else path[:_MAX_SHOWN] + "..."
     ending = [one for one in paths if one != "/" and path.endswith(one)]
-    (nearest,) = ending[:1] or difflib.get_close_matches(path[:_MAX_SHOWN], paths, 1, 0.6) or [""]
+    begun = [one for one in paths if one.startswith(path + "/") and path != PREFIX]
+    (nearest,) = (ending or begun)[:1] or difflib.get_close_matches(path[:_MAX_SHOWN], paths, 1, 0.6) or [""]
     if nearest:
         return f"there is no path {shown} here; did you mean {nearest}?"
     return f"there is no path {shown} here; the OpenAI API is at {PREFIX}, and /openapi.json describes it"

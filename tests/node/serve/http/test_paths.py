@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from mycelia.node.serve.http.paths import no_such_path, usual
 
-KNOWN = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{name:path}", "/health", "/", "/metrics"]
+KNOWN = [
+    "/v1/health",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/models/{name:path}",
+    "/health",
+    "/",
+    "/metrics",
+]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,7 @@ def test_the_usual_path_has_no_other_spelling(parts: list[str]) -> None:
         ("/v2/models", "/v1/models"),
         ("/proxy/v1/chat/completions", "/v1/chat/completions"),
         ("/healthz", "/health"),
+        ("/v1/chat", "/v1/chat/completions"),
     ],
 )
 def test_the_path_that_was_meant_is_named(path: str, meant: str) -> None:
@@ -60,4 +70,5 @@ def test_the_path_that_was_meant_is_named(path: str, meant: str) -> None:
 
 def test_an_unknown_path_names_where_the_api_is() -> None:
     message = no_such_path("/" + "x" * 9_000, KNOWN)
+    assert "did you mean" not in no_such_path("/v1", KNOWN)
     assert "/v1" in message and "/openapi.json" in message and len(message) < 300
