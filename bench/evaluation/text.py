@@ -15,7 +15,7 @@ from mycelia.bench.evaluation.plan import CONDITIONS, MMLU, ORACLE, RULES, SECTI
 from mycelia.sim.outcome import Outcome
 from mycelia.sim.policies import OWN
 
-_MAX_LOSSES = 25
+_MAX_LOSSES = 20
 _TEMPLATE = files("mycelia.bench.evaluation").joinpath("evaluation.md.j2")
 _DIGITS = 3
 _SHOWN = (
