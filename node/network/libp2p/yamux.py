@@ -20,7 +20,6 @@ from contextlib import suppress
 import structlog
 import trio
 from libp2p.abc import ISecureConn
-from libp2p.connection_types import ConnectionType
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.security.secure_session import SecureSession
@@ -28,7 +27,6 @@ from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
     MuxedStreamError,
 )
-from multiaddr import Multiaddr
 
 from mycelia.node.network.libp2p.noise import NoisePackets
 from mycelia.node.network.libp2p.yamux_stream import (
@@ -191,15 +189,6 @@ class YamuxConnection(Connection):
     def forget_ping(self, nonce: int) -> None:
         """Gives up the answer to a ping, if it has not come."""
         self._pings.pop(nonce, None)
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        return self.secured_conn.get_transport_addresses()
-
-    def get_connection_type(self) -> ConnectionType:
-        return self.secured_conn.get_connection_type()
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self.secured_conn.get_remote_address()
 
     # --- writing ---------------------------------------------------------------------------------------------------
 

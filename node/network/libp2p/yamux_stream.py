@@ -7,8 +7,10 @@ import struct
 from abc import abstractmethod
 
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream
+from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.connection_types import ConnectionType
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
+from multiaddr import Multiaddr
 
 from mycelia.node.signals import Signal
 
@@ -28,7 +30,9 @@ class ProtocolError(Exception):
 
 
 class Connection(IMuxedConn):
-    """The part of a connection that its streams use."""
+    """The part of a connection that its streams use, and what its socket answers."""
+
+    secured_conn: ISecureConn
 
     @abstractmethod
     def queue(self, kind: int, flags: int, stream_id: int, length: int, data: bytes = b"") -> None:
@@ -47,11 +51,17 @@ class Connection(IMuxedConn):
         """Whether the stream is known to the connection."""
 
     @abstractmethod
-    def get_remote_address(self) -> tuple[str, int] | None: ...
-
-    @abstractmethod
     def forget(self, stream: "YamuxStream") -> None:
         """Removes the stream, of which both directions are over."""
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return self.secured_conn.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        return self.secured_conn.get_connection_type()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.secured_conn.get_remote_address()
 
 
 class YamuxStream(IMuxedStream):
