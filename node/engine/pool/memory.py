@@ -19,12 +19,13 @@ SHM_SHARE = 0.9
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds, its part of what it shares with others (such as weights); 0: unknown."""
+    """Memory that a process holds, with all that it shares: other programs that have the same weights in memory may
+    end at any time. 0: unknown."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except (OSError, IndexError):
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
