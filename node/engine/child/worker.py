@@ -50,7 +50,7 @@ from mycelia.proto.wire.errors import LocalError
 BATCH_TOKENS = 2048
 REPORT_BYTES = 32 << 20
 """Maximum size of the logits of one decode call that are needed for the logprobs of prompts."""
-KV_SETTINGS, EXACT_KV_SETTINGS = "f16", "f16, exact"
+KV_SETTINGS, EXACT_KV_SETTINGS, ADAPTED = "f16", "f16, exact", ", lora "
 """Everything besides the model file that changes the KV cells; a part of the namespace. So a node in exact mode neither
 reads files of a node in normal mode nor continues its answers."""
 
@@ -110,7 +110,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     template = ChatTemplate(llama.chat_template, llama, limit, llama.tools_template)
     kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
     if message.lora_path:  # (an adapter changes the cells)
-        kv_settings += f", lora {model_digest(Path(message.lora_path)).hex()}"
+        kv_settings += ADAPTED + model_digest(Path(message.lora_path)).hex()
     digest = model_digest(path)
     tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))
     token_bytes = llama.cell_bytes + llama.state_bytes // EVERY_TOKENS

@@ -48,8 +48,8 @@ MAX_DIAL_ADDRESSES = 6
 MAX_PARALLEL_DIALS = 16
 """Number of dials at once of origin TOLD. As many dials of the other two origins may run beside them."""
 MAX_LOOPBACK_DIALS = 4
-"""Number of dials at once of nodes on this machine: they share its processor. With 16, most handshakes of 100 nodes
-that started together took longer than their deadline."""
+"""Number of dials at once of origin TOLD on this machine, whose nodes share its processor. With 16, most handshakes of
+100 nodes that started together took longer than their deadline."""
 TOLD_RATE, TOLD_BURST = 4.0, 128.0
 """Addresses from peers that are dialled per second. A lookup in a swarm that just started dials some dozens."""
 ADDRESS_RATE, ADDRESS_BURST = 1 / 30, 3.0
@@ -169,9 +169,10 @@ class Outbound:
                 return
             if origin is not Origin.OWN and self._silent.get(text, -math.inf) > now:
                 raise NetworkError("did not answer a moment ago")
-            async with self._loopback_limiter if addresses.is_loopback(address) else nullcontext():
+            is_told = origin is Origin.TOLD
+            async with self._loopback_limiter if is_told and addresses.is_loopback(address) else nullcontext():
                 with trio.fail_after(DIAL_DEADLINE_S):
-                    await self._dial_admitted(peer, address, origin is Origin.TOLD)
+                    await self._dial_admitted(peer, address, is_told)
         except Exception as exc:  # noqa: BLE001  supervisor of a dial: the other end may cause any error
             failures.append(Attempt(addresses.place_of(address), *explained(exc)))
             if is_silent(exc) and self._starvation.late_s(now) < STARVED_S:

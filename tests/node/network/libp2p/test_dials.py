@@ -15,7 +15,7 @@ from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import identify, outbound
 from mycelia.node.network.libp2p.identify import identified
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
-from mycelia.node.network.libp2p.outbound import MAX_PARALLEL_DIALS, Origin
+from mycelia.node.network.libp2p.outbound import MAX_LOOPBACK_DIALS, MAX_PARALLEL_DIALS, Origin
 from mycelia.node.network.libp2p.starvation import STARVED_S, Starvation
 from mycelia.node.network.names import Names
 from mycelia.node.network.network import NetworkError
@@ -68,7 +68,7 @@ async def test_dials_on_the_word_of_others_hold_up_nothing_else(monkeypatch: pyt
             peer = new_identity().peer_id if number else wanted.peer_id
             address = Multiaddr(f"{trap.address}".replace("127.0.0.1", f"127.0.0.{number + 1}"))
             nursery.start_soon(told, one, peer, address)
-        await eventually(lambda: trap.num_connections == MAX_PARALLEL_DIALS)
+        await eventually(lambda: trap.num_connections == MAX_LOOPBACK_DIALS)
         with trio.fail_after(PATIENCE_S):
             await one.connect(wanted.addresses()[0])
         assert one.peers() == [wanted.peer_id]
