@@ -46,10 +46,13 @@ class AttemptObserver:
         attempt = request.attempt
         self._choice.dispatches(request).on_first_token(request.request_id, attempt.peer)
         took_s = now - attempt.sent_at
-        self._observed.on_first_token(attempt.peer, attempt.expected_s, took_s, now)
+        speeds, expected_s = self._observed.speeds(request.namespace), attempt.expected_s
+        if was_accepted and not speeds.prefill_rate(attempt.peer):
+            # The first answer of a node that reports no rate shows how fast it is, not how busy.
+            expected_s = max(expected_s, attempt.prefill_s)
+        self._observed.on_first_token(attempt.peer, expected_s, took_s, now)
         if was_accepted:
             computing_s = max(took_s - self._members.round_trip_s(attempt.peer), _LEAST_S)
-            speeds = self._observed.speeds(request.namespace)
             speeds.on_prefilled(attempt.peer, attempt.uncached_tokens / computing_s)
 
     def bounced(self, request: Request, attempt: Attempt, frame: Bounced, wait_s: float, now: float) -> None:

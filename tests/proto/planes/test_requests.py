@@ -157,6 +157,26 @@ def test_a_node_that_exaggerates_is_believed_less_and_one_that_is_slow_is_avoide
     assert chosen[0] == HOLDER and chosen[-1] != HOLDER
 
 
+def test_a_first_answer_tells_the_rate_of_a_node_and_not_that_it_is_busy() -> None:
+    """Nothing is known of the rates before. The same prompt goes where it was answered, though that took long."""
+    world = quiet_world()
+    submit(world, max_tokens=1)
+    first = dispatched(world).peer
+    world.now += 4.0
+    frame(world, 1, Accepted(cached_tokens=0, vitals=IDLE))
+    frame(world, 1, tokens(0, 11))
+    assert world.nodes[ME].overlay.members.observed.lateness_s(first, world.now) == 0
+    frame(world, 1, Final(reason="stop", usage=USAGE, vitals=IDLE))
+    second = b"s" * 16
+    submit(world, max_tokens=1, request_id=second)
+    assert dispatched(world).peer == first
+    world.now += 4.0
+    world.handle(ME, FrameReceived(second, 1, Accepted(cached_tokens=3 * STRIDE, vitals=IDLE)))
+    world.handle(ME, FrameReceived(second, 1, tokens(0, 11)))
+    late_s = world.nodes[ME].overlay.members.observed.lateness_s(first, world.now)
+    assert late_s > 1, "now its rate is known"
+
+
 def test_a_miss_goes_to_the_least_loaded() -> None:
     world = quiet_world()
     loaded = Vitals(queued_tokens=9, active_requests=4, waiting_requests=0, slots=4, hold_ms=900)
