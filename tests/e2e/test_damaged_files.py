@@ -11,6 +11,7 @@ import trio
 
 from mycelia.node.client.local import fetch_requests
 from mycelia.node.local_swarm.processes import LocalSwarm
+from mycelia.node.storage.layout import LAYOUT_FILE
 from mycelia.node.telemetry.crashes import LOG_FILE
 from mycelia.proto.wire.errors import LocalError
 from tests.damage import contents
@@ -55,8 +56,13 @@ def remove(path: Path) -> None:
 DAMAGES: list[Callable[[Path], None]] = [cut, empty, flip, grow, become_a_folder]
 SEALED = {"floors.msgpack", "trust.msgpack", "peers.msgpack"}
 JOURNAL = "requests.journal"
-TOGETHER: list[set[str]] = [{"identity.key"}, {"epoch"}, {"lock"}, {JOURNAL, "node.json", LOG_FILE}, SEALED]
+TOGETHER: list[set[str]] = [
+    *({"identity.key"}, {LAYOUT_FILE}, {"epoch"}, {"lock"}),
+    *({JOURNAL, "node.json", LOG_FILE}, SEALED),
+]
 """Files that are damaged before one start: each must be lost, or not, without the others."""
+REFUSED: list[set[str]] = [{"identity.key"}, {LAYOUT_FILE}]
+"""Without the content of these files a node does not start."""
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ async def test_a_node_with_a_damaged_file_starts_or_says_why_not(
                 info = await again.wait_ready()
             except LocalError:
                 words = [str(event["event"]) for event in again.events]
-                assert names == {"identity.key"} or paths[0].is_dir(), (names, words)
+                assert names in REFUSED or paths[0].is_dir(), (names, words)
                 assert again.process.returncode == 1 and any(str(path) in words[-1] for path in paths), (names, words)
                 assert not any("Traceback" in line for line in words)
             else:
@@ -102,7 +108,7 @@ async def test_a_node_with_a_damaged_file_starts_or_says_why_not(
                 again.kill()
                 await again.process.wait()
             kept = contents(node.data_dir)
-            for other in (SEALED | {JOURNAL, "lock", "identity.key"}) - names:
+            for other in (SEALED | {JOURNAL, "lock", "identity.key", LAYOUT_FILE}) - names:
                 assert kept[other] == left[other], f"{other} was intact"
             if names == SEALED:
                 told = [event for event in again.events if event.get("event") == "file_set_aside"]
