@@ -50,6 +50,14 @@ def nobodys_configuration() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_terminals_size() -> None:
+    """A program takes the size of its own terminal. pytest loads readline, which sets these for the workers of xdist,
+    and a program prefers them."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def forked_processes(pytestconfig: pytest.Config) -> Iterator[None]:
     """Processes of tests are forked from one that has imported everything. See ``tests/forked.py``."""
     if sys.platform != "linux" or profiles.is_full():
