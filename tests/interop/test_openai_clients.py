@@ -143,8 +143,11 @@ def ask_for_headers(url: str) -> str:
 
     with openai.OpenAI(base_url=url, api_key="none") as client:
         turns: Any = [{"role": "user", "content": LONG}]
-        for _ in range(2):
+        # (a node that is late on a busy machine may be avoided for a while)
+        for _ in range(8):
             raw = client.chat.completions.with_raw_response.create(model="smollm2", messages=turns, max_tokens=1)
+            if int(raw.headers["x-mycelia-cached-tokens"]):
+                break
         assert int(raw.headers["x-mycelia-cached-tokens"]) > 100 and int(raw.headers["x-mycelia-ttft-ms"]) >= 0
         return raw.headers["x-mycelia-served-by"]
 
