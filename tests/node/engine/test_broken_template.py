@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from mycelia.node.doctor.machine import examine, lines
+from mycelia.node.engine import child_process
 from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.gguf_files import quick_model
 from tests.node.engine.test_process import answer, chat, done, engine, request
@@ -21,13 +24,19 @@ def broken(tmp_path: Path) -> Path:
 
 
 async def test_a_template_that_does_not_compile_costs_conversations_alone(
-    broken: Path, capfd: pytest.CaptureFixture[str]
+    broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(child_process, "log", structlog.get_logger())  # (the old one keeps an earlier test's settings)
+    with capture_logs() as logged:
+        await only_completes(broken)
+    assert "no_conversations" in {event["event"] for event in logged}
+    assert "but no conversations: the model's chat template does not compile" in "\n".join(
+        lines(examine(str(broken), broken.parent))
+    )
+
+
+async def only_completes(broken: Path) -> None:
     async with engine(model=broken) as running:
         assert done(await answer(running, request([*await running.tokenize_text("Once upon a"), 5], 2)))
         with pytest.raises(LocalError, match=r"cannot chat, only complete texts.*does not compile"):
             await chat(running, "Hello.")
-    assert "no_conversations" in "".join(capfd.readouterr())
-    assert "but no conversations: the model's chat template does not compile" in "\n".join(
-        lines(examine(str(broken), broken.parent))
-    )
