@@ -95,7 +95,7 @@ $(models): scripts/test_models.py | $(ready)
 	@.venv/bin/python scripts/test_models.py
 	@touch -c $@
 
-test: $(ready) $(gemma) $(programs) $(models)  ## run the tests, JOBS=4 at once; PYTEST_ARGS="-k radix" for some of them
+test: $(ready) $(gemma) $(models) $(programs)  ## run the tests, JOBS=4 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
 
 # The next three compile llama.cpp again, beside .venv, and keep it in .builds.
@@ -113,7 +113,7 @@ generic-build: $(ready)  ## compile for many machines, as packages need it, and 
 	@LLAMA_CPP_LIB_PATH=$(CURDIR)/.builds/generic/lib .venv/bin/python -m pytest $(plugins) $(PYTEST_ARGS)
 	@.venv/bin/python scripts/build_speed.py .builds/generic/lib $(ARGS)
 
-coverage: $(ready) $(gemma) $(programs) $(models)  ## run the tests, say which lines none of them ran, and fail below the floors
+coverage: $(ready) $(gemma) $(models) $(programs)  ## run the tests, say which lines none of them ran, and fail below the floors
 	@rm -rf .coverage && mkdir .coverage
 	@.venv/bin/python -m coverage run -m pytest -n $(JOBS) $(dist) --full $(PYTEST_ARGS)
 	@.venv/bin/python -m coverage combine --quiet
