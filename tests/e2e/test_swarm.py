@@ -35,7 +35,8 @@ PREFIX = (
     "Sentence: Nobody came to the party, and the candles burned down alone. Tone: sad. "
     "Sentence: If you touch my bicycle once more, I shall call your mother. Tone: angry. "
     "Sentence: The committee notes the report and adjourns until Thursday. Tone: neutral. "
-)
+) * 4
+"""Seconds of work: so much is worth more than how late a node of a busy machine is."""
 ONE_THREAD = ["--threads", "1", "--debug"]
 
 

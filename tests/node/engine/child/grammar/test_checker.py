@@ -25,7 +25,8 @@ PATTERNS = {"patternProperties": {f"^{number:04d}[a-z]*$": {"type": "string"} fo
 def test_a_grammar_that_takes_too_long_ends_its_process_alone(checker: Checker) -> None:
     for kind, text in (("lark", CHAIN), ("json_schema", json.dumps(PATTERNS))):
         checked = checker.check(kind, text)
-        assert (checked.guidance, checked.error, checked.cpu_s) == ("", TOO_COSTLY, MAX_CPU_S)
+        assert (checked.guidance, checked.error) == ("", TOO_COSTLY)
+        assert 0 < checked.cpu_s <= MAX_CPU_S, "less where the machine is too busy to give it so much"
     for kind, text in (("regex", "a+"), ("lark", 'start: "a"'), ("gbnf", 'root ::= "a"'), ("json_schema", "{}")):
         checked = checker.check(kind, text)
         assert checked.guidance and not checked.error and checked.cpu_s < MAX_CPU_S
