@@ -302,6 +302,7 @@ def _send(connection: socket.socket, number: int) -> None:
 def _become(start: Start, streams: list[int], server: ForkServer) -> None:
     """Does what the interpreter does at its start, and runs the module."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # (ignored where the tests run under nohup, and so in all children)
     if start.new_session:
         os.setsid()
     for number, fd in enumerate(streams):

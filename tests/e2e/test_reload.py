@@ -30,7 +30,7 @@ async def test_a_new_key_and_a_signal(swarm: LocalSwarm, tmp_path: Path) -> None
 
         file.write_text("[node]\ndrain = 7.0\n")
         node.process.send_signal(signal.SIGHUP)
-        event = await node.wait_event(lambda event: "drain" in str(event.get("changed")))
+        event = await node.wait_event(lambda event: event.get("changed") == ["drain", "key"])
         assert event["event"] == "config_reloaded"
         file.write_text("[node]\ndrian = 7.0\n")
         node.process.send_signal(signal.SIGHUP)
