@@ -151,15 +151,13 @@ def _check_free(where: Path) -> None:
 
 def _machine() -> "tuple[Machine, list[Offer]]":
     from mycelia.node.engine.models import PACKAGED_MODELS, resolve_model
-    from mycelia.node.engine.probe.probe import Library, Question, probe
+    from mycelia.node.engine.probe.probe import free_gpu_bytes
     from mycelia.node.engine.settings import available_memory_bytes
     from mycelia.node.models.catalogue import load_catalogue
     from mycelia.node.setup.offers import Machine, Offer, offers
     from mycelia.proto.wire.errors import LocalError
 
-    found = probe(Question(slots=1, cells=0, host_bytes=None), None)
-    devices = [device for one in found if isinstance(one, Library) for device in one.devices if device.kind == "gpu"]
-    machine = Machine(available_memory_bytes() or 2**32, sum(device.free_bytes for device in devices))
+    machine = Machine(available_memory_bytes() or 2**32, free_gpu_bytes())
     here = []
     for name in PACKAGED_MODELS:
         try:

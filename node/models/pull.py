@@ -14,7 +14,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from mycelia.node.engine.gguf import parts_of_name
 from mycelia.node.engine.models import resolve_model
-from mycelia.node.engine.probe.probe import Library, Problem, Question, probe
+from mycelia.node.engine.probe.probe import Problem, Question, free_gpu_bytes, probe
 from mycelia.node.engine.settings import available_memory_bytes
 from mycelia.node.errors import one_line
 from mycelia.node.models import hub
@@ -88,21 +88,15 @@ def pull(name: str, watch: Watch, admit: Admit = lambda name, size: None) -> Pat
 
 def check_fits(name: str, size: int) -> None:
     """Raises LocalError if a model of this size is larger than the memory that is free, with that of GPUs."""
-    room = _free_memory_bytes()
-    if room is not None and size > room:
+    host = available_memory_bytes()
+    if host is None or size <= host:  # (to ask for GPUs takes a process)
+        return
+    room = host + free_gpu_bytes()
+    if size > room:
         raise LocalError(
             f"{name} takes {size_text(size)} of memory, and {size_text(room)} are free here: choose a smaller one, or a"
             " smaller quantisation ('mycelia model catalogue' says what models need)"
         )
-
-
-def _free_memory_bytes() -> int | None:
-    host = available_memory_bytes()
-    if host is None:
-        return None
-    found = probe(Question(slots=1, cells=0, host_bytes=None), None)
-    gpus = [device for one in found if isinstance(one, Library) for device in one.devices if device.kind == "gpu"]
-    return host + sum(gpu.free_bytes for gpu in gpus)
 
 
 def _pull_from_hub(model: HubModel, watch: Watch, admit: Admit) -> Path:

@@ -116,6 +116,13 @@ def probe(question: Question, model: Path | None) -> list[Finding]:
     return findings
 
 
+def free_gpu_bytes() -> int:
+    """The free memory of all GPUs that llama.cpp sees. Blocks and never raises, as ``probe``."""
+    found = probe(Question(slots=1, cells=0, host_bytes=None), None)
+    devices = [device for one in found if isinstance(one, Library) for device in one.devices]
+    return sum(device.free_bytes for device in devices if device.kind == "gpu")
+
+
 def _death(done: subprocess.CompletedProcess[bytes], *, was_over_model: bool) -> str:
     words = done.stderr.decode("utf-8", "replace").split("\n")
     last = next((without_folder(line.strip()) for line in reversed(words) if line.strip()), "no last words")

@@ -423,6 +423,7 @@ def test_a_model_larger_than_memory_is_not_fetched_to_be_served(
     hub: Hub, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pull_file, "available_memory_bytes", lambda: 900_000)
+    monkeypatch.setattr(pull_file, "free_gpu_bytes", lambda: 0)
     with pytest.raises(LocalError, match=r"takes 1\.0 MB of memory, and 900 kB are free here: choose a smaller one"):
         obtain(NAME, Said())
     assert hub.sent == 0
