@@ -168,7 +168,7 @@ async def test_https_serves_clients_and_the_commands_on_this_machine(swarm: Loca
             assert (await http.get("/health")).json() == {"status": "ok"}
             streamed = await http.post("/v1/chat/completions", json=CHAT | {"stream": True})
             assert streamed.text.endswith("data: [DONE]\n\n")
-        assert (await ask(node, "hello", "--max-tokens", "2")).answered.completion_tokens
+        assert (await ask(node, "hello", "--max-tokens", "2", "--temperature", "0")).answered.completion_tokens
         assert '"model"' in (await run_mycelia("status", "--json", "--data-dir", str(node.data_dir))).stdout
         other, _ = make_certificate(tmp_path, "other")
         cert.write_bytes(other.read_bytes())

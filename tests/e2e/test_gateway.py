@@ -15,7 +15,7 @@ from tests.node.engine.gguf_files import quick_model
 pytestmark = pytest.mark.e2e
 
 KEY = "0123456789abcdef0123"
-CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "temperature": 0}
 
 
 def quick() -> list[str]:
@@ -29,7 +29,7 @@ async def test_a_key_opens_the_gateway_and_commands_here_know_it(swarm: LocalSwa
         options = ["--model", "fake", "--api-key-file", str(keys), "--api-host", "0.0.0.0"]
         node = await swarm.start("locked", options=options)
         url = (await node.wait_ready()).api_url
-        assert (await ask(node, "hello", "--max-tokens", "2")).answered.completion_tokens
+        assert (await ask(node, "hello", "--max-tokens", "2", "--temperature", "0")).answered.completion_tokens
         async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
             assert (await http.get("/v1/models")).status_code == 401
             assert (await http.get("/api/state", headers={"authorization": "Bearer no"})).status_code == 401
@@ -55,7 +55,8 @@ async def test_a_key_with_limits_is_refused_above_them_and_its_usage_outlives_th
             metrics = (await http.get("/metrics", headers=headers)).text
         assert 'mycelia_key_requests_total{key="alice",model="",outcome="refused"} 1.0' in metrics
         for _ in range(2):
-            assert (await ask(node, "hello", "--max-tokens", "2")).answered.completion_tokens, "no limit concerns it"
+            answer = await ask(node, "hello", "--max-tokens", "2", "--temperature", "0")
+            assert answer.answered.completion_tokens, "no limit concerns it"
         running = await run_mycelia("usage", "--json", "--data-dir", str(node.data_dir))
         await node.stop()
         ended = await run_mycelia("usage", "--json", "--data-dir", str(node.data_dir))
