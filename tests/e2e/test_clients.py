@@ -17,7 +17,7 @@ from tests.node.serve.http.test_tls import make_certificate, trusting
 
 pytestmark = pytest.mark.e2e
 
-CHAT: Any = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+CHAT: Any = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "temperature": 0}
 
 
 async def test_openais_sdk_and_langchain_know_the_errors_and_the_aliases(
