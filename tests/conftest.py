@@ -41,6 +41,18 @@ def plain_tracebacks() -> None:
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
+@pytest.fixture(autouse=True)
+def log_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test configures of the log ends with it: a module's logger that kept the settings of its first use would
+    show later tests nothing."""
+    usual, configure = structlog.get_config(), structlog.configure
+    monkeypatch.setattr(
+        structlog, "configure", lambda **settings: configure(**{**settings, "cache_logger_on_first_use": False})
+    )
+    yield
+    configure(**usual)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nobodys_configuration() -> None:
     """Tests ignore the configuration of the user who runs them."""

@@ -44,16 +44,12 @@ def test_lines_of_one_event_are_bounded_and_what_was_dropped_is_told() -> None:
 def test_a_peers_words_steer_no_terminal_also_in_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    usual = structlog.get_config()
+    configure()
+    log = structlog.get_logger()
     try:
-        configure()
-        log = structlog.get_logger()
-        try:
-            raise ValueError("a peer says \x1b]0;evil\x07 and\r\x9b2J\u202e")
-        except ValueError as exc:
-            log.exception("attempt_broke", said="\x1b]0;evil\x07", said_by=["\x1b]0;evil\x07"], error=exc)
-    finally:
-        structlog.configure(**usual)
+        raise ValueError("a peer says \x1b]0;evil\x07 and\r\x9b2J\u202e")
+    except ValueError as exc:
+        log.exception("attempt_broke", said="\x1b]0;evil\x07", said_by=["\x1b]0;evil\x07"], error=exc)
     shown = terminal.getvalue()
     assert "a peer says" in shown and "Traceback" in shown
     assert not any(char in shown for char in "\x07\x9b\r\u202e") and "\x1b]" not in shown
@@ -62,21 +58,17 @@ def test_a_peers_words_steer_no_terminal_also_in_a_traceback(monkeypatch: pytest
 def test_lines_in_the_journal_are_for_people_and_have_its_levels(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    usual = structlog.get_config()
     with (tmp_path / "journal").open("w+") as journal:
         found = os.fstat(journal.fileno())
         monkeypatch.setattr(sys, "stderr", journal)
         monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        configure()
+        log = structlog.get_logger()
+        log.info("ready", peer="12D3", said="\x1b]0;evil\x07")
         try:
-            configure()
-            log = structlog.get_logger()
-            log.info("ready", peer="12D3", said="\x1b]0;evil\x07")
-            try:
-                raise ValueError("a fault")
-            except ValueError:
-                log.exception("attempt_broke", attempt=2)
-        finally:
-            structlog.configure(**usual)
+            raise ValueError("a fault")
+        except ValueError:
+            log.exception("attempt_broke", attempt=2)
         lines = (tmp_path / "journal").read_text().splitlines()
     assert lines[0] == "<6>ready peer=12D3 said=\"'\\\\x1b]0;evil\\\\x07'\""
     assert lines[1] == "<3>attempt_broke attempt=2" and lines[-1] == "<3>ValueError: a fault"

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from mycelia.node.doctor.machine import examine, lines
-from mycelia.node.engine import child_process
 from mycelia.proto.wire.errors import LocalError
 from tests.node.engine.gguf_files import quick_model
 from tests.node.engine.test_process import answer, chat, done, engine, request
@@ -24,9 +22,8 @@ def broken(tmp_path: Path) -> Path:
 
 
 async def test_a_template_that_does_not_compile_costs_conversations_alone(
-    broken: Path, monkeypatch: pytest.MonkeyPatch
+    broken: Path,
 ) -> None:
-    monkeypatch.setattr(child_process, "log", structlog.get_logger())  # (the old one keeps an earlier test's settings)
     with capture_logs() as logged:
         await only_completes(broken)
     assert "no_conversations" in {event["event"] for event in logged}

@@ -1,7 +1,6 @@
 """Reports of crashes, and the log that a node keeps."""
 
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,9 @@ from mycelia.proto.wire.errors import LocalError
 
 
 @pytest.fixture(autouse=True)
-def configured() -> Iterator[None]:
-    usual = structlog.get_config()
+def configured() -> None:
     log_module.configure()
     log_module.recent.clear()
-    yield
-    structlog.configure(**usual)
 
 
 def crash(data_dir: Path) -> None:

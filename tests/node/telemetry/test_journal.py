@@ -15,7 +15,6 @@ from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.telemetry import journal as journal_module
-from mycelia.node.telemetry import requests as requests_module
 from mycelia.node.telemetry.journal import (
     JOURNAL_FILE,
     MAX_QUEUED,
@@ -253,21 +252,18 @@ def test_requests_of_peers_push_no_others_out_of_the_journal(tmp_path: Path, mon
     assert numbers[:20] == list(range(20)) and numbers[-1] == 999 and (tmp_path / OLD_FILE).exists()
 
 
-def test_what_peers_ask_is_written_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, noted, logs = 0.0, [], structlog.testing.LogCapture()
-    # (not capture_logs: a logger that was used after log.configure() keeps its processors)
-    monkeypatch.setattr(
-        requests_module, "log", structlog.wrap_logger(None, processors=[logs], wrapper_class=structlog.BoundLogger)
-    )
+def test_what_peers_ask_is_written_at_a_bounded_rate() -> None:
+    now, noted = 0.0, []
     log = RequestLog(clock=lambda: now, on_change=lambda row, steps: noted.append(row))
-    for number in range(5_000):
-        log.entered(request_id(number), "m", number.to_bytes(38, "big"))
-        log.failed(request_id(number), "too_long", "")
-        now += 0.001
-    log.entered(request_id(5_000), "m", b"")
-    log.failed(request_id(5_000), "too_long", "")
+    with structlog.testing.capture_logs() as logs:
+        for number in range(5_000):
+            log.entered(request_id(number), "m", number.to_bytes(38, "big"))
+            log.failed(request_id(number), "too_long", "")
+            now += 0.001
+        log.entered(request_id(5_000), "m", b"")
+        log.failed(request_id(5_000), "too_long", "")
     assert len(noted) <= 2 * (PEER_BURST + 5 * PEER_RATE + 2) and noted[-1].client == ""
-    assert len([line for line in logs.entries if line["event"] == "request_failed"]) == len(noted) / 2
+    assert len([line for line in logs if line["event"] == "request_failed"]) == len(noted) / 2
     assert log.totals.entered == {"too_long": 5_001}, "all are counted"
 
 
