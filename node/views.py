@@ -114,7 +114,7 @@ class FailedView(msgspec.Struct, frozen=True, tag="failed"):
     message: str
     retryable: bool
     retry_after_s: float = 0.0
-    """With code ``overloaded``: seconds after which to ask again; 0: unknown."""
+    """Seconds after which to ask again, as in the header Retry-After; 0: unknown."""
 
 
 FrameView = RouteView | BegunView | PromptLogprobsView | TextView | AnsweredView | FailedView

@@ -238,7 +238,8 @@ class Engine(Protocol):
         ...
 
     async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each token sequence, for display: invalid UTF-8 is replaced. Raises LocalError."""
+        """The text of each token sequence, with control tokens as they are spelled. Invalid UTF-8 is replaced. Raises
+        LocalError."""
         ...
 
     async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:

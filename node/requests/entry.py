@@ -126,6 +126,7 @@ class Entry:
         self._requests.entered(request_id, ask.model or engine.info.name, client)
         frames = AnswerFrames(self._waiting, self._subnet(client))
         running = self._running[request_id] = RunningAnswer(engine, frames, trio.current_time(), deadline_s, client)
+        running.num_tokens = len(ask.answered) // 4
         if deadline_s is not None:
             assert self._nursery is not None
             self._nursery.start_soon(self._expire, request_id, running)
@@ -142,7 +143,7 @@ class Entry:
             if request_id in self._running:
                 self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
                 del self._running[request_id]
-                self._requests.cancelled(request_id)
+                self._requests.cancelled(request_id, running.num_tokens)
 
     async def _expire(self, request_id: bytes, running: RunningAnswer) -> None:
         """Cancels a request at its deadline. A task of its own, because the client may not be reading."""
@@ -255,7 +256,7 @@ class Entry:
     def _end(self, request_id: bytes, frame: EntryFrame) -> None:
         running = self._running.pop(request_id)
         if isinstance(frame, Failed):
-            self._requests.failed(request_id, frame.code, frame.message)
+            self._requests.failed(request_id, frame.code, frame.message, running.num_tokens)
         running.tell(frame)
         running.frames.close()
 

@@ -64,7 +64,7 @@ class Relay:
             nonlocal is_over
             async for frame in frames:
                 is_over = isinstance(frame, Answered | Failed)
-                self._requests.relayed_frame(request_id, frame)
+                self._requests.relayed_frame(request_id, frame, so_far.num_tokens)
                 yield frame
 
         so_far = AnswerSoFar(msgspec.structs.replace(ask, request_id=request_id))
@@ -91,7 +91,7 @@ class Relay:
             if is_admitted:
                 self._places.free(key, subnet)
             if not is_over:
-                self._requests.cancelled(request_id)
+                self._requests.cancelled(request_id, so_far.num_tokens)
 
     async def _entered(self, peers: Sequence[bytes], ask: Ask, place: "_Place") -> MessageStream:
         """The stream to the first of ``peers`` that takes the prompt. Raises NetworkError."""

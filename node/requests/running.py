@@ -45,6 +45,8 @@ class RunningAnswer:
     """Set if the client reads the model's format."""
     opened: str = ""
     """See ``Route.opened``."""
+    num_tokens: int = 0
+    """Tokens of the answer that came, those from before a rejoin included."""
     first_token_at: float | None = None
     was_told: bool = True
     """Whether a frame was sent since the last check, or the request came after it."""
@@ -81,6 +83,7 @@ class RunningAnswer:
         if self.spelled is not None:
             data, logprobs = self.spelled.spelled(data, tokens), self.spelled.logprobs(logprobs)
         self._untold.extend(tokens)
+        self.num_tokens += len(tokens)
         text, was_held = self._decoder.decode(data, is_last), self._held
         if was_held:
             self.tell(Text(text=was_held))

@@ -158,10 +158,8 @@ def _app(routes: list[Route], access: Access, gate: Middleware, drain: Drain | N
             message = no_such_path(path, known)
         elif status == 405:
             message = f"{request.method} is not allowed for {path}: use {(exc.headers or {}).get('Allow', 'another')}"
-        response = _refusal(path, status, message)
+        response = _refusal(path, status, message, BUSY_RETRY_S if status == 503 else 0)
         response.headers.update(exc.headers or {})
-        if status == 503:
-            response.headers["retry-after"] = str(BUSY_RETRY_S)
         return response
 
     app = Starlette(
@@ -183,13 +181,17 @@ async def serve_gateway(
     await serve_http(make_app(api, access, drain, usage), listener, task_status=task_status)
 
 
-def _refusal(path: str, status: int, message: str) -> Response:
-    """A response in the shape of the API that ``path`` belongs to."""
+def _refusal(path: str, status: int, message: str, retry_s: int = 0) -> Response:
+    """A response in the shape of the API that ``path`` belongs to. retry_s: see ``HttpError``."""
     if path.startswith(LOCAL_PREFIX):
-        return refusal(status, message)
-    if path.startswith(ANTHROPIC_PREFIX):
-        return anthropic_refusal(status, message)
-    return openai_refusal(status, message)
+        response = refusal(status, message, retry_s)
+    elif path.startswith(ANTHROPIC_PREFIX):
+        response = anthropic_refusal(status, message)
+    else:
+        response = openai_refusal(status, message)
+    if retry_s:
+        response.headers["retry-after"] = str(retry_s)
+    return response
 
 
 async def _on_bug(request: Request, exc: Exception) -> Response:

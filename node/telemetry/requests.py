@@ -216,8 +216,8 @@ class RequestLog:
         """The request was passed on to another entry node."""
         self._step(request_id, "relayed", "serves the model", peer)
 
-    def relayed_frame(self, request_id: bytes, frame: EntryFrame) -> None:
-        """A frame of that entry node."""
+    def relayed_frame(self, request_id: bytes, frame: EntryFrame, num_tokens: int = 0) -> None:
+        """A frame of that entry node. num_tokens: those of the answer so far."""
         match frame:
             case Route():
                 self.update(
@@ -231,7 +231,7 @@ class RequestLog:
             case Answered():
                 self.answered(request_id, frame)
             case Failed():
-                self.failed(request_id, frame.code, frame.message)
+                self.failed(request_id, frame.code, frame.message, num_tokens)
             case Text() | PromptLogprobs():
                 pass
 
@@ -282,13 +282,15 @@ class RequestLog:
             resumed=answered.resumed,
         )
 
-    def failed(self, request_id: bytes, code: str, message: str) -> None:
+    def failed(self, request_id: bytes, code: str, message: str, num_tokens: int = 0) -> None:
+        """num_tokens: those of the answer until then."""
         self._step(request_id, "failed", f"{code}: {message}")
-        self._ended(request_id, "failed", code if code in CODES else "other", code=code)
+        self._ended(request_id, "failed", code if code in CODES else "other", code=code, completion_tokens=num_tokens)
 
-    def cancelled(self, request_id: bytes) -> None:
+    def cancelled(self, request_id: bytes, num_tokens: int = 0) -> None:
+        """num_tokens: see ``failed``."""
         self._step(request_id, "cancelled")
-        self._ended(request_id, "cancelled", "cancelled")
+        self._ended(request_id, "cancelled", "cancelled", completion_tokens=num_tokens)
 
     # --- where it is served -----------------------------------------------------------------------------------------
 

@@ -19,47 +19,55 @@ def show_status(console: Console, state: NodeState) -> None:
     console.print(status_table(state))
 
 
-def status_table(state: NodeState) -> Table:
+def status_table(state: NodeState, is_cut: bool = False) -> Table:
+    """is_cut: what is wider than the terminal is cut, except addresses, which users copy; otherwise it is wrapped."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
+
+    def add(label: str, text: str | Text) -> None:
+        table.add_row(label, _line(text) if is_cut and isinstance(text, str) else text)
+
     load = f"{state.active_requests} of {state.slots} slots, {state.waiting_requests} waiting"
     full = f" ({state.cached_tokens / state.cells:.0%} of {state.cells})" if state.cells else ""
     own = {state.model, *(row.model for row in state.served)}
     models = sorted({model for peer in state.peers for model in peer.models} - own)
     rates = state.traffic.received_bytes_per_s
-    table.add_row("node", f"{state.peer}, version {state.version}, up {duration(state.uptime_s)}")
+    add("node", state.peer)
+    add("version", f"{state.version}, up {duration(state.uptime_s)}")
     swarm = f"{printable(state.swarm)}, private" if state.swarm else "the open network"
-    table.add_row("swarm", f"{swarm}, and the open network" if state.public else swarm)
-    table.add_row("listens", "\n".join(state.addresses) or "-")
-    table.add_row("model", f"{state.model}, {state.context_tokens} tokens of context, {_REUSE.get(state.reuse, '')}")
+    add("swarm", f"{swarm}, and the open network" if state.public else swarm)
+    add("listens", _addresses(state.addresses))
+    add("model", f"{state.model}, {state.context_tokens} tokens of context, {_REUSE.get(state.reuse, '')}")
     for row in state.served[1:]:
         reuse = _REUSE.get(row.reuse, "")
-        table.add_row("", f"{printable(row.model)}, {row.context_tokens} tokens of context, {reuse}")
+        add("", f"{printable(row.model)}, {row.context_tokens} tokens of context, {reuse}")
     if len(state.served) > 1:
-        table.add_row("in memory", "\n".join(map(_residence, state.served)))
+        add("in memory", "\n".join(map(_residence, state.served)))
     if models:
-        table.add_row("other models", printable(", ".join(models)))
-    table.add_row("load", load)
+        add("other models", printable(", ".join(models)))
+    add("load", load)
     if state.paused:
-        table.add_row("paused", f"takes no prompts of others: {state.paused}")
-    table.add_row("cache", f"{state.cached_tokens} tokens{full}")
-    table.add_row(
-        "peers", f"{len(state.peers)}" + (f" in a cell of depth {state.cell_bits}" if state.cell_bits else "")
-    )
+        add("paused", f"takes no prompts of others: {state.paused}")
+    add("cache", f"{state.cached_tokens} tokens{full}")
+    add("peers", f"{len(state.peers)}" + (f" in a cell of depth {state.cell_bits}" if state.cell_bits else ""))
     if state.attempts:
-        table.add_row("found nobody", printable("\n".join(map(str, state.attempts))))
+        add("found nobody", printable("\n".join(map(str, state.attempts))))
     if state.public is not None:
-        table.add_row("in public", f"{len(state.public.peers)} peers, as {state.public.peer}")
-        table.add_row("", "\n".join(state.public.addresses) or "-")
+        add("in public", f"{len(state.public.peers)} peers, as {state.public.peer}")
+        add("", _addresses(state.public.addresses))
         if state.public.attempts:
-            table.add_row("", printable("found nobody: " + "\n".join(map(str, state.public.attempts))))
-    table.add_row("requests", f"{hits(state.stats)}; {ttft(state.stats)}")
+            add("", printable("found nobody: " + "\n".join(map(str, state.public.attempts))))
+    add("requests", f"{hits(state.stats)}; {ttft(state.stats)}")
     news = ", ".join(f"{_PLANES.get(plane, plane)} {size(rate)}/s" for plane, rate in rates.items())
-    table.add_row("receives", news)
+    add("receives", news)
     if state.refused:
-        table.add_row("refused", ", ".join(f"{reason} {count}" for reason, count in state.refused.items()))
+        add("refused", ", ".join(f"{reason} {count}" for reason, count in state.refused.items()))
     return table
+
+
+def _addresses(addresses: Sequence[str]) -> Text:
+    return Text("\n".join(addresses) or "-", overflow="fold", no_wrap=False)
 
 
 def _residence(row: ServedRow) -> str:
@@ -150,10 +158,12 @@ def panel(
 ) -> RenderableType:
     """The panel of ``mycelia up``, the newest lines at the bottom. width: columns of the terminal."""
     peers = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("peer", "path", "models", "digest"):
-        peers.add_column(name, no_wrap=True)
-    for name in ("blocks", "requests", "tokens/s", "RTT ms"):
-        peers.add_column(name, justify="right", no_wrap=True)
+    # (otherwise the models would take the room of the other columns)
+    for name, least in (("peer", 9), ("path", 7), ("models", 6), ("digest", 7)):
+        most = max(width - _MAX_OTHERS, least) if name == "models" else None
+        peers.add_column(name, min_width=least, max_width=most, no_wrap=True)
+    for name, least in (("blocks", 6), ("reqs", 4), ("tokens/s", 8), ("RTT ms", 6)):
+        peers.add_column(name, min_width=least, justify="right", no_wrap=True)
     for peer in state.peers[:_MAX_PEERS]:
         peers.add_row(
             short(peer.peer),
@@ -167,17 +177,24 @@ def panel(
         )
     left_out = len(state.peers) - _MAX_PEERS
     return Group(
-        Text(f"mycelia {state.version} · chat and dashboard {api_url}/ · Ctrl-C stops the node", style="bold"),
-        status_table(state),
+        _line(f"mycelia · chat and dashboard {api_url}/ · Ctrl-C stops the node", "bold"),
+        status_table(state, is_cut=True),
         *([peers] if state.peers else [Text("no peers yet", style="dim")]),
         *([Text(f"... and {left_out} more", style="dim")] if left_out > 0 else []),
         *([requests_table(rows[-_MAX_REQUESTS:], width)] if rows else []),
-        *(Text(line, overflow="ellipsis", no_wrap=True) for line in _largest(tree)),
-        *(Text(printable(line), style="dim", overflow="ellipsis", no_wrap=True) for line in log_lines),
+        *map(_line, _largest(tree)),
+        *(_line(printable(line), "dim") for line in log_lines),
     )
 
 
+def _line(text: str, style: str = "") -> Text:
+    """A text that is cut at the end of the line."""
+    return Text(text, style=style, overflow="ellipsis", no_wrap=True)
+
+
 _MAX_PEERS, _MAX_REQUESTS, _MAX_BRANCHES = 8, 6, 3
+_MAX_OTHERS = 62
+"""Columns of the terminal that the table of peers takes without the models."""
 
 
 def _largest(tree: Sequence[TreeRowView]) -> list[str]:

@@ -74,7 +74,7 @@ async def test_a_swarm_answers_where_the_prefix_is_and_survives_a_kill(swarm: Lo
         assert matched[infos[holder.name].peer] >= STRIDE and len(matched) == 3
 
         rows = await fetch_tree(infos[holder.name])
-        assert any(row.tokens >= STRIDE and row.text.startswith("system") for row in rows)
+        assert any(row.tokens >= STRIDE and row.text.startswith("<|im_start|>system") for row in rows)
 
         await check_light_client(await holder.address(), tmp_path)
         await check_cancel(others[0], infos[holder.name], nodes)

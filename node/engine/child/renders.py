@@ -39,12 +39,12 @@ class Renders:
     """Answers questions about texts, from its own threads."""
 
     def __init__(
-        self, template: ChatTemplate, piece: Callable[[int], bytes], replies: ipc.Replies, charge: Charge
+        self, template: ChatTemplate, spelling: Callable[[int], bytes], replies: ipc.Replies, charge: Charge
     ) -> None:
-        """piece: the bytes of a token; raises ValueError for a token outside the vocabulary. charge: called from the
-        threads."""
+        """spelling: the bytes of a token, also of a control token; raises ValueError for a token outside the
+        vocabulary. charge: called from the threads."""
         self._template = template
-        self._piece = piece
+        self._spelling = spelling
         self._replies = replies
         self._charge = charge
         self._short, self._long = _Thread(self._reply, gives_way=False), _Thread(self._reply, gives_way=True)
@@ -84,8 +84,8 @@ class Renders:
             case ipc.Parse():
                 return ipc.Rendered(question.key, pack_tokens(self._template.text_tokens(question.text)), "")
             case ipc.Spell():
-                pieces = [map(self._piece, unpack_tokens(tokens)) for tokens in question.sequences]
-                texts = [b"".join(sequence).decode("utf-8", "replace") for sequence in pieces]
+                spelled = [map(self._spelling, unpack_tokens(tokens)) for tokens in question.sequences]
+                texts = [b"".join(sequence).decode("utf-8", "replace") for sequence in spelled]
                 return ipc.Spelled(question.key, texts, "")
 
 

@@ -146,7 +146,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         message.check_idle,
         message.share,
     )
-    renders = Renders(template, llama.piece, replies, lambda *read: loop.inbox.put(TextRead(*read)))
+    renders = Renders(template, llama.spelling, replies, lambda *read: loop.inbox.put(TextRead(*read)))
     service.llama, service.renders, service.loop = llama, renders, loop
     reuse = "none" if not may_reuse else "checkpoints" if llama.keeps_states else "prefix"
     format_ = format_name(llama.chat_template, llama.has_token)

@@ -8,6 +8,7 @@ import msgspec
 from mycelia.node.serve.anthropic.types import Block, Content, CountRequest, MessagesRequest, Tool, Turn
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import ChatRequest
+from mycelia.node.serve.openai.unserved import refuse_used
 
 _BILLING = "x-anthropic-billing-header:"
 """The first words of a part that Claude Code puts before its system prompt. It differs in every request, so that no
@@ -17,6 +18,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 def to_chat(body: CountRequest) -> ChatRequest:
     """The same request in OpenAI's words."""
+    refuse_used(body, "mcp_servers", "container")
     chat: dict[str, Any] = {"messages": list(_turns(body)), "model": body.model}
     if body.tools:
         chat["tools"] = [_tool(tool) for tool in body.tools]

@@ -70,6 +70,8 @@ class Thinking(msgspec.Struct):
 
 
 class CountRequest(msgspec.Struct, kw_only=True):
+    """``mcp_servers`` and ``container`` are refused."""
+
     messages: Annotated[list[Turn], Meta(min_length=1, max_length=MAX_CHAT_MESSAGES)]
     model: Annotated[str, Meta(max_length=128)] | None = None
     system: Content | None = None
@@ -77,6 +79,8 @@ class CountRequest(msgspec.Struct, kw_only=True):
     tool_choice: Choice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    mcp_servers: Any = None
+    container: Any = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):

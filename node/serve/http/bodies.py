@@ -29,8 +29,8 @@ STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
 """Headers of a response that comes piece by piece, which proxies must pass on as it comes."""
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
-Refusal = Callable[[str, int, str], Response]
-"""(path, status, message) -> the response."""
+Refusal = Callable[[str, int, str, int], Response]
+"""(path, status, message, seconds after which to come again or 0) -> the response."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -140,8 +140,7 @@ def refusing(refuse: Callable[[HttpError], Response]) -> Callable[[Handler], Han
             except HttpError as exc:
                 refused = exc
             except BusyError as exc:
-                seconds = max(math.ceil(exc.retry_s), BUSY_RETRY_S)
-                refused = HttpError(429, str(exc), more_headers={"retry-after": str(seconds)})
+                refused = HttpError(429, str(exc), retry_s=max(math.ceil(exc.retry_s), BUSY_RETRY_S))
             except LocalError as exc:
                 refused = HttpError(400, str(exc))
             response = refuse(refused)

@@ -17,11 +17,17 @@ class HttpError(Exception):
     code: str | None = None
     """For programs, if the status does not say enough."""
     param: str | None = None
+    retry_s: int = 0
+    """Seconds after which the client may come again; 0: unknown, which no refusal with status 503 leaves it at."""
     more_headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status == 503 and not self.retry_s:
+            self.retry_s = BUSY_RETRY_S
 
     @property
     def headers(self) -> dict[str, str]:
-        retry = {"retry-after": str(BUSY_RETRY_S)} if self.status == 503 else {}
+        retry = {"retry-after": str(self.retry_s)} if self.retry_s else {}
         return retry | dict(self.more_headers)
 
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mycelia.node.serve.api_keys import ApiKey, digest_of
 from mycelia.node.serve.http.bodies import Refusal
+from mycelia.node.serve.http.errors import BUSY_RETRY_S
 from mycelia.node.serve.http.limits import FREE_PATHS, KeyLimits
 from mycelia.node.serve.http.places import admit
 
@@ -49,24 +50,21 @@ class KeyGate:
         key = self._known(scope)
         if key is None:
             message = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
-            response = self._refusal(scope["path"], 401, message)
+            response = self._refusal(scope["path"], 401, message, 0)
             response.headers["www-authenticate"] = "Bearer"
             await response(scope, receive, send)
             return
         scope[_CLIENT] = key.client
         if not admit(scope, key.client):
-            response = self._refusal(scope["path"], 503, "too many requests with this key are running")
-            response.headers["retry-after"] = "1"
-            await response(scope, receive, send)
+            message = "too many requests with this key are running"
+            await self._refusal(scope["path"], 503, message, BUSY_RETRY_S)(scope, receive, send)
             return
         if scope["method"] != "POST" or scope["path"] in FREE_PATHS:
             await self._app(scope, receive, send)
             return
         if refused := self._limits.enter(key):
             self._on_limit(key.name)
-            response = self._refusal(scope["path"], 429, refused.message)
-            response.headers["retry-after"] = str(refused.retry_s)
-            await response(scope, receive, send)
+            await self._refusal(scope["path"], 429, refused.message, refused.retry_s)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
@@ -113,12 +111,12 @@ class LocalGate:
                 if host:
                     message += f"; if {host[:64]} is this machine, too, as in a container, start it with --allow-host"
                 message += "; to serve other machines, start it with --api-key-file"
-                await self._refusal(scope["path"], 400, message)(scope, receive, send)
+                await self._refusal(scope["path"], 400, message, 0)(scope, receive, send)
                 return
             if scope["path"] not in self._open_paths:
                 if not self._is_own_page(headers):
                     message = "this node does not answer web pages of other origins; allow one with --cors ORIGIN"
-                    await self._refusal(scope["path"], 403, message)(scope, receive, send)
+                    await self._refusal(scope["path"], 403, message, 0)(scope, receive, send)
                     return
                 admit(scope, b"")
         await self._app(scope, receive, send)

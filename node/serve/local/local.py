@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response, read_json, refusing, retry_after
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
+from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.views import MAX_TIMEOUT_S, FailedView, frame_view
 from mycelia.proto.admission.overload import OVERLOADED
@@ -114,22 +115,22 @@ def local_routes(api: Api) -> list[Route]:
         try:
             return json_response(await api.tree(client_of(request.scope)))
         except LocalError as exc:
-            return json_response(FailedView("overloaded", str(exc), True), 503)
+            raise HttpError(503, str(exc)) from exc
 
-    refused = refusing(lambda exc: refusal(exc.status, exc.message))
+    refused = refusing(lambda exc: refusal(exc.status, exc.message, exc.retry_s))
     return [
         Route("/api/ask", refused(ask), methods=["POST"]),
         Route("/api/tokenize", refused(tokenize), methods=["POST"]),
         Route("/api/state", state),
         Route("/api/models", models),
-        Route("/api/tree", tree),
+        Route("/api/tree", refused(tree)),
     ]
 
 
-def refusal(status: int, message: str) -> Response:
-    """A refusal in the shape of this API's failures."""
-    failed = FailedView(OVERLOADED if status == 429 else "bad_request", message, status in (429, 503))
-    return json_response(failed, status)
+def refusal(status: int, message: str, retry_s: int = 0) -> Response:
+    """A refusal in the shape of this API's failures. retry_s: see ``HttpError``."""
+    is_passing = status in (429, 503)
+    return json_response(FailedView(OVERLOADED if is_passing else "bad_request", message, is_passing, retry_s), status)
 
 
 class _Answer:

@@ -23,7 +23,9 @@ from starlette.types import Receive, Scope, Send
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
+from mycelia.node.serve.http.errors import BUSY_RETRY_S
 from mycelia.node.serve.http.keys import client_of
+from mycelia.node.serve.local.local import refusal
 from mycelia.node.telemetry.usage import MAX_DAYS
 from mycelia.node.views import FailedView
 from mycelia.proto.admission.subnets import Places, of_client
@@ -63,7 +65,7 @@ def observe_routes(api: Api) -> list[Route]:
     async def usage(request: Request) -> Response:
         days = request.query_params.get("days", "1")
         if not re.fullmatch("[0-9]{1,3}", days) or not 1 <= int(days) <= MAX_DAYS:
-            return json_response(FailedView("bad_request", f"days must be a number from 1 to {MAX_DAYS}", False), 400)
+            return refusal(400, f"days must be a number from 1 to {MAX_DAYS}")
         async with reading:
             return json_response(await api.usage(int(days)))
 
@@ -94,7 +96,7 @@ class _EventStream:
         share = of_client(self._client)
         if not self._streams.take(self._client, share, is_known=not self._client):
             message = f"too many event streams are open: at most {MAX_STREAMS}, and fewer for one key"
-            await json_response(FailedView("overloaded", message, True), 503)(scope, receive, send)
+            await refusal(503, message, BUSY_RETRY_S)(scope, receive, send)
             return
         try:
             await self._send_events(receive, send)

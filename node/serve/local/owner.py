@@ -49,7 +49,7 @@ def owner_routes(api: Api) -> list[Route]:
             return refusal(400, f"days must be a number from 1 to {MAX_DAYS}")
         return json_response(api.days(int(wanted)))
 
-    refused = refusing(lambda exc: refusal(exc.status, exc.message))
+    refused = refusing(lambda exc: refusal(exc.status, exc.message, exc.retry_s))
     return [
         Route("/api/pause", refused(_only_owner(pause)), methods=["POST"]),
         Route("/api/resume", refused(_only_owner(resume)), methods=["POST"]),

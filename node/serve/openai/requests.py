@@ -24,6 +24,7 @@ from mycelia.node.serve.openai.types import (
     ToolChoice,
     Turn,
 )
+from mycelia.node.serve.openai.unserved import refuse_sampling, refuse_used
 from mycelia.proto.wire.biases import MOST, pack_biases
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.codec import check_sampling
@@ -67,6 +68,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
         raise HttpError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     tools = body.tools or []
     functions = {tool.function.name: tool.function.parameters for tool in tools}
+    refuse_used(body, "audio", "web_search_options")
     if body.functions:
         raise HttpError(400, "functions are not served: send the same as tools", param="functions")
     form = wanted_form(body)
@@ -112,8 +114,7 @@ def wanted_chat(body: ChatRequest) -> Wanted:
 def wanted_completion(body: CompletionRequest) -> Wanted:
     n, num_top = body.n or 1, _num_top(body.logprobs)
     best_of = _or(body.best_of, n)
-    if body.suffix:
-        raise HttpError(400, "suffix is not served", param="suffix")
+    refuse_used(body, "suffix")
     if best_of < n:
         raise HttpError(400, "best_of must not be less than n", param="best_of")
     if best_of > n and body.stream:
@@ -205,7 +206,9 @@ def _choices(sampling: Sampling, n: int) -> list[Sampling]:
 
 
 def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | None, form: Form | None) -> Sampling:
+    refuse_sampling(body)
     stop = body.stop if isinstance(body.stop, list) else [body.stop]
+    last_n = _or(body.repeat_last_n, _DEFAULTS.repeat_last_n)
     is_limited = max_tokens is not None and 0 <= max_tokens < MAX_TOKENS_PER_REQUEST
     sampling = Sampling(
         max_tokens=max_tokens if max_tokens is not None and is_limited else MAX_TOKENS_PER_REQUEST,
@@ -214,7 +217,8 @@ def _sampling(body: AnyRequest, max_tokens: int | None, logprobs: int | bool | N
         top_k=max(_or(body.top_k, _DEFAULTS.top_k), 0),
         top_p=_or(body.top_p, 1.0),
         min_p=_or(body.min_p, _DEFAULTS.min_p),
-        repeat_penalty=_or(body.repeat_penalty, _DEFAULTS.repeat_penalty),
+        repeat_penalty=_or(_or(body.repeat_penalty, body.repetition_penalty), _DEFAULTS.repeat_penalty),
+        repeat_last_n=min(last_n, MAX_TOKENS_PER_REQUEST) if last_n >= 0 else MAX_TOKENS_PER_REQUEST,
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         presence_penalty=_or(body.presence_penalty, 0.0),
         stop=tuple(text for text in stop if text),

@@ -139,7 +139,7 @@ def _of_object(parameters: dict[str, Any], name: str) -> dict[str, Any]:
     kinds = parameters.get("type", "object")
     if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
         raise HttpError(400, f"the parameters of {name!r} allow no object, which arguments have to be", param="tools")
-    return parameters | ANY_OBJECT
+    return {name: value for name, value in parameters.items() if name != "nullable"} | ANY_OBJECT
 
 
 _ALONE = {"additionalProperties": False}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from mycelia.node.serve.openai.unserved import UnservedSampling
 from mycelia.node.views import MAX_TIMEOUT_S
 from mycelia.proto.wire.messages import (
     MAX_CHAT_BYTES,
@@ -116,7 +117,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class AnyRequest(msgspec.Struct, kw_only=True):
+class AnyRequest(UnservedSampling, kw_only=True):
     """The common fields of chats and completions. Those from ``top_k`` on are not OpenAI's."""
 
     model: Annotated[str, Meta(max_length=128)] | None = None
@@ -137,6 +138,10 @@ class AnyRequest(msgspec.Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
+    """vLLM's name for it."""
+    repeat_last_n: Annotated[int, Meta(ge=-1)] | None = None
+    """Tokens that the penalties look back on; -1: all."""
     timeout_s: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)] | None = None
     """A longer answer is cancelled."""
     cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None
@@ -164,7 +169,9 @@ class ChatRequest(AnyRequest, kw_only=True):
     parallel_tool_calls: bool | None = None
     """True: an answer that must be a call may be several."""
     functions: list[JsonObject] | None = None
-    """The older form of ``tools``, which is refused."""
+    """The older form of ``tools``, which is refused, as the next two are."""
+    audio: Any = None
+    web_search_options: Any = None
     shared_messages: Annotated[int, Meta(ge=0, le=MAX_CHAT_MESSAGES)] | None = None
     """How many of the messages, from the first one, hold no secrets; not OpenAI's."""
     reasoning_effort: Annotated[str, Meta(max_length=32)] | None = None

@@ -7,6 +7,7 @@ import msgspec
 
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import ChatRequest
+from mycelia.node.serve.openai.unserved import refuse_used
 from mycelia.node.serve.responses.types import Item, Parts, ResponsesRequest, Tool
 
 CUSTOM_SCHEMA = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
@@ -15,9 +16,7 @@ CUSTOM_SCHEMA = {"type": "object", "properties": {"input": {"type": "string"}}, 
 
 def to_chat(body: ResponsesRequest, earlier: Sequence[Item]) -> ChatRequest:
     """The same request in the words of chat completions. earlier: the items before the input, see ``store.py``."""
-    for name in ("background", "conversation", "prompt"):
-        if getattr(body, name):
-            raise HttpError(400, f"{name} is not served", param=name)
+    refuse_used(body, "background", "conversation", "prompt", "top_logprobs")
     messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
     messages += _turns([*earlier, *items_of(body)])
     if not messages:
@@ -51,8 +50,11 @@ def items_of(body: ResponsesRequest) -> list[Item]:
 
 def tools_of(body: ResponsesRequest) -> Iterator[tuple[Tool, str]]:
     """The tools that the model gets, and their namespaces (empty: none). Others are those that OpenAI runs, such
-    as web_search: clients offer them unasked, and a model that does not know them does not use them."""
+    as web_search: clients offer them unasked, and a model that does not know them does not use them. Raises HttpError
+    for those that clients never offer unasked, as they name what is to be searched or called."""
     for tool in body.tools or ():
+        if tool.type in ("mcp", "file_search"):
+            raise HttpError(400, f"tools of type {tool.type} are not served", param="tools")
         namespace = tool.name if tool.type == "namespace" else ""
         for one in (tool.tools or ()) if namespace else (tool,):
             if one.type in ("function", "custom"):

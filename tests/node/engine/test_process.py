@@ -117,6 +117,10 @@ async def test_answers_reuse_and_refusals() -> None:
         assert attack.count(2) == (await chat(running, "x")).count(2)
         assert running.vitals().prefill_rate > 0 and running.vitals().active_requests == 0
 
+        # Tokens are spelled as they are, control tokens too.
+        (spelled,) = await running.detokenize([await chat(running, "x")])
+        assert spelled.endswith("<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n")
+
         # A question that the child's threads cannot answer must not end the child.
         for sequence in ([10**6], [-1], [2**40]):
             with pytest.raises(LocalError):

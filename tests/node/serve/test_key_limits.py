@@ -55,6 +55,7 @@ async def test_too_many_requests_get_429_in_the_shape_of_their_api(path: str, bo
             assert "1 requests a minute" in error["message"]
         else:
             assert told["type"] == "failed" and told["code"] == "overloaded" and told["retryable"]
+            assert told["retry_after_s"] == int(refused.headers["retry-after"])
         assert len(node.asked) == 1
         other = {"authorization": f"Bearer {OTHER_KEY}"}
         assert (await http.post(path, json=body, headers=other)).status_code == 200

@@ -51,7 +51,8 @@ async def test_health_needs_no_key_and_follows_the_node(access: Access) -> None:
         early = await http.post("/v1/chat/completions", json=chat(), headers=key)
         assert early.status_code == 503 and early.headers["retry-after"] == "1"
         assert "loading its model" in early.json()["error"]["message"]
-        assert (await http.get("/api/state", headers=key)).json()["type"] == "failed"
+        own = (await http.get("/api/state", headers=key)).json()
+        assert (own["type"], own["retryable"], own["retry_after_s"]) == ("failed", True, 1)
 
         node = Leaving(answer("Hi"))
         gateway.open(node)

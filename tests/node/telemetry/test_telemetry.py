@@ -36,6 +36,7 @@ from mycelia.proto.wire.messages import (
     Reach,
     ReachQuery,
     Sampling,
+    Text,
     Usage,
 )
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
@@ -176,6 +177,25 @@ def test_rows_and_sums_tell_how_requests_ended() -> None:
     stats = log.stats()
     assert stats.entered == {"answered": 1, "overloaded": 1, "cancelled": 1}
     assert (stats.entered_cached_tokens, stats.entered_prompt_tokens) == (60, 100)
+
+
+async def test_the_row_of_an_answer_that_was_given_up_counts_what_had_come(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(2, models=("one", "two"), decode_rate=10.0) as (_, (one, _two)):
+        for model in ("one", "two"):
+            num_tokens = 0
+            async with one.node.ask(an_ask("hello", max_tokens=200, model=model)) as frames:
+                async for frame in frames:
+                    num_tokens += len(frame.tokens) // 4 if isinstance(frame, Text) else 0
+                    if num_tokens >= 3:
+                        break
+            row = one.node.recent_requests()[-1]
+            assert (row.model, row.status, row.completion_tokens) == (model, "cancelled", num_tokens)
+        async with one.node.ask(an_ask("hello", max_tokens=200), deadline_s=3.0) as frames:
+            num_tokens = sum([len(frame.tokens) // 4 async for frame in frames if isinstance(frame, Text)])
+        late = one.node.recent_requests()[-1]
+        assert (late.status, late.code, late.completion_tokens) == ("failed", "deadline", num_tokens) and num_tokens
 
 
 # --- over nodes -----------------------------------------------------------------------------------------------------

@@ -15,9 +15,19 @@ from trio.testing import MockClock
 from mycelia.node.client.light import LightClient
 from mycelia.node.commands.ask import _ask
 from mycelia.node.commands.running import console as make_console
-from mycelia.node.terminal.state import _largest, show_requests
+from mycelia.node.terminal.state import _largest, panel, show_requests
 from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_peers, tokens_per_s
-from mycelia.node.views import AnsweredView, FailedView, FrameView, PeerRow, RequestRow, TreeRowView
+from mycelia.node.views import (
+    AnsweredView,
+    FailedView,
+    FrameView,
+    NodeState,
+    PeerRow,
+    RequestRow,
+    StatsView,
+    TrafficView,
+    TreeRowView,
+)
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, Sampling
 
@@ -81,6 +91,55 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
     console.width = 140
     show_requests(console, [REQUEST])
     assert REQUEST.reason in output.getvalue()
+
+
+def a_state(peer: str, peers: list[PeerRow]) -> NodeState:
+    stats = StatsView({}, {}, 100_000, 60_000, 0, 0, 0, 0, 0, 0, 0, 250, 1_250)
+    traffic = TrafficView({}, {"digests": 123_456.0, "vitals": 1_234.5, "requests": 12_345.6}, {}, 0, {}, 0, 0)
+    return NodeState(
+        peer=peer,
+        version="0.10.1+g1234567",
+        addresses=[f"/ip4/203.0.113.200/udp/40001/quic-v1/p2p/{peer}"],
+        model="Qwen3-4B-Instruct-2507-Q4_K_M",
+        namespace="0" * 32,
+        reuse="checkpoints",
+        uptime_s=123_456.0,
+        stats=stats,
+        peers=peers,
+        traffic=traffic,
+        refused={},
+        cell_bits=3,
+        context_tokens=131_072,
+        active_requests=8,
+        waiting_requests=12,
+        slots=8,
+        exchanges=3,
+        tasks=30,
+        cached_tokens=100_000,
+        cells=131_072,
+    )
+
+
+def test_the_panel_fits_a_terminal_of_80_columns() -> None:
+    console = make_console()
+    output = captured(console)
+    console.width = 80
+    peer = "12D3KooWD2czmHonvLrSvvEy5hZEHUuLgBjbXuTGskpKCVZe75oH"
+    full = msgspec.structs.replace(ROW, peer=peer, models=["M" * 60], path="punched", digest="syncing")
+    other = msgspec.structs.replace(full, digest_blocks=12_345, prefill_rate=12_345, round_trip_ms=142.5)
+    state = a_state(peer, [other])
+    tree = [TreeRowView(0, 100, 100, True, "You are " * 20)]
+    console.print(panel(state, [REQUEST], tree, ["a line of the log " * 9], "http://127.0.0.1:7118", console.width))
+    lines = output.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if line.strip()]
+    assert rows[0].endswith("Ctrl-C stops the node") and rows[1].split() == ["node", peer]
+    assert [line.split()[0] for line in rows[1:5]] == ["node", "version", "swarm", "listens"]
+    assert rows[4].split()[-1] + rows[5].strip() == state.addresses[0], "addresses are whole, for they are copied"
+    assert [line.split()[0] for line in rows[6:12]] == ["model", "other", "load", "cache", "peers", "requests"]
+    (row,) = [line for line in rows if "punched" in line]
+    assert row.split()[0] == "…CVZe75oH" and row.split()[-5:] == ["syncing", "12345", "0", "12345", "142.5"]
+    assert len(rows) == 21, "one line each"
 
 
 def test_the_panel_tells_what_prompts_share() -> None:

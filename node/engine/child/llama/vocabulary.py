@@ -81,7 +81,7 @@ class ModelVocabulary:
         return spellings
 
     def spelling(self, token: int) -> bytes:
-        """The bytes of a token; control tokens as they are spelled."""
+        """The bytes of a token; control tokens as they are spelled. Raises ValueError as ``piece`` does."""
         return self.piece(token) or bytes(L.llama_vocab_get_text(self._vocab, token) or b"")
 
     def longest_piece(self) -> int:

@@ -171,6 +171,8 @@ async def test_an_empty_answer_is_an_empty_text() -> None:
         (message(tool_choice={"type": "any"}), "needs tools"),
         (message(tools=[TOOL], tool_choice={"type": "tool", "name": "no"}), "'no'"),
         (message(max_tokens=-1), "max_tokens"),
+        (message(mcp_servers=[{"type": "url", "url": "https://tools.example", "name": "t"}]), "mcp_servers"),
+        (message(container="c_1"), "container"),
     ],
 )
 async def test_refusals_have_the_shape_of_the_api(body: object, says: str) -> None:

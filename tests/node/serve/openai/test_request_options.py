@@ -125,6 +125,35 @@ async def test_tool_choice_of_several_apis(choice: object, is_forced: bool) -> N
     assert bool((await sampling_of(tools=[TOOL], tool_choice=choice)).grammar) is is_forced
 
 
+UNSERVED: dict[str, tuple[object, list[object]]] = {
+    "min_tokens": (5, [0, None]),
+    "ignore_eos": (True, [False, None]),
+    "stop_token_ids": ([2], [[], None]),
+    "typical_p": (0.9, [1, 1.0, None]),
+    "dry_multiplier": (0.8, [0.0]),
+    "mirostat": (2, [0]),
+    "audio": ({"voice": "alloy"}, [None, {}]),
+    "web_search_options": ({"search_context_size": "low"}, [None]),
+}
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+async def test_what_would_change_the_answer_and_is_not_served_is_refused_by_name(name: str) -> None:
+    used, unused = UNSERVED[name]
+    async with served() as (node, http):
+        refused = await http.post("/v1/chat/completions", json=chat() | {name: used})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == name and not node.asked
+        for value in unused:
+            assert (await http.post("/v1/chat/completions", json=chat() | {name: value})).status_code == 200, value
+
+
+async def test_penalties_under_the_names_of_other_servers() -> None:
+    assert (await sampling_of(repetition_penalty=1.5)).repeat_penalty == 1.5
+    assert (await sampling_of(repetition_penalty=1.5, repeat_penalty=1.25)).repeat_penalty == 1.25
+    assert (await sampling_of()).repeat_last_n == (await sampling_of(repeat_last_n=64)).repeat_last_n == 64
+    assert (await sampling_of(repeat_last_n=-1)).repeat_last_n == MAX_TOKENS_PER_REQUEST
+
+
 async def test_older_and_looser_turns() -> None:
     call = {"function": {"name": "mcp.weather:now", "arguments": "{}"}}
     turns = [

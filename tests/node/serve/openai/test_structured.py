@@ -78,7 +78,15 @@ def test_a_named_function_is_the_only_one_and_several_calls_are_a_list() -> None
 
 
 @pytest.mark.parametrize(
-    "schema", [{"enum": [{}, 1]}, {"type": ["object", "null"]}, {"anyOf": [{"type": "object"}, {}]}]
+    "schema",
+    [
+        {"enum": [{}, 1]},
+        {"type": ["object", "null"]},
+        {"type": "object", "nullable": True},
+        {"nullable": True, "properties": {}},
+        {"anyOf": [{"type": "object"}, {}]},
+        {"$ref": "#/$defs/p", "$defs": {"p": {"type": "object", "nullable": True}}},
+    ],
 )
 def test_arguments_are_an_object_whatever_else_the_parameters_allow(schema: dict[str, Any]) -> None:
     wanted = sampling(tools=[tool("f", schema)], tool_choice="required")

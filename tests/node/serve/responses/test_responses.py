@@ -172,6 +172,8 @@ async def test_a_later_request_goes_on_from_an_earlier_response() -> None:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input_image"),
         ({"input": "x", "background": True}, "background"),
+        ({"input": "x", "top_logprobs": 2}, "top_logprobs"),
+        ({"input": "x", "tools": [{"type": "mcp", "server_label": "t", "server_url": "https://t.example"}]}, "mcp"),
         ({"input": "x", "conversation": "c"}, "conversation"),
         ({"input": "x", "tools": [{"type": "shell"}], "tool_choice": "required"}, "needs tools"),
         ({"input": "x", "tool_choice": "required"}, "needs tools"),
