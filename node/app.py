@@ -18,6 +18,7 @@ import trio
 
 from mycelia.node.driver import OverlayDriver
 from mycelia.node.engine.engine import FIRST_EDGE_ID, Engine
+from mycelia.node.models.catalogue import served_as
 from mycelia.node.network.identity import Identity, verify
 from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.network import MessageStream, Network
@@ -192,6 +193,7 @@ class Node:
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found; one for
         a model that is not loaded here, at a node where it would begin sooner."""
+        ask = self._as_served(ask)
         engine = self._own.named(ask.model)
         find = partial(self.swarm_models.find, ask.model, client)
         if engine is not None and not engine.residence.is_loaded and self.swarm_models.sooner(engine):
@@ -199,6 +201,13 @@ class Node:
             there = self._relayed(partial(self._find_sooner, engine), ask, deadline_s, client, is_own=True)
             return there_or_here(there, partial(self.entry.ask, ask, deadline_s, client))
         return self._ask(find, ask, deadline_s, client, is_own=True)
+
+    def _as_served(self, ask: Ask) -> Ask:
+        """``ask`` with the model's name in the swarm, if it has the one of the catalogue."""
+        if self._own.named(ask.model) is not None:
+            return ask
+        model = served_as(ask.model, [row.model for row in self.swarm_models.known_rows()])
+        return ask if model == ask.model else msgspec.structs.replace(ask, model=model)
 
     async def _find_sooner(self, engine: Engine) -> list[bytes]:
         return self.swarm_models.sooner(engine) or self.swarm_models.servers(engine.info.name)
@@ -212,6 +221,7 @@ class Node:
 
         if self._is_paused:
             return one_frame(Failed(code=LEAVING, message=PAUSED_MESSAGE, retryable=True))
+        ask = self._as_served(ask)
         find = servers if peer in self._connected() else partial(self.swarm_models.find, ask.model, peer=peer)
         return self._ask(find, ask, None, peer, is_own=False)
 

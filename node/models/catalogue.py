@@ -2,6 +2,8 @@
 
 import re
 import tomllib
+from collections.abc import Collection
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from mycelia.node.engine.gguf import name_of
 from mycelia.node.engine.models import FAKE_MODEL, PACKAGED_MODELS
 from mycelia.node.models.names import MAIN, HubModel, read_name
 from mycelia.proto.wire.errors import LocalError
@@ -32,6 +35,17 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     licence: Line
     about: Line
     revision: Line = MAIN
+    file: Annotated[str, Meta(max_length=128)] = ""
+    """The name of the file without its ending, where that is not made of repository and quantisation as usual."""
+
+    @property
+    def served(self) -> str:
+        """The name by which swarms know the model, without regard to case."""
+        model = self.model
+        if model.wants_file:
+            return name_of(Path(model.wanted))
+        repo = re.sub("-gguf$", "", model.repo.rpartition("/")[2], flags=re.IGNORECASE)
+        return self.file or f"{repo}-{model.wanted}"
 
     @property
     def model(self) -> HubModel:
@@ -59,6 +73,24 @@ def load_catalogue() -> Catalogue:
     own = user_config_path("mycelia", appauthor=False) / OWN_FILE
     built_in = files("mycelia.node.models").joinpath(OWN_FILE).read_text("utf-8")
     return read_catalogue(OWN_FILE, built_in) | (read_catalogue(str(own), _text(own)) if own.exists() else {})
+
+
+@cache
+def _served() -> dict[str, str]:
+    """Name -> ``Entry.served`` in small letters. A catalogue that cannot be read has none."""
+    try:
+        return {name: entry.served.casefold() for name, entry in load_catalogue().items()}
+    except LocalError:
+        return {}
+
+
+def served_as(name: str, models: Collection[str]) -> str:
+    """The one of ``models``, the names in a swarm, that ``name`` means: itself, or the one of which the catalogue says
+    so; ``name`` if there is none."""
+    if name in models:
+        return name
+    file = _served().get(name.lower())
+    return next((model for model in models if model.casefold() == file), name)
 
 
 def read_catalogue(where: str, text: str) -> Catalogue:

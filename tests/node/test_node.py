@@ -84,6 +84,15 @@ async def test_a_prompt_for_another_model_enters_at_a_node_that_serves_it(
     assert isinstance(lost[-1], Failed)
 
 
+async def test_a_name_of_the_catalogue_is_known_at_every_node(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(2, models=("smollm2", "qwen3-4b-q4_k_m")) as (_, (one, two)):
+        for asked in (one, two):
+            frames = await frames_of(asked, an_ask(LONG, model="qwen3-4b"))
+            assert isinstance(frames[-1], Answered) and frames[-1].served_by == two.peer
+        unknown = await frames_of(one, an_ask(LONG, model="qwen3-8b"))
+    assert isinstance(unknown[-1], Failed) and "qwen3-8b" in unknown[-1].message
+
+
 async def test_leaving_early_cancels_an_answer_of_another_model(autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(2, models=("small", "large"), decode_rate=10.0) as (_, (small, large)):
         with trio.fail_after(300):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mycelia.node.models.catalogue import load_catalogue, read_catalogue
+from mycelia.node.models.catalogue import load_catalogue, read_catalogue, served_as
 from mycelia.node.models.held import list_models
 from mycelia.proto.wire.errors import LocalError
 
@@ -40,6 +40,16 @@ def test_the_catalogue_of_the_program(folders: Path) -> None:
     entry = catalogue["qwen3-4b"]
     assert str(entry.model) == "hf:Qwen/Qwen3-4B-GGUF:Q4_K_M" and len(entry.model.revision) == 40
     assert 4.1e9 > entry.memory_bytes(8192) > entry.size_bytes + 1.2e9
+
+
+def test_swarms_know_models_by_their_files(folders: Path) -> None:
+    served = {name: entry.served for name, entry in load_catalogue().items()}
+    assert served["qwen3-4b"] == "Qwen3-4B-Q4_K_M" and served["smollm3-3b"] == "SmolLM3-Q4_K_M"
+    (other,) = read_catalogue("own.toml", GOOD.replace("b:Q4_0", "b-GGUF:some/B-00001-of-00002.gguf")).values()
+    assert other.served == "B"
+    models = ["small", "qwen3-4b-q4_k_m", "Qwen3-8B"]
+    assert served_as("Qwen3-4B", models) == "qwen3-4b-q4_k_m" and served_as("small", models) == "small"
+    assert [served_as(name, models) for name in ("qwen3-8b", "", "none")] == ["qwen3-8b", "", "none"]
 
 
 @pytest.mark.parametrize("text", WRONG)
