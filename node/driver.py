@@ -74,7 +74,10 @@ class OverlayDriver:
         self._perform_request = perform_request
         self._clock = SteadyClock()
         self._timers: dict[Timer, float] = {}
+        self._wakes_at = math.inf
+        """Time for which the task of the timers sleeps."""
         self._timers_changed = Signal()
+        """Notified when a timer is due earlier than that."""
         self._sending: Counter[bytes] = Counter()
         self._complained: set[tuple[bytes, str]] = set()
         self._nursery: trio.Nursery | None = None
@@ -116,7 +119,8 @@ class OverlayDriver:
                 self._nursery.start_soon(self._send, effect)
             case SetTimer():
                 self._timers[effect.timer] = effect.at
-                self._timers_changed.notify()
+                if effect.at < self._wakes_at:
+                    self._timers_changed.notify()
             case CancelTimer():
                 self._timers.pop(effect.timer, None)
             case JoinCell():
@@ -179,8 +183,8 @@ class OverlayDriver:
 
     async def _run_timers(self) -> None:
         while True:
-            earliest = min(self._timers.values(), default=math.inf)
-            with trio.move_on_at(self._clock.to_trio(earliest)):
+            self._wakes_at = min(self._timers.values(), default=math.inf)
+            with trio.move_on_at(self._clock.to_trio(self._wakes_at)):
                 await self._timers_changed.wait()
             now = self.now()
             due = [(at, timer) for timer, at in self._timers.items() if at <= now]

@@ -60,9 +60,10 @@ class AnswerStream:
         return self
 
     async def __anext__(self) -> EngineItem:
-        await self._wakeup.wait()
-        if self._last is not None and not (self._accepted or self._reports or self._tokens):
-            await trio.lowlevel.checkpoint()  # (other tasks send the text before the last item is handled)
+        if not (self._accepted or self._reports or self._tokens):
+            await self._wakeup.wait()
+            if self._last is not None and not (self._accepted or self._reports or self._tokens):
+                await trio.lowlevel.checkpoint()  # (other tasks send the text before the last item is handled)
         item = self._pop()
         if item is None:
             raise StopAsyncIteration

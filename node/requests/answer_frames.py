@@ -62,7 +62,8 @@ class AnswerFrames:
         return self
 
     async def __anext__(self) -> EntryFrame:
-        await self._wakeup.wait()
+        if not self._frames:  # (a wait takes a round of the scheduler, even if there is something to read)
+            await self._wakeup.wait()
         if not self._frames:
             raise StopAsyncIteration
         return self._pop()

@@ -4,9 +4,8 @@
 and when it moves. This module holds the streams to the serving nodes and the frames to the client.
 """
 
-import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import assert_never
 
 import msgspec
@@ -132,7 +131,7 @@ class Entry:
             self._nursery.start_soon(self._expire, request_id, running)
         try:
             # (a prompt may wait before it is tokenized)
-            with trio.move_on_after(math.inf if deadline_s is None else max(0.0, deadline_s)):
+            with nullcontext() if deadline_s is None else trio.move_on_after(max(0.0, deadline_s)):
                 await self._submit(request_id, running, ask, client)
             yield frames
         finally:
@@ -221,11 +220,11 @@ class Entry:
                     self._reports.end(running.report)
                 self._check_reader(effect.request_id, running)
             case Deliver():
+                running.tell_known_logprobs()
+                running.deliver(effect.text, effect.tokens, effect.logprobs)
                 if effect.tokens and running.first_token_at is None:
                     running.first_token_at = trio.current_time()
                     self._requests.first_token(effect.request_id)
-                running.tell_known_logprobs()
-                running.deliver(effect.text, effect.tokens, effect.logprobs)
                 self._check_reader(effect.request_id, running)
             case Finish():
                 running.tell_known_logprobs()

@@ -26,7 +26,7 @@ from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.cache.sharing import PUBLIC, Owner, owner_of
 from mycelia.proto.overlay import Overlay
-from mycelia.proto.wire.blocks import STRIDE, pack_tokens, unpack_tokens
+from mycelia.proto.wire.blocks import STRIDE, pack_tokens, token_array
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, Generate, PromptLogprobs, ServingFrame, Tokens
 
@@ -56,7 +56,7 @@ async def serve_request(
         return
     engine_request = EngineRequest(
         request_id=request.request_id,
-        prompt=unpack_tokens(request.prompt),
+        prompt=token_array(request.prompt),
         sampling=request.sampling,
         resumed_tokens=request.resumed_tokens,
         deadline_s=deadline_s,

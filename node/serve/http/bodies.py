@@ -3,12 +3,10 @@
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from typing import TypeVar
 
 import msgspec
-import trio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from mycelia.node.errors import BusyError
@@ -23,7 +21,6 @@ MAX_BODY_BYTES = 6 * MAX_CHAT_BYTES + 65_536
 MAX_CONTAINERS = 131_072
 """Opening brackets and braces in a body, also in its texts: a million empty arrays take 0.5 s and 65 MB to decode. A
 chat of the largest size that is all program text has fewer."""
-BODY_DEADLINE_S = 30.0
 _TOO_LONG = f"the body has more than {MAX_BODY_BYTES} bytes"
 STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """Headers of a response that comes piece by piece, which proxies must pass on as it comes."""
@@ -58,18 +55,17 @@ async def _received(request: Request) -> bytearray:
     body = bytearray()
     if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
         raise HttpError(413, _TOO_LONG)
-    with trio.move_on_after(BODY_DEADLINE_S) as deadline:
-        try:
-            async with aclosing(request.stream()) as chunks:
-                async for chunk in chunks:
-                    _hold(request, len(chunk))
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
-                        raise HttpError(413, _TOO_LONG)
-        except ClientDisconnect:
-            raise HttpError(400, "the body ended early") from None
-    if deadline.cancelled_caught:
-        raise HttpError(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
+    is_over = False
+    while not is_over:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise HttpError(400, "the body ended early")
+        chunk = message.get("body", b"")
+        _hold(request, len(chunk))
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HttpError(413, _TOO_LONG)
+        is_over = not message.get("more_body", False)
     return body
 
 

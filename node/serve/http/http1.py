@@ -10,6 +10,7 @@ Speed is no reason: the first event of an answer comes 0.3 to 0.5 ms sooner than
 The application reads and writes the socket itself, in the task that calls ``receive`` and ``send``.
 """
 
+import math
 import ssl
 import time
 from contextlib import suppress
@@ -34,6 +35,8 @@ IDLE_DEADLINE_S = 120.0
 ``places.py`` ends idle connections when others need their places."""
 HEAD_DEADLINE_S = 30.0
 """From there to the end of the request's head. Also the limit of a TLS handshake."""
+BODY_DEADLINE_S = 30.0
+"""From the head's first byte to the end of the body."""
 MAX_HEAD_BYTES = 65_536
 """Also the limit of bytes that wait behind a request being answered. One read may exceed either."""
 MAX_HEAD_LINES = 128
@@ -63,6 +66,7 @@ class HttpConnection:
         """Bytes read from the socket that h11 has not got yet."""
         self._body = bytearray()
         """Parsed bytes of a body that the application has not received yet."""
+        self._body_due = math.inf
         self._num_pieces = 0
         self._has_length = False
         """The head gives the body's length, so a feed is one piece."""
@@ -120,13 +124,14 @@ class HttpConnection:
         """None: the client is gone, or sent no request; in that case it got a refusal."""
         self._has_body, self._has_length, self._num_pieces = True, False, 0
         is_behind = self.num_ahead > 0
-        if not is_behind:
-            with trio.move_on_after(IDLE_DEADLINE_S):
+        with trio.move_on_after(IDLE_DEADLINE_S) as deadline:
+            if not is_behind:
                 self._ahead += await self._socket.read()
-            self._is_resting = False
-            if not self._ahead:
-                return None
-        with trio.move_on_after(HEAD_DEADLINE_S):
+                self._is_resting = False
+                if not self._ahead:
+                    return None
+            began = trio.current_time()
+            self._body_due, deadline.deadline = began + BODY_DEADLINE_S, began + HEAD_DEADLINE_S
             try:
                 if is_behind:  # (no wait was needed: other connections get their turn)
                     await trio.lowlevel.checkpoint()
@@ -239,7 +244,7 @@ class HttpConnection:
 
     async def _read_body(self) -> bool:
         """Waits for a piece of the body, and takes all that came with it. True: it was the last. Loses nothing when
-        cancelled. Raises RemoteProtocolError, and HttpError for a body in too many pieces."""
+        cancelled. Raises RemoteProtocolError, and HttpError for a body that is late or has too many pieces."""
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
@@ -247,7 +252,13 @@ class HttpConnection:
                     return False
                 if self._http.they_are_waiting_for_100_continue:
                     await self._socket.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
-                await self._feed()
+                if self._ahead:
+                    await self._feed()
+                    continue
+                with trio.move_on_at(self._body_due) as deadline:
+                    await self._feed()
+                if deadline.cancelled_caught:
+                    raise HttpError(408, f"the body did not arrive within {BODY_DEADLINE_S:.0f} s")
             elif isinstance(event, h11.Data):
                 self._body += event.data
                 self._num_pieces += event.chunk_start

@@ -102,6 +102,7 @@ async def serve_http(
                 stream.socket.close()
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(places.turns.run)
         opened = [trio.SocketListener(trio.socket.from_stdlib_socket(listener)) for listener in listeners]
         await nursery.start(trio.serve_listeners, serve, opened)
         task_status.started()

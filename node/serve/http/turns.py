@@ -11,10 +11,12 @@ import trio
 
 
 class Turns:
-    """The turns of one server. A turn costs no round while no other task takes one."""
+    """The turns of one server, while ``run`` runs. A turn costs no round while no other task takes one."""
 
     def __init__(self) -> None:
         self._is_taken = False
+        self._taken = trio.Event()
+        """Set while the end of a turn is due, in the next round."""
         self._waiting: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()
         """By share, the next one first. A lot whose tasks were all cancelled stays until its turn."""
 
@@ -23,7 +25,14 @@ class Turns:
         if self._is_taken:
             await self._waiting.setdefault(share, trio.lowlevel.ParkingLot()).park()
         self._is_taken = True
-        trio.lowlevel.current_trio_token().run_sync_soon(self._pass_on)
+        self._taken.set()
+
+    async def run(self) -> None:
+        """Ends each turn in the round after it was taken, until cancelled."""
+        while True:
+            await self._taken.wait()
+            self._taken = trio.Event()
+            self._pass_on()
 
     def _pass_on(self) -> None:
         while self._waiting:

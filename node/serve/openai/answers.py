@@ -139,6 +139,11 @@ class OpenAiAnswer:
         return self._shape
 
     @property
+    def has_all_ends(self) -> bool:
+        """Whether every choice has ended."""
+        return all(choice.end is not None for choice in self._choices)
+
+    @property
     def all_routed(self) -> trio.Event:
         return self._all_routed
 
@@ -228,6 +233,8 @@ class _Stream:
         self._has_text = trio.Event()
         self._sending = trio.Lock()
         self._opened: set[int] = set()
+        self._held = b""
+        """What goes out with the next write."""
 
     async def keep_alive(self) -> None:
         """Sends comments until there is text."""
@@ -250,14 +257,17 @@ class _Stream:
         choice.num_chars += len(said.content)
 
     async def ending(self, choice: Choice) -> None:
-        await self._write(self._opening(choice) + self._answer.shape.ending(choice))
+        """What ends the last choice goes out with the end of the stream: each write wakes the client's process."""
+        self._held += self._opening(choice) + self._answer.shape.ending(choice)
+        if not self._answer.has_all_ends:
+            await self._write(b"")
 
     async def end(self, failed: Failed | None) -> None:
         if failed is not None and not self._has_begun:
             await _Whole(self._answer, self._send).end(failed)
             return
-        await self._write(self._answer.closing() if failed is None else self._answer.shape.failing(failed))
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        closing = self._answer.closing() if failed is None else self._answer.shape.failing(failed)
+        await self._write(closing, is_last=True)
 
     def _opening(self, choice: Choice) -> bytes:
         """What comes before a choice's first piece; empty before later ones."""
@@ -267,7 +277,7 @@ class _Stream:
         self._opened.add(choice.index)
         return self._answer.shape.opening(choice)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes, is_last: bool = False) -> None:
         try:
             self._sending.acquire_nowait()  # (waiting for a free lock costs a round of the scheduler)
         except trio.WouldBlock:
@@ -277,7 +287,8 @@ class _Stream:
                 self._has_begun = True
                 headers = [*self._answer.headers(), *STREAM_HEADERS]
                 await _begin(self._send, 200, b"text/event-stream; charset=utf-8", headers)
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            data, self._held = self._held + data, b""
+            await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         finally:
             self._sending.release()
 

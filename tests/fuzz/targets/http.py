@@ -194,15 +194,19 @@ class Http:
 async def _exchange(app: ASGIApp, data: bytes, size: int) -> list[int]:
     """The statuses of all responses to ``data``, sent ``size`` bytes at a time."""
     ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
-    place = HttpPlaces(1).enter("", lambda: None)
+    places = HttpPlaces(1)
+    place = places.enter("", lambda: None)
     assert place is not None
     answer = bytearray()
     with trio.fail_after(20):
-        async with ours, trio.open_nursery() as nursery:
-            nursery.start_soon(HttpConnection(app, theirs, place).serve)
-            nursery.start_soon(_send, ours, data, size)
-            async for piece in ours:
-                answer += piece
+        async with ours, trio.open_nursery() as turning:
+            turning.start_soon(places.turns.run)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(HttpConnection(app, theirs, place).serve)
+                nursery.start_soon(_send, ours, data, size)
+                async for piece in ours:
+                    answer += piece
+            turning.cancel_scope.cancel()
     return _statuses(bytes(answer))
 
 

@@ -1,6 +1,7 @@
 """How much of a node's event loop and memory one client may take over HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -9,7 +10,7 @@ import trio.testing
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from mycelia.node.serve.http import places
+from mycelia.node.serve.http import client_socket, http1, places
 from mycelia.node.serve.http.bodies import read_json
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.http1 import MAX_HEAD_LINES, MAX_PIECES, MAX_REST_PIECES
@@ -111,14 +112,23 @@ async def test_a_trailer_of_some_lines_is_let_through() -> None:
             await until(stream, b"POST /  x")
 
 
+@asynccontextmanager
+async def running_turns() -> AsyncIterator[Turns]:
+    turns = Turns()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        yield turns
+        nursery.cancel_scope.cancel()
+
+
 async def test_turns_are_one_a_round_and_of_each_share_in_turn() -> None:
-    turns, order, rounds = Turns(), list[str](), Rounds()
+    order, rounds = list[str](), Rounds()
 
     async def work(share: str) -> None:
         await turns.take(share)
         order.append(share)
 
-    async with trio.open_nursery() as nursery:
+    async with running_turns() as turns, trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(work, "many")
         while len(order) < 5:
@@ -134,14 +144,14 @@ async def test_turns_are_one_a_round_and_of_each_share_in_turn() -> None:
 
 
 async def test_a_turn_whose_taker_was_cancelled_is_the_next_ones() -> None:
-    turns, order = Turns(), list[str]()
+    order = list[str]()
 
     async def work(share: str, scope: trio.CancelScope) -> None:
         with scope:
             await turns.take(share)
             order.append(share)
 
-    async with trio.open_nursery() as nursery:
+    async with running_turns() as turns, trio.open_nursery() as nursery:
         scopes = [trio.CancelScope() for _ in range(20)]
         for number, scope in enumerate(scopes):
             nursery.start_soon(work, f"{number % 3}", scope)
@@ -157,6 +167,16 @@ async def test_a_turn_whose_taker_was_cancelled_is_the_next_ones() -> None:
 
 def body(num_bytes: int) -> bytes:
     return b'{"text":"' + b"x" * (num_bytes - 11) + b'"}'
+
+
+async def test_a_body_that_is_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "BODY_DEADLINE_S", 0.05)
+    monkeypatch.setattr(client_socket, "LINGER_S", 0.05)
+    for begun in (CHUNKED, CHUNKED + b"2\r\n{}\r\n", request("POST", "/", b"{}", Content_Type=JSON)[:-1]):
+        async with served(Reader()) as stream:
+            await stream.send_all(begun)
+            seen = await rest_of(stream)
+        assert b" 408 " in seen and b"did not arrive within" in seen and b"connection: close" in seen
 
 
 async def test_bodies_that_are_held_are_bounded_and_shared_by_client(monkeypatch: pytest.MonkeyPatch) -> None:
