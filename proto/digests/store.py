@@ -170,14 +170,17 @@ class EstimateStore:
             self._drop(key)
 
     def reinstate(self, owner: bytes, now: float) -> None:
-        """``owner`` is connected and sends: what is held of it counts, until ``suspect``. Mutates."""
+        """``owner`` is connected and sent a hello: what is held of it counts, until ``suspect``, and what it announced
+        of others before no longer counts as a stranger's. Mutates."""
         self._connected.add(owner)
         account = self._source_of(owner)
         for key, estimate in self._of(owner):
             self._heard(key, estimate, now)
-            self._room.add(owner, estimate.account, -1, -len(estimate.entries))
-            estimate.account = account
-            self._room.add(owner, account, 1, len(estimate.entries))
+        for key, estimate in self._estimates.items():
+            if key[0] == owner or estimate.account.peer == owner:
+                self._room.add(key[0], estimate.account, -1, -len(estimate.entries))
+                estimate.account = account
+                self._room.add(key[0], account, 1, len(estimate.entries))
         for surplus in self._room.surplus(account):
             self._evict(surplus, now)
 

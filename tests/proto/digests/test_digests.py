@@ -17,6 +17,7 @@ from mycelia.proto.digests.digest import (
     unpack_entries,
     unpack_hashes,
 )
+from mycelia.proto.digests.estimate import Source
 from mycelia.proto.digests.estimates import Equivocation, Estimates, Outcome, State
 from mycelia.proto.effects import Disconnect, Emit
 from mycelia.proto.events import Connected, Disconnected, Gossiped, Received
@@ -457,6 +458,21 @@ def test_a_lost_connection_suspects_at_once_and_a_return_reinstates() -> None:
     assert estimates.state(OWNER, NAMESPACE) is State.SUSPECT
     world.handle(READER, Received(OWNER, hello))
     assert estimates.state(OWNER, NAMESPACE) is State.LIVE
+
+
+def test_what_a_peer_announced_before_its_hello_counts_after_it() -> None:
+    """A head may overtake the hello of the peer that forwards it. It counted as a stranger's for good."""
+    pair, is_node = Pair(), False
+    estimates = Estimates(READER, verify, CONFIG, source_of=lambda peer: Source(peer, "192.168.0.0", is_node))
+    estimates.follow(NAMESPACE)
+    estimates.on_gossip(pair.advance(), pair.now, THIRD)
+    assert not estimates.live(NAMESPACE)
+    is_node = True
+    estimates.reinstate(THIRD, pair.now)
+    assert [owner.peer for owner in estimates.live(NAMESPACE)] == [OWNER]
+    estimates.suspect(THIRD)
+    assert estimates.state(OWNER, NAMESPACE) is State.LIVE, "the owner itself is not lost"
+    estimates.check_invariants()
 
 
 def leaf_of(number: int, num_blocks: int = 20) -> list[int]:
