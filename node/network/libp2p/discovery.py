@@ -87,7 +87,8 @@ class Discovery:
         self.start_over()
 
     async def seek(self, namespace: bytes, cell: Cell = ROOT) -> None:
-        """Provides the key of ``cell`` and dials its other providers, again and again. Never returns."""
+        """Provides the key of ``cell`` and dials its other providers, again and again. With enough of them connected, a
+        node looks up only what it needs to announce. Never returns."""
         num_lookups = 0
         key = model_key(namespace, cell.suffix())
         while self.dht is not None:
@@ -96,10 +97,11 @@ class Discovery:
             settled = num_lookups >= len(LOOKUP_PAUSES_S)
             restarted = self._restarted.next
             try:
-                with trio.fail_after(LOOKUP_DEADLINE_S):
-                    announces = not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0
-                    providers = await self.dht.find_providers(key, announces)
-                    await self.dial_providers(providers, namespace, cell)
+                announces = not settled or num_lookups % PROVIDE_EVERY_LOOKUPS == 0
+                if announces or self.room(namespace, cell) > 0:
+                    with trio.fail_after(LOOKUP_DEADLINE_S):
+                        providers = await self.dht.find_providers(key, announces)
+                        await self.dial_providers(providers, namespace, cell)
             except Exception as exc:  # noqa: BLE001  supervisor of a lookup: peers decide what it meets
                 log.debug("lookup failed", namespace=namespace.hex(), cell=cell.suffix(), error=repr(exc))
             pause_s = LOOKUP_INTERVAL_S if settled else LOOKUP_PAUSES_S[num_lookups]

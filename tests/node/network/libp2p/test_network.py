@@ -454,6 +454,28 @@ async def test_addresses_of_a_swarm_that_moved_on_do_not_keep_a_node_from_its_pe
             await log_two.has(Connected, lambda event: event.peer == three.peer_id)
 
 
+@pytest.mark.parametrize("target_peers", [1, 2])
+async def test_a_node_with_enough_peers_looks_up_only_to_announce(
+    target_peers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(discovery, "LOOKUP_INTERVAL_S", 0.0)
+    announced: list[bool] = []
+
+    async def find(key: bytes, announces: bool) -> list[PeerInfo]:
+        announced.append(announces)
+        await trio.lowlevel.checkpoint()
+        return []
+
+    async with opened(node()) as (one, _), opened(node(target_peers=target_peers)) as (two, _):
+        assert two.discovery.dht is not None
+        monkeypatch.setattr(two.discovery.dht, "find_providers", find)
+        await connect(two, one)
+        await two.join(NAMESPACE)
+        await eventually(lambda: announced.count(True) > 2 + 2)
+    assert all(announced) == (target_peers == 1)
+
+
 async def test_gossip_of_a_cell_reaches_its_nodes_alone_until_they_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "LOOKUP_PAUSES_S", (0.2,) * 50)
     async with opened(node()) as (one, log_one):
