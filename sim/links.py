@@ -5,9 +5,10 @@ latitudes and RTT = 38.3 ms + 0.01634 ms/km, a least-squares fit to pings betwee
 20 ms. Every message draws a log-normal jitter. Randomness is seeded.
 
 Gossip is a flood over a mesh, as in gossipsub: a node that receives a message for the first time passes it to its other
-neighbours, so a node receives it about D - 1 times. Each hop has the link's latency and loses the message with the
-link's loss, unlike real gossipsub, which runs on TCP. Not modelled: the lazy pull by IHAVE/IWANT, which would bring
-most of what is lost within two seconds (its bytes are counted, see ``world.py``), and mesh repair after a partition.
+neighbours, in batches (``proto/digests/batches.py``). A node receives it about D - 1 times, and down to D / 2 times in
+a busy swarm. Each hop has the link's latency and loses the message with the link's loss, unlike real gossipsub, which
+runs on TCP. Not modelled: the lazy pull by IHAVE/IWANT, which would bring most of what is lost within seconds (its
+bytes are counted, see ``world.py``), mesh repair after a partition, and batches that are full.
 """
 
 import gzip
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mycelia.proto.digests.batches import BATCH_S
 from mycelia.proto.wire.errors import LocalError
 
 Matrix = npt.NDArray[np.float64]
@@ -28,6 +30,8 @@ Matrix = npt.NDArray[np.float64]
 _BASE_RTT_S, _RTT_S_PER_KM = 0.0383, 0.01634e-3
 _EARTH_RADIUS_KM = 6_371.0
 _LAST_MILE_S = (0.005, 0.020)
+_INTERVALS = 32
+"""Intervals of a link that are remembered: longer than any message is on its way."""
 
 
 def constant_rtt(num_nodes: int, rtt_s: float) -> Matrix:
@@ -93,6 +97,36 @@ class Impairment:
     """Chance that a message is lost there, in addition to the loss of every hop."""
 
 
+@dataclass
+class _Mesh:
+    """The gossip mesh of one topic. All arrays are by link, of which each edge of the mesh has two."""
+
+    one: npt.NDArray[np.int64]
+    other: npt.NDArray[np.int64]
+    """The sender and the receiver. Sorted by sender, then receiver."""
+    seconds: Matrix
+    """Latency."""
+    back: npt.NDArray[np.int64]
+    """The number of the link in the other direction."""
+    begun_at: Matrix
+    """When the sender began its first interval."""
+    used: npt.NDArray[np.int64]
+    """By link and place in a ring of _INTERVALS: the number of the last interval there in which the link has a batch.
+    (A message is followed to all nodes when it is published. So a batch may be known before an earlier one.)"""
+
+    def leaves(self, ready_at: Matrix) -> tuple[Matrix, npt.NDArray[np.int64]]:
+        """When a message leaves that each sender has from ``ready_at`` on, and the number of the interval: at once if
+        no batch leaves in that interval, otherwise when the next one begins. Does not mutate."""
+        has_it = np.isfinite(ready_at)
+        number = np.floor((np.where(has_it, ready_at, 0.0) - self.begun_at) / BATCH_S).astype(np.int64)
+        is_used = has_it & (self.used[np.arange(len(number)), number % _INTERVALS] == number)
+        return np.where(is_used, self.begun_at + (number + 1) * BATCH_S, ready_at), number + is_used
+
+    def note_sent(self, links: npt.NDArray[np.bool_], number: npt.NDArray[np.int64]) -> None:
+        """Each of ``links`` has a batch in the interval ``number``. Mutates."""
+        self.used[np.flatnonzero(links), number[links] % _INTERVALS] = number[links]
+
+
 class Links:
     """All pairs of nodes. ``loss``: chance that a message is lost on one hop; ``jitter``: sigma of its log-normal."""
 
@@ -106,8 +140,9 @@ class Links:
         self.partition: Partition | None = None
         self.impairments: dict[int, Impairment] = {}
         """Node -> what is wrong with its line now. It affects only gossip that passes later."""
-        self._meshes: dict[Hashable, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Matrix]] = {}
-        """Topic -> both ends of every edge, in both directions, and its latency."""
+        self._meshes: dict[Hashable, _Mesh] = {}
+        self.begun_at = np.random.default_rng((seed, 1)).uniform(0.0, BATCH_S, len(rtt_s))
+        """When each node began its first interval of gossip."""
 
     def is_cut(self, one: int, other: int, now: float) -> bool:
         cut = self.partition
@@ -137,7 +172,9 @@ class Links:
         both = sorted({*edges, *((b, a) for a, b in edges)})
         one = np.array([a for a, _ in both], dtype=np.int64)
         other = np.array([b for _, b in both], dtype=np.int64)
-        self._meshes[topic] = (one, other, self._one_way_s[one, other])
+        used = np.full((len(both), _INTERVALS), np.iinfo(np.int64).min)
+        back = np.lexsort((one, other))
+        self._meshes[topic] = _Mesh(one, other, self._one_way_s[one, other], back, self.begun_at[one], used)
 
     def flood(
         self, source: int, now: float, is_up: npt.NDArray[np.bool_], topic: Hashable = None
@@ -145,7 +182,8 @@ class Links:
         """One gossip message: (seconds until each node has it, infinite if never; the neighbour it came from first;
         copies each node sent; copies each node received)."""
         assert topic in self._meshes, "set_mesh() first"
-        one, other, seconds = self._meshes[topic]
+        mesh = self._meshes[topic]
+        one, other, seconds = mesh.one, mesh.other, mesh.seconds
         num_nodes = len(self._rows)
         passes = is_up[one] & is_up[other]
         cut = self.partition
@@ -167,17 +205,22 @@ class Links:
         heard = np.full(num_nodes, np.inf)
         heard[source] = 0.0
         while True:
+            leaves_at, interval = mesh.leaves(now + heard[one])
+            comes = leaves_at - now + seconds
             nearer = heard.copy()
-            np.minimum.at(nearer, other, heard[one] + seconds)
+            np.minimum.at(nearer, other, comes)
             if np.array_equal(nearer, heard):
                 break
             heard = nearer
         reached = np.isfinite(heard)
         first = np.full(num_nodes, -1, dtype=np.int64)
-        is_first = (heard[one] + seconds == heard[other]) & reached[other] & passes
+        is_first = (comes == heard[other]) & reached[other] & passes
         first[other[is_first]] = one[is_first]
-        # A node does not send a message back to the neighbour that it first came from.
+        # A node does not send a message back to the neighbour that it first came from, nor to one that brought it while
+        # it waited.
         sends = sent_over & reached[one] & (first[one] != other)
+        sends &= ~((sends & passes & (comes < (leaves_at - now)[mesh.back]))[mesh.back])
+        mesh.note_sent(sends, interval)
         arrives = sends & passes
         sent = np.bincount(one[sends], minlength=num_nodes)
         received = np.bincount(other[arrives], minlength=num_nodes)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mycelia.proto.digests.batches import BATCH_S, Batches
 from mycelia.proto.effects import Publish, Send
 from mycelia.proto.wire.codec import encode
 from mycelia.proto.wire.errors import LocalError
@@ -91,8 +92,37 @@ def test_the_mesh_brings_every_message_about_three_times() -> None:
     links = Links(modelled_rtt(100, rng), seed=1)
     edges = random_graph(100, 32, rng)
     links.set_mesh(mesh_of(edges, 100, 4, rng))
-    copies = [links.flood(source, 0.0, np.ones(100, dtype=np.bool_))[3].mean() for source in range(20)]
+    up = np.ones(100, dtype=np.bool_)
+    copies = [links.flood(source, 100.0 * source, up)[3].mean() for source in range(20)]
     assert 2.7 < sum(copies) / len(copies) < 3.5
+
+
+def test_a_busy_mesh_brings_every_message_about_twice_and_a_little_later() -> None:
+    rng = random.Random(1)
+    links = Links(modelled_rtt(100, rng), seed=1)
+    links.set_mesh(mesh_of(random_graph(100, 32, rng), 100, 4, rng))
+    up = np.ones(100, dtype=np.bool_)
+    floods = [links.flood(rng.randrange(100), 1_000 + 0.25 * number, up) for number in range(100)]
+    copies = np.mean([received.mean() for _, _, _, received in floods])
+    assert 1.9 < copies < 2.6
+    assert all(sent.sum() == received.sum() for _, _, sent, received in floods)
+    latencies = np.array([heard for heard, _, _, _ in floods])
+    assert 0.5 < np.median(latencies) < 2.5 and latencies.max() < 6
+
+
+def test_a_link_carries_batches_as_a_nodes_neighbour_gets_them() -> None:
+    """One sender's messages at random times leave when ``Batches`` hands them out."""
+    rng = random.Random(7)
+    links = Links(constant_rtt(2, 0.002), seed=1, jitter=0.0)
+    links.set_mesh([(0, 1)])
+    batches, left, begun_at = Batches[int, int](), dict[int, float](), float(links.begun_at[0])
+    times = sorted(rng.uniform(0, 100) for _ in range(100))
+    ticks = [(begun_at + BATCH_S * number, None) for number in range(1, 102)]
+    for at, number in sorted([*ticks, *((at, number) for number, at in enumerate(times))], key=lambda one: one[0]):
+        out = batches.begin_interval().get(1, []) if number is None else batches.add(1, b"%d" % number, number, 9)
+        left |= dict.fromkeys(out, at)
+    heard = [at + links.flood(0, at, np.ones(2, dtype=np.bool_))[0][1] for at in times]
+    assert heard == pytest.approx([left[number] + 0.001 for number in range(100)])
 
 
 def test_loss_loses_its_share() -> None:

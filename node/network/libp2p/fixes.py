@@ -39,8 +39,6 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "env_to_send_in_RPC",
         "Pubsub.push_msg",
         "Pubsub.continuously_read_stream",
-        "Pubsub._is_msg_seen",
-        "Pubsub._mark_msg_seen",
     ),
     "libp2p.pubsub.gossipsub": (
         "env_to_send_in_RPC",
@@ -48,7 +46,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "GossipSub._cleanup_security_state",
         "GossipSub._periodic_security_cleanup",
     ),
-    "libp2p.pubsub.mcache": ("MessageCache.put",),
+    "libp2p.pubsub.mcache": ("MessageCache.put", "MessageCache.window"),
     "libp2p.tools.anyio_service.trio_manager": ("TrioManager._find_parent_task",),
     "libp2p.transport.tcp.tcp": ("TCP._dial_resolved",),
 }

@@ -5,8 +5,8 @@ A stopped process or a dropped cable closes no socket. Without pings its peers w
 Any bytes from a peer prove that it is there, so one side's pings serve both: of two idle nodes the one that dialled
 pings, and the other has then received something. The pings are Yamux's own, one frame each way.
 
-One task looks at all connections every STEP_S. A deadline for each connection would cost a resting node an eighth of
-its processor time: nearly all of them pass only because bytes came meanwhile.
+One task looks at all connections, a few times a second. A deadline for each connection would cost a resting node an
+eighth of its processor time: nearly all of them pass only because bytes came meanwhile.
 """
 
 import random
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 PING_INTERVAL_S, LONGEST_PING_INTERVAL_S = 4.0, 12.0
 """Longest silence before a ping: of a node with few connections, and of any. With the deadline, a silent peer is
 dropped after 5 to 9 s, or 17 s."""
-PINGS_PER_S = 6.0
+PINGS_PER_S = 4.0
 """A node with so many connections that it would ping more often waits longer. Pings every 4 s on 48 connections took a
 third of a resting node's processor time."""
 PING_SPREAD = 0.1
@@ -41,7 +41,8 @@ MAX_STARVED = 6
 ROUND_TRIP_INTERVAL_S = 30.0
 """Interval at which round trips are measured, even when the peer is never silent."""
 STEP_S = 0.25
-"""Time between two looks. What would be late at the next look is done at this one."""
+"""Time between two looks of a node with few connections; others look less often, as they ping. What would be late at
+the next look is done at this one."""
 
 
 def ping_interval_s(num_connections: int) -> float:
@@ -49,8 +50,13 @@ def ping_interval_s(num_connections: int) -> float:
     return min(max(PING_INTERVAL_S, num_connections / PINGS_PER_S), LONGEST_PING_INTERVAL_S)
 
 
+def step_s(interval_s: float) -> float:
+    """Time between two looks of a node that pings after a silence of ``interval_s``."""
+    return STEP_S * interval_s / PING_INTERVAL_S
+
+
 class Pulse:
-    """Whether one peer is there. Call ``look`` every STEP_S."""
+    """Whether one peer is there. Call ``look`` every ``step_s``."""
 
     def __init__(self, muxer: YamuxConnection, on_round_trip: Callable[[float], None]) -> None:
         """on_round_trip: called with the seconds that each answered ping took."""
@@ -71,11 +77,12 @@ class Pulse:
         longest silence before a ping."""
         if self._muxer.is_closed:
             return True
+        next_at = now + step_s(interval_s)
         if self._asked_at is None:
-            if min(self._muxer.last_received_at + self._patience * interval_s, self._due_at) < now + STEP_S:
+            if min(self._muxer.last_received_at + self._patience * interval_s, self._due_at) < next_at:
                 self._ping(now)
             return True
-        if now + STEP_S <= self._asked_at + PING_DEADLINE_S:
+        if next_at <= self._asked_at + PING_DEADLINE_S:
             return True
         self._muxer.forget_ping(self._nonce)
         if self._muxer.last_received_at > self._asked_at:
@@ -131,11 +138,11 @@ class Liveness:
         """Closes connections with silent peers. Never returns."""
         async with trio.open_nursery() as nursery:
             while True:
-                due = trio.current_time() + STEP_S
+                wait_s = ping_interval_s(len(self._pulses))
+                due = trio.current_time() + step_s(wait_s)
                 await trio.sleep_until(due)
                 now = trio.current_time()
                 self._starvation.note(now, now - due)
-                wait_s = ping_interval_s(len(self._pulses))
                 silent = [one for one, pulse in self._pulses.items() if not pulse.look(now, self._starvation, wait_s)]
                 for connection in silent:
                     del self._pulses[connection]

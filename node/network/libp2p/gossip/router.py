@@ -7,12 +7,13 @@ Each table of theirs whose keys a stranger chooses, and its bound:
   would then be refused from every other;
 - ``back_off``: only joined topics; each heartbeat removes expired entries;
 - the message cache: messages accepted in the last heartbeats, whose number ``gossip.py`` bounds;
+- messages that wait for a neighbour: see ``proto/digests/batches.py``;
 - mesh, protocols and the times of IHAVEs, IWANTs and PRUNEs: connected peers and joined topics, swept at heartbeats;
 - scores, equivocations, IDONTWANTs, extensions, observers, delivery times: not kept.
 """
 
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
@@ -32,8 +33,8 @@ from libp2p.utils.varint import encode_varint_prefixed
 from mycelia.node.network.libp2p.closing import BROKEN
 from mycelia.node.network.libp2p.frames import Frames
 from mycelia.node.network.libp2p.gossip.filter import MAX_RPC_BYTES, MAX_SUBSCRIPTIONS, Filtered
-from mycelia.node.network.libp2p.records import env_to_send_in_rpc
 from mycelia.node.peer_id import peer_text
+from mycelia.proto.digests.batches import BATCH_S, Batches
 
 log = structlog.get_logger()
 
@@ -42,9 +43,13 @@ SEEN_S = 120.0
 MAX_SEEN = 16_384
 MAX_REPLY_BYTES = 128 * 1_024
 """Bytes of messages that one IWANT gets. A peer would not read a larger RPC, so more would be lost."""
-LAZY_HEARTBEATS = 3
-"""Heartbeats between two announcements by IHAVE, each of the messages of so many heartbeats. In every heartbeat, each
-message would be announced as often, and a resting node would spend a fifth of its processor time on that."""
+LAZY_HEARTBEATS, LAZY_PEERS = 5, 6
+"""Heartbeats between two announcements by IHAVE, each of the messages of so many heartbeats and to so many peers
+outside the mesh. In every heartbeat, each message would be announced as often, and a resting node would spend a fifth
+of its processor time on that."""
+LAZY_DELAY = 2
+"""Heartbeats before a message is announced. It may wait at each node of the mesh, and a peer that heard of it before it
+came would ask for one copy more."""
 
 
 class Seen:
@@ -72,7 +77,7 @@ class Router(GossipSub):
             degree=4,  # each message arrives 3 times; with gossipsub's default of 6 it arrives 5 times
             degree_low=3,
             degree_high=8,
-            heartbeat_interval=1,  # the default is 120 s: a mesh would take minutes to form
+            heartbeat_interval=round(BATCH_S),  # the default is 120 s: a mesh would take minutes to form
             prune_back_off=10,
             max_pending_messages_per_peer=1,  # (a new subscriber gets the recent messages in any case)
             spam_protection_enabled=False,  # would also block relaying; gossip.py limits instead
@@ -81,6 +86,8 @@ class Router(GossipSub):
             adaptive_gossip_enabled=False,
         )
         self.mcache = _Cache(message_id)
+        self._message_id = message_id
+        self.batches: Batches[ID, rpc_pb2.Message] = Batches()
         self._num_heartbeats = 0
         self._slow: set[ID] = set()
         """Connected peers whose queue was full once: libp2p's own code may owe them a GRAFT or PRUNE."""
@@ -89,23 +96,33 @@ class Router(GossipSub):
         self.recent_message_deliveries = defaultdict(partial(deque, maxlen=0))  # type: ignore[arg-type]
 
     def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
-        """The messages to announce now: peer -> topic -> message ids."""
+        """The messages to announce now: peer -> topic -> message ids. Sends what waited for the heartbeat."""
+        for neighbour, messages in self.batches.begin_interval().items():
+            self.send_rpc(neighbour, rpc_pb2.RPC(publish=messages))
         self._num_heartbeats += 1
-        return super().gossip_heartbeat() if self._num_heartbeats % LAZY_HEARTBEATS == 0 else defaultdict(dict)
+        announced: defaultdict[ID, dict[str, list[bytes]]] = defaultdict(dict)
+        if self._num_heartbeats % LAZY_HEARTBEATS == 0:
+            num_of = Counter[str]()
+            for peer, topics in super().gossip_heartbeat().items():  # (in random order, a quarter of all peers)
+                for topic, message_ids in topics.items():
+                    num_of[topic] += 1
+                    if num_of[topic] <= LAZY_PEERS:
+                        announced[peer][topic] = message_ids
+        return announced
 
     async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
-        """Sends a message to the mesh of its topic, except to its author and to the peer that it came from. libp2p's
-        own also looks for subscribers outside the mesh: for a mesh that still forms."""
+        """Sends a message to the mesh of its topic in batches, except to its author and to the peer that it came from.
+        libp2p's own also looks for subscribers outside the mesh: for a mesh that still forms."""
         (topic,) = pubsub_msg.topicIDs
         mesh = self.mesh.get(topic, set())
         if len(mesh) < self.degree_low or self.pubsub is None:
             await super().publish(msg_forwarder, pubsub_msg)
             return
         self.mcache.put(pubsub_msg)
-        record, _ = env_to_send_in_rpc(self.pubsub.host)
-        rpc = rpc_pb2.RPC(publish=[pubsub_msg], senderRecord=record)
+        message_id, num_bytes = self._message_id(pubsub_msg), pubsub_msg.ByteSize()
         for peer in mesh - {msg_forwarder, ID(pubsub_msg.from_id)}:
-            self.send_rpc(peer, rpc)
+            if messages := self.batches.add(peer, message_id, pubsub_msg, num_bytes):
+                self.send_rpc(peer, rpc_pb2.RPC(publish=messages))
         await trio.lowlevel.checkpoint()
 
     def send_rpc(self, peer_id: ID, rpc: rpc_pb2.RPC, priority: bool = False) -> None:
@@ -117,6 +134,11 @@ class Router(GossipSub):
         elif not queue.push(rpc, priority):
             self._slow.add(peer_id)
             super().send_rpc(peer_id, rpc, priority)
+
+    async def emit_control_message(self, control_msg: rpc_pb2.ControlMessage, to_peer: ID) -> None:
+        """Queues a control message. libp2p's own adds a signed record of this node's addresses, which no node reads."""
+        self.send_rpc(to_peer, rpc_pb2.RPC(control=control_msg), priority=True)
+        await trio.lowlevel.checkpoint()
 
     def _check_equivocation(self, msg: rpc_pb2.Message) -> bool:
         """True: two messages of one author and number have the same id, so the second counts as seen."""
@@ -135,6 +157,7 @@ class Router(GossipSub):
         """Deletes what is kept of a disconnected peer. libp2p misses those to which this node never had a stream."""
         self._cleanup_security_state(peer)
         self._slow.discard(peer)
+        self.batches.forget(peer)
 
     def known(self, message_ids: Iterable[bytes]) -> tuple[list[bytes], int]:
         """The ids of cached messages that fit into one answer, in the order given, and the bytes of these messages."""
@@ -152,8 +175,13 @@ class _Cache(MessageCache):
     they have seen, and would ask for every message once more."""
 
     def __init__(self, message_id: MessageId) -> None:
-        super().__init__(window_size=LAZY_HEARTBEATS, history_size=5)
+        super().__init__(window_size=LAZY_HEARTBEATS, history_size=LAZY_DELAY + LAZY_HEARTBEATS + 2)
         self._message_id = message_id
+
+    def window(self, topic: str) -> list[bytes]:
+        """The ids to announce: of the ``window_size`` heartbeats before the last LAZY_DELAY."""
+        told = self.history[LAZY_DELAY : LAZY_DELAY + self.window_size]
+        return [entry.mid for entries in told for entry in entries if topic in entry.topics]
 
     def put(self, msg: rpc_pb2.Message) -> None:
         message_id = self._message_id(msg)
@@ -188,8 +216,10 @@ class BoundedPubsub(Pubsub):
         self.seen_messages = Seen()  # type: ignore[assignment]
         # libp2p starts at the time in seconds: a restarted node would reuse numbers and be ignored for two minutes.
         self.counter = time.time_ns()
+        self._message_id = message_id
         self._admit = admit
         self._accept = accept
+        self._router = router
 
     async def continuously_read_stream(self, stream: INetStream) -> None:
         """Handles RPCs until the stream ends. Lets other tasks run after each message: checking one takes up to a
@@ -242,11 +272,13 @@ class BoundedPubsub(Pubsub):
         """Handles one message; ``publish`` calls it too. Never raises: a hostile key or a broken stream must not make
         ``publish`` fail."""
         try:
-            if self._is_msg_seen(msg) or not await self._accept(msg_forwarder, msg):
+            message_id = self._message_id(msg)
+            self._router.batches.drop(msg_forwarder, message_id)
+            if self.seen_messages.has(message_id) or not await self._accept(msg_forwarder, msg):
                 return
             kept = rpc_pb2.Message()
             kept.CopyFrom(msg)  # (a message is a part of its RPC, all of which would stay in memory with it)
-            self._mark_msg_seen(kept)
+            self.seen_messages.add(message_id)
             self.notify_subscriptions(kept)
             await self.router.publish(msg_forwarder, kept)
         except Exception as exc:  # noqa: BLE001  supervisor of a message

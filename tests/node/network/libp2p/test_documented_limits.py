@@ -44,6 +44,7 @@ from mycelia.node.network.libp2p.kademlia import kademlia, messages, server
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.requests import answer_frames, entry, rejoin, relay
 from mycelia.proto.admission.pace import Rate
+from mycelia.proto.digests import batches
 from mycelia.proto.kademlia import keys
 from mycelia.proto.kademlia.lookup import MAX_ASKED, WIDTH
 from mycelia.proto.kademlia.peer_buckets import BUCKET_SIZE
@@ -139,6 +140,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "gossipsub: D, D_low, D_high": (ROUTER.degree, ROUTER.degree_low, ROUTER.degree_high),
     "gossipsub: heartbeat, s": (ROUTER.heartbeat_interval,),
     "gossipsub: history kept, told by IHAVE, heartbeats": (ROUTER.mcache.history_size, ROUTER.mcache.window_size),
+    "gossipsub: messages and bytes that wait for a neighbour": (batches.MAX_BATCH, batches.MAX_BATCH_BYTES),
     "gossipsub: back-off after PRUNE, s; at most honoured": (ROUTER.prune_back_off, gossip_filter.MAX_BACK_OFF_S),
     "gossipsub: seen ids kept, s; number": (router.SEEN_S, router.MAX_SEEN),
     "gossipsub: RPC, bytes; messages; subscriptions; ids": (
@@ -216,6 +218,8 @@ OTHERS = {
     "Punching: next try after failures, s": (upgrading.STABLE_S,),
     "Relay: each step of the agreement, s": (relaying.ANSWER_DEADLINE_S,),
     "Gossip: work of a peer a second, at once": (gossip.MESSAGE_COST,),
+    "gossipsub: heartbeat, s": (router.LAZY_PEERS,),
+    "gossipsub: history kept, told by IHAVE, heartbeats": (router.LAZY_DELAY,),
     "Places: streams that peers opened; of one peer": (inbound_streams.KEPT_STREAMS,),
     "Rate: frames and packets of a peer a second, at once": (yamux.OPENING_WORK,),
     "Rate: addresses dialled on the word of others a second, at once": (

@@ -2,6 +2,8 @@
 
 import secrets
 import time
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import trio
@@ -9,7 +11,9 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.utils.varint import encode_uvarint
 from multiaddr import Multiaddr
 
@@ -182,6 +186,66 @@ async def test_messages_asked_for_are_sent_once_and_within_bounds() -> None:
         known, num_bytes = router.known([*ids, b"unknown"])
         assert known == ids[: len(known)] and 1 < len(known) < 20
         assert num_bytes <= gossip_router.MAX_REPLY_BYTES < MAX_RPC_BYTES
+
+
+async def test_neighbours_get_messages_in_batches_without_those_that_they_brought() -> None:
+    async def never(*_: object) -> NoReturn:
+        raise AssertionError("not called for messages that were seen")
+
+    router, peers = Router(gossip.message_id), [ID(new_identity().peer_id) for _ in range(4)]
+    async with opened(node()) as (one, _):
+        pubsub = BoundedPubsub(one.host.raw, router, gossip.message_id, never, never)
+        router.mesh[TOPIC] = set(peers)
+
+        async def sent() -> list[list[list[bytes]]]:
+            """For each peer, the sequence numbers of the messages in each RPC that was queued for it."""
+            queues = [pubsub.peer_queues.get(peer, RpcQueue()) for peer in peers]
+            pubsub.peer_queues = {peer: RpcQueue() for peer in peers}
+            for queue in queues:
+                queue.close()
+            return [[[one.seqno for one in rpc.publish] for rpc in await queued(queue)] for queue in queues]
+
+        await sent()
+        first, second, third = (message(seqno=bytes(7) + number) for number in (b"1", b"2", b"3"))
+        for told in (first, second, third):
+            await router.publish(peers[0], told)
+        assert await sent() == [[], *3 * [[[first.seqno]]]]
+        pubsub.seen_messages.add(gossip.message_id(second))
+        await pubsub.push_msg(peers[1], second)
+        router.gossip_heartbeat()
+        assert await sent() == [[], [[third.seqno]], *2 * [[[second.seqno, third.seqno]]]]
+        await router.publish(peers[0], message())
+        router.forget(peers[1])
+        router.gossip_heartbeat()
+        assert list(map(len, await sent())) == [0, 0, 1, 1]
+
+
+async def queued(queue: RpcQueue) -> list[rpc_pb2.RPC]:
+    """What is in a closed queue."""
+    found: list[rpc_pb2.RPC] = []
+    while (rpc := await queue.pop()) is not None:
+        found.append(rpc)
+    return found
+
+
+def test_messages_are_announced_once_to_a_few_peers_after_they_had_time_to_come() -> None:
+    router, peers = Router(gossip.message_id), {ID(new_identity().peer_id) for _ in range(60)}
+    router.pubsub = SimpleNamespace(peer_topics={TOPIC: peers})  # type: ignore[assignment]
+    router.peer_protocol = dict.fromkeys(peers, PROTOCOL_ID_V11)
+    router.mesh[TOPIC] = set()
+    ids: list[bytes] = []
+    announced: list[bytes] = []
+    for number in range(30):
+        new = message(seqno=number.to_bytes(8, "big"))
+        router.mcache.put(new)
+        ids.append(gossip.message_id(new))
+        told = [topics[TOPIC] for topics in router.gossip_heartbeat().values()]
+        assert len(told) in (0, gossip_router.LAZY_PEERS)
+        announced += told[0] if told else []
+        assert not set(ids[-gossip_router.LAZY_DELAY :]) & set(announced)
+        router.mcache.shift()
+        assert not told or router.known(told[0])[0] == told[0], "peers may ask for what was announced"
+    assert len(set(announced)) == len(announced) and set(announced) >= set(ids[:20])
 
 
 def test_seen_messages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
