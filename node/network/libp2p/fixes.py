@@ -39,6 +39,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "env_to_send_in_RPC",
         "Pubsub.push_msg",
         "Pubsub.continuously_read_stream",
+        "Pubsub._handle_new_peer",
     ),
     "libp2p.pubsub.gossipsub": (
         "env_to_send_in_RPC",

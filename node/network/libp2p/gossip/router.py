@@ -21,6 +21,8 @@ import structlog
 import trio
 from libp2p.abc import IMuxedConn, INetStream
 from libp2p.host.basic_host import BasicHost
+from libp2p.host.exceptions import StreamFailure
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
@@ -226,6 +228,9 @@ class BoundedPubsub(Pubsub):
         millisecond, relaying it several. Raises the errors of the stream and of ``admit``."""
         peer = stream.muxed_conn.peer_id
         frames = Frames(stream, MAX_RPC_BYTES)
+        if peer in self.peers and self.topic_ids:
+            # With any stream that breaks, libp2p forgets the topics of the peer, which would not name them again.
+            self._router.send_rpc(peer, self.get_hello_packet())
         while (data := await frames.read()) is not None:
             parts = await self._admit(peer, data)
             for message in parts.messages:
@@ -236,6 +241,14 @@ class BoundedPubsub(Pubsub):
             if parts.control is not None:
                 await self.router.handle_rpc(rpc_pb2.RPC(control=parts.control), peer)
         await frames.close()
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        """Opens the stream for messages to a peer. Raises SwarmException if the peer does not agree on the protocol in
+        time, as a busy one may: after another error libp2p does not try again for as long as the peer is connected."""
+        try:
+            await super()._handle_new_peer(peer_id)
+        except StreamFailure as exc:
+            raise SwarmException(str(exc)) from exc
 
     async def move(
         self, peer: ID, is_best: Callable[[IMuxedConn], bool], open_stream: Callable[[str], Awaitable[INetStream]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mycelia.node.network.libp2p import fixes
 
-MAX_PRIVATE_NAMES = 34
+MAX_PRIVATE_NAMES = 35
 """Lower it when a name is no longer needed. Before adding a name, look for a public one."""
 
 

@@ -2,12 +2,16 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
 import trio
+from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.host.exceptions import StreamFailure
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
@@ -186,6 +190,45 @@ async def test_messages_asked_for_are_sent_once_and_within_bounds() -> None:
         known, num_bytes = router.known([*ids, b"unknown"])
         assert known == ids[: len(known)] and 1 < len(known) < 20
         assert num_bytes <= gossip_router.MAX_REPLY_BYTES < MAX_RPC_BYTES
+
+
+async def test_gossip_goes_on_after_one_of_its_streams_broke() -> None:
+    async with opened(node()) as (one, _), opened(node()) as (two, log_two):
+        for network in (one, two):
+            await network.join(NAMESPACE)
+        await connect(two, one)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish_until_told, one)
+            await log_two.has(Gossiped)
+            await services(one)[0].peers[ID(two.peer_id)].reset()
+            last = log_two.of(Gossiped)[-1].message.head.seq
+            # (libp2p's queue for the stream may hold a few messages)
+            await log_two.has(Gossiped, lambda event: event.message.head.seq > last + 10)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_for_gossip_is_opened_again_when_a_busy_peer_did_not_answer_in_time() -> None:
+    async with opened(node()) as (one, log_one), opened(node()) as (two, _):
+        pubsub, _ = services(two)
+        tries = 0
+        new_stream = pubsub.host.new_stream
+
+        async def fail_once(peer: ID, protocols: Sequence[TProtocol]) -> INetStream:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise StreamFailure("no answer")
+            return await new_stream(peer, protocols)
+
+        pubsub.host.new_stream = fail_once  # type: ignore[method-assign, assignment]
+        for network in (one, two):
+            await network.join(NAMESPACE)
+        await connect(two, one)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish_until_told, two)
+            await log_one.has(Gossiped)
+            nursery.cancel_scope.cancel()
+        assert tries == 2
 
 
 async def test_neighbours_get_messages_in_batches_without_those_that_they_brought() -> None:
