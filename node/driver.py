@@ -1,6 +1,7 @@
 """Drives an ``Overlay``: network and timers become events, effects become IO. Holds no rule of the protocol."""
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -46,15 +47,34 @@ _LOUD = {"node_joined", "node_left", "peer_quarantined", "wire_version_refused",
 """Events for the person who runs the node; the others are for debugging."""
 
 
+def slept_s() -> float:
+    """For how long this machine has slept since it was started; 0 where the system does not say so."""
+    if sys.platform != "linux":
+        return 0.0
+    total = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(total - time.clock_gettime(time.CLOCK_MONOTONIC), 0.0)  # (read last: a delay makes it less, never more)
+
+
 class SteadyClock:
     """The time that the protocol runs on: Unix seconds that never go back.
 
-    It starts at the wall clock and advances with trio's, so that a corrected wall clock does not move deadlines."""
+    It starts at the wall clock and advances with trio's, so that a corrected wall clock does not move deadlines. trio's
+    clock stands still while the machine sleeps, so that time is added: peers refuse what is dated minutes ago.
+    """
+
+    SHORTEST_SLEEP_S = 1.0
+    """Shorter ones are taken for the time between two looks at clocks."""
 
     def __init__(self) -> None:
         self._offset_s = time.time() - trio.current_time()
+        self._slept_s = slept_s()
 
     def now(self) -> float:
+        slept = slept_s()
+        if slept - self._slept_s >= self.SHORTEST_SLEEP_S:
+            log.info("slept", seconds=round(slept - self._slept_s))
+            self._offset_s += slept - self._slept_s
+            self._slept_s = slept
         return trio.current_time() + self._offset_s
 
     def to_trio(self, at: float) -> float:
