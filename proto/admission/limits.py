@@ -5,6 +5,8 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
+_FORGOTTEN = 2
+"""Keys with full buckets that a new key removes: more than one, so that their number falls."""
 
 
 class TokenBucket:
@@ -12,6 +14,8 @@ class TokenBucket:
 
     Invariant: in any window of t seconds at most ``burst + rate * t`` tokens are taken.
     """
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated_at")
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         self._rate = rate
@@ -42,8 +46,9 @@ class TokenBucket:
 
 
 class Limits(Generic[KeyT]):
-    """A bucket for every recent key. The key that was quiet for longest is forgotten first. It can then do one burst
-    more, and each invented key costs its sender a message."""
+    """A bucket for every recent key. The key that was quiet for longest is forgotten first: when its bucket is full, as
+    a new one is, or when there are too many keys. In the second case it can do one burst more, and each invented key
+    costs its sender a message."""
 
     def __init__(self, rate: float, burst: float, max_keys: int = 8_192) -> None:
         self._rate = rate
@@ -69,8 +74,18 @@ class Limits(Generic[KeyT]):
     def _bucket(self, key: KeyT, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
+            self._forget_full(now)
             if len(self._buckets) >= self._max_keys:
                 self._buckets.popitem(last=False)
             bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
         self._buckets.move_to_end(key)
         return bucket
+
+    def _forget_full(self, now: float) -> None:
+        """Forgets at most _FORGOTTEN keys whose buckets are full. A node that met many strangers gets its memory back,
+        a little with each new key."""
+        for _ in range(_FORGOTTEN):
+            key = next(iter(self._buckets), None)
+            if key is None or not self._buckets[key].has(now, self._burst):
+                return
+            del self._buckets[key]

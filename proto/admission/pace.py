@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from mycelia.proto.admission.subnets import is_local
 
 MAX_SENDERS = 8_192
+FORGOTTEN = 4
+"""Senders whose work is paid off that are forgotten at a time: more than are added, so that their number falls."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ UNBOUNDED = Rate(math.inf, 1.0)
 
 
 class Pace:
-    """The pace of one kind of work. Invariant: at most MAX_SENDERS are known; the one quiet for longest goes first."""
+    """The pace of one kind of work. Invariant: at most MAX_SENDERS are known. The ones quiet for longest go first: when
+    their work is paid off, as if they were new, or when there are too many."""
 
     def __init__(self, sender: Rate, subnet: Rate, local: Rate) -> None:
         """local: the rate of a subnet in a private network, which may be a whole swarm."""
@@ -50,6 +53,10 @@ class Pace:
         for key, (paid_at, _) in zip((sender, subnet), dues, strict=True):
             self._paid_at[key] = paid_at
             self._paid_at.move_to_end(key)
+        for _ in range(FORGOTTEN):
+            if next(iter(self._paid_at.values()), math.inf) > now:
+                break
+            self._paid_at.popitem(last=False)
         while len(self._paid_at) > MAX_SENDERS:
             self._paid_at.popitem(last=False)
         return delay_s

@@ -31,8 +31,15 @@ def test_a_subnet_has_a_rate_of_its_own_and_a_private_network_a_larger_one() -> 
 def test_those_that_were_quiet_are_forgotten() -> None:
     paced = a_pace()
     for number in range(2 * pace.MAX_SENDERS):
-        paced.delay_s(b"%d" % number, FAR, 1.0, float(number), math.inf)
+        paced.delay_s(b"%d" % number, FAR, 1.0, 0.0, math.inf)
     assert len(paced) == pace.MAX_SENDERS
+
+
+def test_a_month_of_strangers_leaves_nothing() -> None:
+    paced = a_pace()
+    for number in range(1_000):
+        paced.delay_s(b"%d" % number, FAR, 1.0, 60.0 * number, math.inf)
+        assert len(paced) <= 2 + pace.FORGOTTEN
 
 
 @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0.5, 30)), max_size=60))
