@@ -32,7 +32,7 @@ ifneq ($(CUDA)$(VULKAN)$(CMAKE_ARGS),)
 recheck := recheck
 endif
 
-.PHONY: help setup demo test gpu-test cuda-build generic-build coverage nightly mixed interop lab check docs fuzz soak dist try pythons image release-check lock format node swarm screenshot evaluation clean recheck
+.PHONY: help setup demo test gpu-test cuda-build generic-build coverage nightly mixed interop lab check docs fuzz soak month dist try pythons image release-check lock format node swarm screenshot evaluation clean recheck
 
 help:  ## list the targets
 	@echo "make TARGET, the first one sets .venv up by itself:"
@@ -160,8 +160,11 @@ fuzz: $(ready)  ## hostile inputs for what strangers can reach, N=1000000 of the
 	@.venv/bin/python -m tests.fuzz.run --inputs $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 soak: MINUTES = 30
-soak: $(ready)  ## real nodes under load while others are killed, MINUTES=30 of it: whether anything piles up
+soak: $(ready)  ## real nodes under load, killed, asleep or cut off, MINUTES=30 of it: fails if anything grows
 	@.venv/bin/mycelia bench soak --minutes $(MINUTES) $(ARGS)
+
+month: $(ready)  ## a month of virtual time with much traffic and an hour awake each day: whether anything grows (minutes)
+	@.venv/bin/python -m pytest --full -s tests/node/month $(PYTEST_ARGS)
 
 mixed: $(ready)  ## a swarm of the last release and of this commit, killed and restarted for three minutes
 	@.venv/bin/python -m pytest -m mixed tests/e2e $(PYTEST_ARGS)

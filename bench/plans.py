@@ -13,6 +13,7 @@ CAPACITY = 1.0
 """The load that the others are compared with."""
 KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine", "storm", "flap", "full-disk", "clock"
 SLOW_DISK, DELAY, LOSS, PARTITION = "slow-disk", "delay", "loss", "partition"
+SLEEP = "sleep"
 FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY, LOSS, PARTITION)
 """The faults of real nodes, described in ``chaos/faults.py``."""
 ATTACK_GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
@@ -143,7 +144,14 @@ class SoakBench:
         1_800.0, "Length of the run in minutes.", "--minutes", least=0.2, most=100_000, scale=60.0
     )
     num_nodes: int = _nodes(4, 2, 32, "Number of real nodes; half of them are killed again and again.")
-    every_s: float = setting(30.0, "Time between kills.", "--every", least=1, most=36_000, metavar="SECONDS")
+    every_s: float = setting(
+        30.0,
+        "Time between kills. Machines sleep and lines are cut or slow half as often.",
+        "--every",
+        least=1,
+        most=36_000,
+        metavar="SECONDS",
+    )
     model: str = _model()
     threads: int = _threads()
     plot: Path | None = setting(
@@ -153,6 +161,8 @@ class SoakBench:
     max_tokens: int = 32
     think_s: float = 1.0
     """Mean pause of a client."""
+    switch_s: float = 660.0
+    """Pause of the client that asks for the second model: nodes unload a model after ten minutes."""
     quiet_s: float = 10.0
     """A node is idle when no count has decreased for this time."""
 

@@ -3,6 +3,7 @@
 - ``kill``: SIGKILL, and a new start.
 - ``freeze``: SIGSTOP for longer than peers wait for a sign of life.
 - ``engine``: SIGKILL of the engine process.
+- ``sleep``: SIGSTOP of the node and its engines, for longer than peers keep a silent node; then they go on at once.
 - ``storm``: all nodes but one are killed at once, and start again at once.
 - ``flap``: a node is killed again each time it has just come back, some times.
 - ``full-disk``: for a while every write of a node and its engine to a file fails, by a limit of file sizes.
@@ -30,13 +31,27 @@ import psutil
 import trio
 
 from mycelia.bench.asking import in_time
-from mycelia.bench.plans import CLOCK, DELAY, ENGINE, FLAP, FREEZE, FULL_DISK, KILL, LOSS, PARTITION, SLOW_DISK, STORM
+from mycelia.bench.plans import (
+    CLOCK,
+    DELAY,
+    ENGINE,
+    FLAP,
+    FREEZE,
+    FULL_DISK,
+    KILL,
+    LOSS,
+    PARTITION,
+    SLEEP,
+    SLOW_DISK,
+    STORM,
+)
 from mycelia.node.local_swarm.delay_proxy import DelayProxy, Quality, open_delay_proxy
 from mycelia.node.local_swarm.distance import part
 from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, open_local_swarm
 from mycelia.proto.wire.errors import LocalError
 
 FROZEN_S = 12.0
+SLEPT_S = 45.0
 FULL_S = 12.0
 SLOW_S, SLOWED_S = 0.25, 12.0
 """Added time of a slow disk's calls, and the length of the fault."""
@@ -249,6 +264,7 @@ class FaultInjector:
             KILL: self._nodes.restart,
             STORM: self._nodes.restart,
             FREEZE: self._freeze,
+            SLEEP: self._sleep,
             ENGINE: self._kill_engine,
             FLAP: self._flap,
             FULL_DISK: self._fill_disk,
@@ -268,6 +284,19 @@ class FaultInjector:
             await trio.sleep(FROZEN_S)
         finally:
             process.send_signal(signal.SIGCONT)
+
+    async def _sleep(self, number: int) -> None:
+        node = psutil.Process(self._nodes.nodes[number].process.pid)
+        stopped = (node, *node.children())
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        try:
+            await trio.sleep(SLEPT_S)
+        finally:
+            for process in stopped:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     async def _kill_engine(self, number: int) -> None:
         node = self._nodes.nodes[number]

@@ -1,9 +1,11 @@
 """``mycelia bench soak``: real nodes under mixed load while others are killed, and what the nodes leak.
 
-Half of the nodes are spared and watched; the others are killed and restarted, one every ``every_s``. Clients hold
-conversations over HTTP, ask for embeddings, break off in the middle of answers, send nonsense, and ask as ``mycelia
-ask`` does on a machine without a node. First comes a warm-up, in which caches fill. Then the clients pause until all
-work has ended, and the idle nodes are measured; the same again at the end.
+Half of the nodes are spared and watched; the others are killed and restarted, one every ``every_s``. All of them sleep
+now and then, and their lines are slow, lossy or cut. Clients hold conversations over HTTP, ask for embeddings, break
+off in the middle of answers, send nonsense, ask as ``mycelia ask`` does on a machine without a node, and ask for a
+second model, which nodes load for that and unload later. First comes a warm-up, in which caches fill. Then the clients
+pause until all work has ended, and the idle nodes are measured; the same again at the end. ``failures_of`` compares
+with the bars.
 
 Engines run with ``--debug``: each time one becomes idle, it compares its records with llama.cpp's. Every cell and every
 sequence must belong to a cached prefix. An engine that finds a difference dies, and is counted.
@@ -12,7 +14,7 @@ sequence must belong to a cached prefix. An engine that finds a difference dies,
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,7 +26,7 @@ import trio
 
 from mycelia.bench.chaos.chaos import ask_once
 from mycelia.bench.chaos.faults import FaultInjector, Nodes, open_nodes
-from mycelia.bench.plans import KILL, SoakBench
+from mycelia.bench.plans import DELAY, KILL, LOSS, PARTITION, SLEEP, SoakBench
 from mycelia.bench.report.report import Progress, Report, Row, report_of, rows_of
 from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.processes import LocalNode
@@ -37,6 +39,17 @@ QUIET_DEADLINE_S = 120.0
 TIMEOUT_S = 120.0
 CELLS, RAM_TIER_MIB = 4_096, 64
 """Sizes of each node's caches. Both are full after the warm-up, because memory counts once it is touched."""
+DISK_TIER_GIB = 0.125
+"""Budget of each node in the folder of prefixes, which all nodes share."""
+DATA_BYTES = 16 << 20
+"""Budget of a data directory: twice 2 MiB of the journal, three times 2 MiB of the log, and small files."""
+MAX_GROWTH = 0.03
+SECOND = "fake-second"
+"""The model that is loaded on demand."""
+DISTURBANCES = (SLEEP, DELAY, LOSS, PARTITION)
+"""Faults of all nodes, also of the watched ones."""
+FOLLOWED_LOG = "mycelia.node.log"
+"""What the benchmark itself writes into a data directory."""
 _MIB = 1 << 20
 
 _TOPICS = ("the tide", "bread", "a long winter", "radio waves", "an orchard", "sand", "old maps", "the colour blue")
@@ -55,7 +68,9 @@ class Sample:
     at_s: float
     node_rss: int
     engine_rss: int
-    """Bytes."""
+    """Bytes; of several engines the largest one's."""
+    disk_bytes: int
+    """The size of the data directory."""
     num_files: int
     num_tasks: int
     num_exchanges: int
@@ -76,43 +91,60 @@ class Soak:
     failures: set[str] = field(default_factory=set)
     num_broken_off: int = 0
     num_kills: int = 0
+    num_disturbances: int = 0
+    num_switches: int = 0
+    """Second models that were loaded."""
     num_engines_lost: int = 0
     """Engines that watched nodes lost."""
+    most_data_bytes: int = 0
+    """The size of the largest data directory of a watched node, at any time."""
+    most_cache_bytes: int = 0
+    """The size of the folder of prefixes, at any time."""
+    num_nodes: int = 0
 
 
 async def bench_soak(bench: SoakBench) -> tuple[Report, Soak]:
     """Run the benchmark. Raises LocalError when the nodes do not start, or a watched one dies."""
-    soak = Soak()
-    caches = ["--cells", str(CELLS), "--ram-tier", str(RAM_TIER_MIB)]
-    options = ["--model", bench.model, "--threads", str(bench.threads), *caches, "--debug"]
+    soak = Soak(num_nodes=bench.num_nodes)
+    caches = ["--cells", str(CELLS), "--ram-tier", str(RAM_TIER_MIB), "--disk-tier", str(DISK_TIER_GIB)]
+    models = ["--model", bench.model, "--model", f"{SECOND},load=demand"]
+    options = [*models, "--threads", str(bench.threads), *caches, "--debug"]
     with Progress(round(bench.length_s / SAMPLE_S) + 3) as progress:
         with TemporaryDirectory(prefix="mycelia-soak-", ignore_cleanup_errors=True) as root:
             progress.step("nodes start")
-            async with open_nodes(bench.num_nodes, options, Path(root)) as nodes:
-                await _soak(bench, nodes, soak, progress)
+            cache = Path(root) / "prefixes"
+            options += ["--cache-dir", str(cache)]
+            async with open_nodes(bench.num_nodes, options, Path(root), DISTURBANCES) as nodes:
+                await _soak(bench, nodes, soak, cache, progress)
                 watched = nodes.nodes[: bench.num_watched]
                 soak.num_engines_lost = sum(node.counts["engine_lost"] for node in watched)
+                soak.num_switches = sum(node.counts["model_loaded"] for node in watched)
         for failure in sorted(soak.failures):
             progress.show(f"failed: {failure}")
     return report_of("soak", _rows(soak)), soak
 
 
-async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, progress: Progress) -> None:
+async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, cache: Path, progress: Progress) -> None:
     began = trio.current_time()
-    kills = random.Random(f"kills {bench.seed}")  # noqa: S311
+    kills, others = (random.Random(f"{what} {bench.seed}") for what in ("kills", "disturbances"))  # noqa: S311
     injector = FaultInjector(nodes, (KILL,), bench.every_s, kills, spared=range(bench.num_watched))
+    disturber = FaultInjector(nodes, DISTURBANCES, 2 * bench.every_s, others)
     soak.samples = {number: [] for number in range(bench.num_watched)}
 
     async def sample() -> None:
         while True:
             for number, samples in soak.samples.items():
-                samples.append(await _sample(nodes.nodes[number], began))
+                if (taken := await _sample(nodes.nodes[number], began)) is not None:
+                    samples.append(taken)
+                    soak.most_data_bytes = max(soak.most_data_bytes, taken.disk_bytes)
+            soak.most_cache_bytes = max(soak.most_cache_bytes, await trio.to_thread.run_sync(_size_of, cache))
             progress.step(f"{soak.num_answered} answered, {injector.num_faults} kills; {_told(soak)}")
             await trio.sleep(SAMPLE_S)
 
     async def load(seconds: float) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(injector.run)
+            nursery.start_soon(disturber.run)
             async with trio.open_nursery() as clients:
                 clients.start_soon(sample)
                 for number, kind in enumerate(_KINDS):
@@ -121,6 +153,7 @@ async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, progress: Progress) 
                 await trio.sleep(seconds)
                 clients.cancel_scope.cancel()
             injector.stop()
+            disturber.stop()
 
     await load(bench.warm_s)
     progress.step("the clients pause")
@@ -129,25 +162,41 @@ async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, progress: Progress) 
     await load(bench.length_s - bench.warm_s)
     progress.step("the clients are gone")
     soak.after = await _quiet(bench, nodes, began)
-    soak.num_kills = injector.num_faults
+    soak.num_kills, soak.num_disturbances = injector.num_faults, disturber.num_faults
 
 
 def _told(soak: Soak) -> str:
-    last = [samples[-1] for samples in soak.samples.values()]
+    last = [samples[-1] for samples in soak.samples.values() if samples]
     nodes = ", ".join(f"{one.node_rss // _MIB}+{one.engine_rss // _MIB}" for one in last)
     return f"node+engine {nodes} MiB"
 
 
-async def _sample(node: LocalNode, began: float) -> Sample:
-    """Raises LocalError when the node is gone."""
-    state = await fetch_state(await node.wait_ready())
+def _size_of(folder: Path) -> int:
+    """The bytes of the files under ``folder``, which change meanwhile."""
+    sizes = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            sizes += file.stat().st_size if file.is_file() and file.name != FOLLOWED_LOG else 0
+    return sizes
+
+
+async def _sample(node: LocalNode, began: float) -> Sample | None:
+    """None: the node sleeps. Raises LocalError when it is gone."""
+    info = await node.wait_ready()
     try:
         process = psutil.Process(node.process.pid)
+        try:
+            state = await fetch_state(info)
+        except LocalError:
+            if process.status() == psutil.STATUS_STOPPED:
+                return None
+            raise
         engines = [child.memory_info().rss for child in process.children()]
         return Sample(
             trio.current_time() - began,
             process.memory_info().rss,
-            sum(engines),
+            max(engines, default=0),
+            await trio.to_thread.run_sync(_size_of, node.data_dir),
             process.num_fds(),
             state.tasks,
             state.exchanges,
@@ -165,23 +214,27 @@ async def _quiet(bench: SoakBench, nodes: Nodes, began: float) -> dict[int, Samp
     while trio.current_time() < min(give_up_at, changed_at + bench.quiet_s):
         for number in range(bench.num_watched):
             now = await _sample(nodes.nodes[number], began)
+            assert now is not None, "nobody sleeps any more"
             before = least.get(number, now)
             least[number] = Sample(
                 now.at_s,
                 now.node_rss,
                 now.engine_rss,
+                now.disk_bytes,
                 min(now.num_files, before.num_files),
                 min(now.num_tasks, before.num_tasks),
                 min(now.num_exchanges, before.num_exchanges),
             )
-            is_less = replace(least[number], at_s=0, node_rss=0, engine_rss=0) != replace(
-                before, at_s=0, node_rss=0, engine_rss=0
-            )
+            is_less = _counts(least[number]) != _counts(before)
             state = await fetch_state(await nodes.nodes[number].wait_ready())
             if is_less or len(state.peers) < bench.num_nodes - 1:
                 changed_at = trio.current_time()
         await trio.sleep(1.0)
     return least
+
+
+def _counts(sample: Sample) -> tuple[int, int, int]:
+    return sample.num_files, sample.num_tasks, sample.num_exchanges
 
 
 # --- clients --------------------------------------------------------------------------------------------------------
@@ -290,7 +343,16 @@ async def _ask_light(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Ran
         soak.failures.add(stream.failure)
 
 
-_KINDS: tuple[Kind, ...] = (_converse, _converse, _break_off, _embed, _send_nonsense, _ask_light)
+async def _switch(bench: SoakBench, nodes: Nodes, soak: Soak, rng: random.Random) -> None:
+    """The second model, at each node in turn; then a pause in which they unload it."""
+    for node in list(nodes.nodes):
+        async with _http((await node.wait_ready()).api_url) as http:
+            body = _body(bench, [_first_message(rng)], model=SECOND)
+            _note(soak, await http.post("/v1/chat/completions", json=body))
+    await trio.sleep(bench.switch_s * rng.uniform(1.0, 1.3))
+
+
+_KINDS: tuple[Kind, ...] = (_converse, _converse, _break_off, _embed, _send_nonsense, _ask_light, _switch)
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -307,25 +369,52 @@ def growth(soak: Soak, rss: Callable[[Sample], int]) -> float:
     return max(found)
 
 
+def leaked(soak: Soak, what: Callable[[Sample], int]) -> int:
+    """How much more an idle node has at the end than after the warm-up, of the node with most."""
+    return max(what(soak.after[number]) - what(soak.idle[number]) for number in soak.idle)
+
+
+def failures_of(soak: Soak) -> list[str]:
+    """The bars that were missed, each in words. Raises ValueError without a sample."""
+    node, engine = growth(soak, lambda sample: sample.node_rss), growth(soak, lambda sample: sample.engine_rss)
+    cache_bytes = soak.num_nodes * DISK_TIER_GIB * (1 << 30)
+    missed = {
+        f"nodes' memory grew by {node:.1%}": node > MAX_GROWTH,
+        f"engines' memory grew by {engine:.1%}": engine > MAX_GROWTH,
+        f"{soak.num_engines_lost} engines were lost": soak.num_engines_lost > 0,
+        f"a data directory took {soak.most_data_bytes} bytes": soak.most_data_bytes > DATA_BYTES,
+        f"the prefixes on disk took {soak.most_cache_bytes} bytes": soak.most_cache_bytes > cache_bytes,
+        "nothing was answered": not soak.num_answered,
+    }
+    for what, count in (
+        ("tasks", leaked(soak, lambda sample: sample.num_tasks)),
+        ("files", leaked(soak, lambda sample: sample.num_files)),
+        ("streams", leaked(soak, lambda sample: sample.num_exchanges)),
+    ):
+        missed[f"{count} {what} leaked"] = count > 0
+    return [text for text, is_missed in missed.items() if is_missed]
+
+
 def _rows(soak: Soak) -> list[Row]:
     """Raises ValueError without a sample."""
-
-    def leaked(what: Callable[[Sample], int]) -> int:
-        return max(what(soak.after[number]) - what(soak.idle[number]) for number in soak.idle)
-
     rows: list[tuple[str, str, float]] = [
         ("node_rss_growth", "%", 100 * growth(soak, lambda sample: sample.node_rss)),
         ("engine_rss_growth", "%", 100 * growth(soak, lambda sample: sample.engine_rss)),
         ("node_rss_mib", "MiB at the end", max(one.node_rss for one in soak.after.values()) / _MIB),
         ("engine_rss_mib", "MiB at the end", max(one.engine_rss for one in soak.after.values()) / _MIB),
-        ("leaked_tasks", "tasks", leaked(lambda sample: sample.num_tasks)),
-        ("leaked_files", "file descriptors", leaked(lambda sample: sample.num_files)),
-        ("leaked_streams", "streams", leaked(lambda sample: sample.num_exchanges)),
+        ("leaked_tasks", "tasks", leaked(soak, lambda sample: sample.num_tasks)),
+        ("leaked_files", "file descriptors", leaked(soak, lambda sample: sample.num_files)),
+        ("leaked_streams", "streams", leaked(soak, lambda sample: sample.num_exchanges)),
+        ("data_mib", "MiB on disk, the most", soak.most_data_bytes / _MIB),
+        ("prefixes_mib", "MiB on disk, the most, of all nodes", soak.most_cache_bytes / _MIB),
         ("engines_lost", "engines, also by a leaked cell or sequence", soak.num_engines_lost),
         ("answered", "requests", soak.num_answered),
         ("failed", "requests", soak.num_failed),
         ("broken_off", "requests", soak.num_broken_off),
         ("kills", "nodes", soak.num_kills),
+        ("disturbances", "sleeps and bad lines", soak.num_disturbances),
+        ("switches", "loads of a second model", soak.num_switches),
+        ("missed_bars", "bars", len(failures_of(soak))),
     ]
     return rows_of(rows)
 

@@ -4,15 +4,15 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from mycelia.bench.chaos.soak import Sample, Soak, _rows, growth, plot_of
+from mycelia.bench.chaos.soak import DATA_BYTES, Sample, Soak, _rows, failures_of, growth, plot_of
 
 
 def sample(at_s: float, node_rss: int, num_tasks: int = 10, num_files: int = 20) -> Sample:
-    return Sample(at_s, node_rss, 2 * node_rss, num_files, num_tasks, 0)
+    return Sample(at_s, node_rss, 2 * node_rss, 1_000, num_files, num_tasks, 0)
 
 
 def soak(sizes: list[int]) -> Soak:
-    made = Soak(warm_s=100.0)
+    made = Soak(warm_s=100.0, num_answered=1, num_nodes=2)
     # (samples before the end of the warm-up do not count)
     made.samples = {0: [sample(50.0, 1), *(sample(100.0 + at, size) for at, size in enumerate(sizes))]}
     made.idle, made.after = {0: sample(99.0, sizes[0])}, {0: sample(200.0, sizes[-1])}
@@ -35,6 +35,23 @@ def test_what_is_more_than_at_idle_has_leaked() -> None:
     made.after = {0: sample(200.0, 100, num_tasks=13, num_files=19)}
     rows = {row.name: row.value for row in _rows(made)}
     assert rows["leaked_tasks"] == 3 and rows["leaked_files"] == -1 and rows["leaked_streams"] == 0
+
+
+def test_each_bar_that_is_missed_is_named() -> None:
+    assert failures_of(soak([100] * 10)) == []
+    made = soak([100] * 10 + [110] * 10)
+    made.after = {0: sample(200.0, 110, num_tasks=13, num_files=19)}
+    made.most_data_bytes, made.most_cache_bytes, made.num_engines_lost = DATA_BYTES + 1, 1 << 40, 2
+    said = failures_of(made)
+    assert said == [
+        "nodes' memory grew by 10.0%",
+        "engines' memory grew by 10.0%",
+        "2 engines were lost",
+        f"a data directory took {DATA_BYTES + 1} bytes",
+        f"the prefixes on disk took {1 << 40} bytes",
+        "3 tasks leaked",
+    ]
+    assert {row.name: row.value for row in _rows(made)}["missed_bars"] == len(said)
 
 
 def test_the_plot_is_a_file_that_stands_alone() -> None:
