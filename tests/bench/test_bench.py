@@ -14,10 +14,11 @@ from mycelia.bench.engine import model as model_bench
 from mycelia.bench.engine.engine import OWN_TOKENS, SHARED_TOKENS, WORKLOADS, OurEngine, _Prompts
 from mycelia.bench.engine.internals import Bench, measure_shares
 from mycelia.bench.engine.target import Settings
-from mycelia.bench.plans import GossipBench, IndexBench, ModelBench, ScaleBench
+from mycelia.bench.plans import GossipBench, IndexBench, ModelBench, RoutingBench, ScaleBench
 from mycelia.bench.report.report import report_of, row_of, show
 from mycelia.bench.routing import index
 from mycelia.bench.routing.index import bench_index, make_population
+from mycelia.bench.routing.routing import bench_routing
 from mycelia.bench.scale.gossip import bench_gossip
 from mycelia.bench.scale.scale import bench_scale
 from mycelia.node.engine import ipc
@@ -149,3 +150,9 @@ def test_the_bench_of_scale_has_its_rows() -> None:
     assert next(row for row in report.rows if row.name == "cells").value == 1
     with pytest.raises(LocalError, match="no group"):
         bench_scale(ScaleBench(40, ("nothing",)))
+
+
+def test_decisions_are_timed() -> None:
+    report = bench_routing(RoutingBench(num_nodes=4, tokens=256, runs=1))
+    assert [row.name for row in report.rows] == ["decision_us_p50", "decision_us_p99"]
+    assert all(row.value > 0 for row in report.rows)

@@ -1,5 +1,6 @@
 """``mycelia service install``: what goes into the unit."""
 
+import os
 import re
 from pathlib import Path
 
@@ -56,3 +57,35 @@ def test_a_service_of_the_system_keeps_its_data_in_one_place(monkeypatch: pytest
     assert "MYCELIA_DATA_DIR=/var/lib/mycelia" in run("--model", "fake").output
     done = run("--model", "fake", "--data-dir", "/srv")
     assert done.exit_code == 2 and "leave out --data-dir" in done.output
+
+
+def test_the_service_is_installed_looked_at_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of ``docs/running-a-node.md``, with a service manager that only notes what it is told."""
+    told = tmp_path / "told"
+    for name in ("systemctl", "loginctl", "journalctl"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{told}\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(manager, "SYSTEMD_RUNS", tmp_path)
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda file, command: became.append(command))
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("MYCELIA_NODE_MODEL", "fake")
+    unit = tmp_path / "systemd" / "user" / "mycelia.service"
+
+    def run(command: str) -> str:
+        done = CliRunner().invoke(cli, command.split()[1:])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert str(unit) in run("mycelia service install --polite") and "node --polite" in unit.read_text()
+    assert "systemctl --user restart mycelia.service\n" in told.read_text()
+    run("mycelia service status")
+    run("mycelia service logs --follow")
+    assert became == [
+        ["systemctl", "--user", "status", "--no-pager", "mycelia.service"],
+        ["journalctl", "--user", "--unit=mycelia.service", "--lines=100", "--follow"],
+    ]
+    assert "is removed" in run("mycelia service uninstall") and not unit.exists()
+    assert "disable --now" in told.read_text()

@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mycelia.node.cli import cli
+from mycelia.node.commands import service
 from mycelia.node.commands import setup as command
 from mycelia.node.commands.config_file import Schema
+from mycelia.node.service import manager
 from mycelia.node.setup.offers import Machine, Offer
 
 GB = 10**9
@@ -60,3 +62,15 @@ def test_without_a_terminal_nothing_is_asked(file: Path, monkeypatch: pytest.Mon
     assert done.exit_code == 2 and "give --yes" in done.output
     done = run(file, "--yes", "--open", "--invite", "mycelia1x")
     assert done.exit_code == 2 and "not both" in done.output
+
+
+def test_all_answers_as_options(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``mycelia setup --model qwen3-4b --give nights --open --boot``, without a service manager."""
+    file.write_text("")
+    installed: list[list[str]] = []
+    monkeypatch.setattr(service, "install_service", lambda context, arguments: installed.append(arguments))
+    monkeypatch.setattr(manager, "is_system", lambda: False)
+    done = run(file, "--model", "qwen3-4b", "--give", "nights", "--open", "--boot")
+    assert done.exit_code == 0, done.output
+    assert written(file) == {"model": ["qwen3-4b"], "memory": 8.0, "hours": ["22:00-08:00"]}
+    assert installed == [["--data-dir", str(file.parent / "data")]]

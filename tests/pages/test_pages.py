@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "proto").glob("*.md")])
+from tests.pages.blocks import PAGES, ROOT
+
 FOLDERS = "proto|node|sim|bench|tests|docs|scripts|examples|packaging"
+MADE = "docs/api-reference.md"
+"""What only the site has."""
 BY_FILE_UNDER_TESTS = "security.md"
 """The page that, as it says itself, names tests by their file under ``tests/``."""
 
@@ -43,9 +45,8 @@ def test_lists_and_tables_begin_after_an_empty_line(page: Path) -> None:
 
 def test_every_page_is_in_the_sites_navigation() -> None:
     pages = [str(page.relative_to(ROOT)) for page in PAGES]
-    made = "docs/api-reference.md"
     _, _, navigation = (ROOT / "scripts" / "site" / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")
-    assert sorted(re.findall(r"[\w/.-]+\.md$", navigation, re.MULTILINE)) == sorted([*pages, made])
+    assert sorted(re.findall(r"[\w/.-]+\.md$", navigation, re.MULTILINE)) == sorted([*pages, MADE])
 
 
 def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program() -> None:
@@ -59,6 +60,17 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program() -> 
     assert len(messages) > 30
     parts = [part.strip(": ") for message in messages for part in message.split("…")]
     assert [part for part in parts if part not in source] == []
+
+
+def test_pages_that_the_program_names_exist() -> None:
+    """Also the places in them: a message that names a page leads to what the user needs."""
+    files = [file for folder in FOLDERS.split("|") for file in (ROOT / folder).rglob("*") if file.suffix != ".md"]
+    texts = [file.read_text("utf-8", "ignore") for file in files if file.is_file() and file.stat().st_size < 200_000]
+    named = {found for text in texts for found in re.findall(r"\b(docs/[\w/-]+\.md)(?:#([\w-]+))?", text)}
+    assert len(named) > 5
+    named = {(page, place) for page, place in named if page != MADE}
+    assert [page for page, _ in named if not (ROOT / page).exists()] == []
+    assert [(page, place) for page, place in named if place and place not in anchors(ROOT / page)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
