@@ -183,11 +183,9 @@ class RoutingConfig:
     load_exponent: float = 0.6
     """Exponent of the load factor while the load report is fresh. From 0.5 to 0.7 results are the same within chance;
     at 0 and at 1.5 the median wait is a tenth to a fifth longer."""
-    lateness_weight: float = 6.0
-    """Seconds that a second of observed lateness costs: this prompt's own, and what it adds to the wait of the others
-    that chose the same node meanwhile. From 3 to 16 results are the same within chance."""
     spread: float = 0.7
-    """Random spread of costs where the swarm is busy: each is multiplied by 1 to 1 + this."""
+    """Random spread of costs where the swarm is busy: the time until a usual prompt's first token is multiplied by 1 to
+    1 + this."""
     spread_load: float = 0.25
     """Requests per slot from which on the swarm counts as busy; below it the spread is proportionally smaller."""
     load_half_life_s: float = 15.0

@@ -10,12 +10,12 @@ node still knows what is hidden: only choices change.
 - ``no-hold``: a node whose slots are all taken does not count as later for that.
 - ``no-recompute``: computing tokens again costs other requests nothing.
 - ``no-load``: the time to the first token alone, without the factor for load.
+- ``no-usual``: of a long prompt, too, the factor for load and luck multiply all of the time to its first token.
 - ``no-ageing``: old load reports count like fresh ones.
 - ``no-precision``: beliefs about caches count as true.
 - ``no-lateness``: observed lateness of a node does not count.
 - ``no-dispatches``: the node forgets what it sent where, both as load and as cached tokens.
-- ``no-crowd``: computing tokens again costs no more where the swarm is busy.
-- ``no-price``: lateness counts once, as this prompt's own wait.
+- ``no-crowd``: computing tokens again, and lateness, cost no more where the swarm is busy.
 - ``no-hand_backs``, ``no-moves``, ``no-subscriptions``, ``no-bounds``, ``no-luck``, ``no-keeps``: without one of the
   mechanisms that all rules have, see ``mechanisms.py``.
 """
@@ -23,6 +23,7 @@ node still knows what is hidden: only choices change.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from statistics import median_low
 
 from mycelia.proto.config import RoutingConfig
@@ -42,8 +43,12 @@ class _Ablation:
     see: _See = tuple
     """The candidates as ``choose`` gets them."""
     config: RoutingConfig = RoutingConfig()  # noqa: RUF009  frozen
-    recompute: float | None = None
-    """What a second of computing again costs others, at any load; None: as usual."""
+    has_usual: bool = True
+    """Whether a prompt's length is compared with the usual one."""
+    has_recompute: bool = True
+    """Whether computing again costs others anything."""
+    has_crowd: bool = True
+    """Whether that, and lateness, cost more where the swarm is busy."""
 
 
 def _hide(**values: float) -> _See:
@@ -61,10 +66,10 @@ _ABLATIONS = {
     "rate": _Ablation(_one_rate),
     "slots": _Ablation(_hide(slots=1)),
     "hold": _Ablation(_hide(hold_s=0.0)),
-    "recompute": _Ablation(recompute=0.0),
-    "crowd": _Ablation(recompute=1.0),
-    "price": _Ablation(config=RoutingConfig(lateness_weight=1.0)),
+    "recompute": _Ablation(has_recompute=False),
+    "crowd": _Ablation(has_crowd=False),
     "load": _Ablation(config=RoutingConfig(load_exponent=0.0)),
+    "usual": _Ablation(has_usual=False),
     "ageing": _Ablation(config=RoutingConfig(load_half_life_s=1e9)),
     "precision": _Ablation(_hide(precision=1.0)),
     "lateness": _Ablation(_hide(lateness_s=0.0)),
@@ -86,9 +91,14 @@ def _rate(
     ablation: _Ablation, told: Told | None, candidates: Candidates, prompt_tokens: int, chain: Sequence[int]
 ) -> Rating:
     known = candidates.to_list()
-    seen = Candidates.of(ablation.see(told(known, chain) if told else known))
+    usual_tokens = candidates.usual_tokens if ablation.has_usual else inf
+    some = ablation.see(told(known, chain) if told else known)
+    seen = Candidates.of(some, usual_tokens, candidates.prompts_per_node)
     terms = rate(seen, prompt_tokens, ablation.config)
     cost = terms.cost
-    if ablation.recompute is not None:
-        cost = cost - terms.recompute_s * (1.0 - ablation.recompute / (1.0 + terms.crowd) ** 2)
-    return Rating(cost, "one term of the cost left out")
+    if not ablation.has_recompute:
+        cost = cost - terms.recompute_s
+    if not ablation.has_crowd:
+        cost = cost - (terms.late_price - 1.0) * seen.lateness_s
+        cost = cost - (1.0 - 1.0 / terms.work_price) * terms.recompute_s
+    return Rating(cost, "one term of the cost left out", terms.uncertain_s)

@@ -7,7 +7,7 @@
 - ``bounds``: an entry node sends nothing new to a node with a long queue; if all are long, it tells the client when to
   come again.
 - ``luck``: where the swarm is busy, costs are multiplied by a random factor, so that entry nodes with the same reports
-  do not all choose the same node.
+  do not all choose the same node. Costs in seconds: as much of them as a usual prompt takes (``choose.py``).
 - ``keeps``: a conversation stays where most of it was sent while that is nearly as cheap as the least.
 
 Two comparisons follow. ``equal``: every rule has all of them, so only the rules differ. ``systems``: each system as it

@@ -16,7 +16,7 @@ from mycelia.proto.config import RequestConfig
 from mycelia.proto.planes.digests import DigestPlane
 from mycelia.proto.planes.membership import Membership
 from mycelia.proto.planes.request import Request
-from mycelia.proto.routing.candidates import Candidates
+from mycelia.proto.routing.candidates import Candidates, Usual
 from mycelia.proto.routing.choose import Decision
 from mycelia.proto.routing.dispatches import Dispatches
 from mycelia.proto.routing.newcomers import Newcomers
@@ -86,13 +86,16 @@ class Choice:
             left_out,
             now,
             math.inf if also_full else self._config.max_waiting_per_slot,
+            space.usual,
         )
 
     def sent(self, request: Request, decision: Decision, now: float) -> None:
         chosen, expected_s = decision.chosen, decision.expected_s
         uncached = max(request.num_tokens - decision.matched_tokens, 0)
         self._newcomers.sent(chosen, self._members.loads(request.namespace), now)
-        self.dispatches(request).begin(request.request_id, chosen, uncached, expected_s, now)
+        space = self.dispatches(request)
+        space.begin(request.request_id, chosen, uncached, expected_s, now)
+        space.note(Usual(request.num_tokens, decision.uncached_tokens))
         self.remember(request, chosen, request.own_chain, now)
 
     def may_wait_long(self, request: Request) -> bool:

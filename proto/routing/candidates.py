@@ -7,12 +7,25 @@ rules that look at nodes one by one and for display.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Column = NDArray[np.float64]
+
+
+class Usual(NamedTuple):
+    """What the prompts of an entry node were lately: means. Infinity: not known, and no prompt is longer than usual."""
+
+    tokens: float = math.inf
+    """Tokens of a prompt."""
+    uncached: float = math.inf
+    """Tokens of it to prefill, at least 1."""
+
+
+UNKNOWN = Usual()
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,10 @@ class Candidates:
     load_age_s: Column
     sent_tokens: Column
     seen_rate: Column
+    usual_tokens: float = field(default=math.inf, kw_only=True)
+    """Tokens of a usual prompt of the entry node, see ``Usual``."""
+    prompts_per_node: float = field(default=0.0, kw_only=True)
+    """Usual prompts that wait to be computed, by the nodes' reports alone: mean of all nodes."""
 
     def __len__(self) -> int:
         return len(self.peers)
@@ -86,13 +103,21 @@ class Candidates:
         ]
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidate]) -> "Candidates":
+    def of(
+        cls, candidates: Sequence[Candidate], usual_tokens: float = math.inf, prompts_per_node: float = 0.0
+    ) -> "Candidates":
         """The columns of ``candidates``, of which at most one is local."""
         columns = {
             name: np.array([getattr(one, name) for one in candidates], dtype=np.float64) for name in _COUNTS + _FLOATS
         }
         local = next((place for place, one in enumerate(candidates) if one.is_local), -1)
-        return cls(peers=[one.peer for one in candidates], local=local, **columns)
+        return cls(
+            peers=[one.peer for one in candidates],
+            local=local,
+            **columns,
+            usual_tokens=usual_tokens,
+            prompts_per_node=prompts_per_node,
+        )
 
 
 _FLOATS = tuple(field.name for field in fields(Candidate) if field.type is float)

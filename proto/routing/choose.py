@@ -1,34 +1,39 @@
 """Which node answers a prompt: the one whose first token is expected soonest, weighed against what that costs others.
 
-    u_p    = max(T - rho_p * m_p, 1)                              tokens to compute
-    wait_p = RTT_p + max(Q_p / R_p, n_p H_p / s_p) + u_p / R_p    seconds until the first token
-    cost_p = wait_p * L_p ** a(age_p) + b * d_p + (1 + n) ** 2 * u_p / R
-                                                                  what is minimised, with some randomness
+    u_p    = max(T - rho_p * m_p, 1)                                      tokens to compute
+    soon_p = RTT_p + max(Q_p / R_p, n_p H_p / s_p) + min(u_p, U) / R_p    seconds, if the prompt is not unusually long
+    more_p = max(u_p - U, 0) / R_p                                        seconds that it takes because it is
+    cost_p = soon_p * L_p ** a(age_p) + more_p + d_p + (1 + k) ** 2 * u_p / R + (1 + n) ** 2 * d_p
+                                                                          what is minimised, with some randomness
 
-The prompt has T tokens. Node p is believed to hold m_p of them; rho_p is the share of such beliefs that came true
-there. Q_p tokens are to be computed at p before this prompt, at R_p tokens a second (R: the median of all nodes). n_p
-requests must end before the prompt gets one of s_p slots; each holds its slot for H_p seconds. L_p = (requests there +
-1) / slots_p', where slots_p' = slots_p / the median of all, from 1/2 to 2. d_p is by how many seconds first tokens from
-p came later than expected (moving average), or are late now. n is the mean number of requests per slot, of all nodes.
+The prompt has T tokens; U is the mean of the prompts that this entry node sent lately. Node p is believed to hold m_p
+of them; rho_p is the share of such beliefs that came true there. Q_p tokens are to be computed at p before this prompt,
+at R_p tokens a second (R: the median of all nodes). n_p requests must end before the prompt gets one of s_p slots; each
+holds its slot for H_p seconds. L_p = (requests there + 1) / slots_p', where slots_p' = slots_p / the median of all,
+from 1/2 to 2. d_p is by how many seconds first tokens from p came later than expected (moving average), or are late
+now. Means over all nodes: n requests per slot, and k prompts to compute, which are the reported tokens to compute /
+those of this entry node's mean prompt.
 
-The expected time would be enough if choices were independent. They are not, in three ways:
+soon_p + more_p + d_p, the expected time, would be enough if choices were independent. They are not, in three ways:
 
 - *A prompt makes a queue longer for the prompts after it.* Hence L, as in LMetric (arXiv 2603.15202), but weaker, since
-  wait_p includes queues and slots already. A node with many requests is also one that other entry nodes choose, and
-  will have got more by the time the prompt arrives.
+  queues and slots are included already. A node with many requests is also one that other entry nodes choose, and will
+  have got more by the time the prompt arrives. What they send are usual prompts. So L multiplies the time of a usual
+  prompt, and not what a prompt of 100,000 tokens takes longer: that is known, and as long whatever else comes.
 - *A prompt that is computed again takes time from all others*, at whichever node: what waits there goes elsewhere. A
-  server with n requests in it is busy for n / (1 + n) of the time if requests arrive at random. A little more work
-  there costs all of them, itself included, the derivative: (1 + n) ** 2 for each second of the work. n is measured, so
-  computing again is cheap in an idle swarm and dear in a full one, and nothing has to be tuned to a workload. The work
-  counts at the usual rate R, not at p's own: otherwise the fastest nodes would look cheap to all entry nodes at once.
-- *Reports are old.* What others sent since a report shows only as lateness, so d_p is the price of the congestion that
-  nobody announced. Like any such price it counts for more than one's own delay, because a prompt that joins a crowd
-  delays all of it (Pigou; for roads Vickrey, American Economic Review 53(2), 1963). The factor b is the one constant
-  here that is not measured. Results are the same, within chance, from 3 to 16.
+  server with k prompts in it is busy for k / (1 + k) of the time if prompts arrive at random. A little more work there
+  costs all of them, itself included, the derivative: (1 + k) ** 2 for each second of the work. k is measured, so
+  computing again is cheap where no prompts wait and dear where they do, and nothing has to be tuned to a workload. The
+  work counts at the usual rate R, not at p's own: otherwise the fastest nodes would look cheap to all entry nodes.
+- *Reports are old.* What others sent since a report shows only as lateness, so d_p is the congestion that nobody
+  announced. Like any congestion it costs more than one's own delay, because a prompt that joins a crowd delays all of
+  it (Pigou; for roads Vickrey, American Economic Review 53(2), 1963): (1 + n) ** 2 likewise. Where the swarm is idle
+  there is no crowd: a node that is late there is so by chance, and soon gets prompts again.
 
 Where load reports are a second old, all entry nodes see the same idle node and send it more than it can take
 (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000): hence the randomness in a busy swarm, and the
-exponent ``a``, which falls with the age of the report. docs/evaluation.md measures each term.
+exponent ``a``, which falls with the age of the report. Randomness, too, multiplies only soon_p: otherwise it would send
+long prompts to slow nodes, to avoid others that hardly ever come. docs/evaluation.md measures each term.
 
 A peer's claims count only within bounds. If a node claims too much cache or too little load, its own answers show it,
 through rho and d. Of a claimed rate at most the fastest observed one is believed, or four times the usual one. A node
@@ -74,8 +79,14 @@ class Terms:
     load_factor: Column
     recompute_s: Column
     """The cost to other requests of computing tokens again."""
+    uncertain_s: Column
+    """The part of ``wait_s`` that prompts of other entry nodes may prolong: that of a prompt of usual length."""
     crowd: float = 0.0
     """Load of all candidates: mean of requests per slot, each counted as 2 at most."""
+    work_price: float = 1.0
+    """What a second of computing costs all others, in seconds, itself included."""
+    late_price: float = 1.0
+    """The same for a second of lateness, besides this prompt's own wait."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,11 @@ class Decision:
     def matched_tokens(self) -> int:
         """Tokens of the prompt that the chosen node was believed to hold."""
         return int(self.candidates.matched_tokens[self.place])
+
+    @property
+    def uncached_tokens(self) -> float:
+        """Tokens that the chosen node will probably compute, at least 1."""
+        return max(self.prompt_tokens - float(self.candidates.precision[self.place]) * self.matched_tokens, 1.0)
 
     @property
     def expected_s(self) -> float:
@@ -182,6 +198,8 @@ class Rating(NamedTuple):
     """At least 0 each; the least is chosen."""
     reason: str
     """The rule in words, for display."""
+    uncertain: Column | None = None
+    """The part of the cost that prompts of other entry nodes may change, which luck multiplies; None: all of it."""
 
 
 Policy = Callable[[Candidates, int, Sequence[int]], Rating]
@@ -204,11 +222,13 @@ def choose(
     if not len(candidates):
         raise LocalError("no node serves this model")
     terms = rate(candidates, prompt_tokens, config)
+    uncertain = terms.uncertain_s
     if rating is not None:
         terms = replace(terms, cost=rating.cost)
+        uncertain = rating.cost if rating.uncertain is None else rating.uncertain
     cost = terms.cost
     if luck is not None:
-        cost = cost * (1.0 + config.spread * min(terms.crowd / config.spread_load, 1.0) * luck)
+        cost = cost + config.spread * min(terms.crowd / config.spread_load, 1.0) * luck * uncertain
     best = cheapest(candidates, cost, luck)
     reason = rating.reason if rating is not None else ""
     sent = candidates.sent_tokens
@@ -275,16 +295,21 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     matched = np.floor_divide(candidates.matched_tokens, STRIDE) * STRIDE
     uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
     prefill_s = uncached / rate_
+    usual_s = np.minimum(uncached, candidates.usual_tokens) / rate_
     queue_s = _queue_s(candidates.queued_tokens / rate_, candidates.num_requests, slots, candidates.hold_s, config)
-    wait_s = candidates.round_trip_s + queue_s + prefill_s  # (one round trip: the stream's opening carries the prompt)
+    start_s = candidates.round_trip_s + queue_s  # (one round trip: the stream's opening carries the prompt)
+    wait_s, uncertain_s = start_s + prefill_s, start_s + usual_s
     exponent = config.load_exponent * np.exp2(candidates.load_age_s * (-1.0 / config.load_half_life_s))
     load = np.minimum((candidates.num_requests + 1.0) / slots_ratio, _MAX_LOAD)
     load_factor = np.power(load, exponent)
     crowd = float(np.add.reduce(np.minimum(candidates.num_requests / slots, _MAX_CROWD))) / len(slots)
-    recompute_s = (1.0 + crowd) ** 2 * uncached / usual_rate
+    work_price, late_price = (1.0 + candidates.prompts_per_node) ** 2, (1.0 + crowd) ** 2
+    recompute_s = work_price * uncached / usual_rate
     late_s = wait_s + candidates.lateness_s
-    cost = wait_s * load_factor + config.lateness_weight * candidates.lateness_s + recompute_s
-    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s, crowd)
+    expected_s = uncertain_s * load_factor + (prefill_s - usual_s) + candidates.lateness_s
+    cost = expected_s + late_price * candidates.lateness_s + recompute_s
+    prices = (crowd, work_price, late_price)
+    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s, uncertain_s, *prices)
 
 
 def _queue_s(

@@ -12,6 +12,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mycelia.proto.routing.candidates import UNKNOWN, Usual
+
+_NEWEST_WEIGHT = 0.05
+"""Weight of the newest prompt in the means of all: about the last twenty count."""
+
 
 class UnderWay(NamedTuple):
     """A request that was sent to a peer."""
@@ -32,6 +37,15 @@ class Dispatches:
         """Peer -> block hash -> time by which the peer's digest must contain it."""
         self._running: dict[bytes, dict[bytes, UnderWay]] = {}
         """Peer -> request id -> request."""
+        self._num_sent = 0
+        self.usual = UNKNOWN
+        """Read-only."""
+
+    def note(self, sent: Usual) -> None:
+        """A prompt of this kind was sent. Mutates."""
+        self._num_sent += 1
+        weight, before = max(_NEWEST_WEIGHT, 1 / self._num_sent), self.usual if self._num_sent > 1 else sent
+        self.usual = Usual(*(old + weight * (new - old) for old, new in zip(before, sent, strict=True)))
 
     def begin(self, request_id: bytes, peer: bytes, uncached_tokens: int, expected_s: float, now: float) -> None:
         """A prompt goes to ``peer``, which is expected to prefill ``uncached_tokens`` and to send the first token after

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mycelia.proto.config import RoutingConfig
-from mycelia.proto.routing.candidates import Candidates
+from mycelia.proto.routing.candidates import UNKNOWN, Candidates, Usual
 from mycelia.proto.routing.dispatches import UnderWay
 from mycelia.proto.routing.observed import Observed
 from mycelia.proto.wire.messages import MAX_SMALL, Served
@@ -19,6 +19,8 @@ from mycelia.proto.wire.messages import MAX_SMALL, Served
 _COLUMNS = range(14)
 _ROUND_TRIP, _TOLD_AT, _HOLDS_UNTIL, _CONTEXT, _QUEUED, _REQUESTS, _SLOTS, _RATE, _HOLD = _COLUMNS[:9]
 _IMPRECISION, _LATENESS, _OBSERVED_AT, _SEEN_RATE, _SINCE = _COLUMNS[9:]
+_MAX_PROMPTS = 4.0
+"""More prompts that wait to be computed count as this many: a bound on what claims can do to the mean of all nodes."""
 _HAS_PLACE = 1.5
 """A node has a place while its requests per slot are below this."""
 
@@ -133,13 +135,14 @@ class LoadTable:
         left_out: Set[bytes],
         now: float,
         max_waiting_per_slot: float = math.inf,
+        usual: Usual = UNKNOWN,
     ) -> Candidates:
         """This node and every node whose context holds ``prompt_tokens`` and one more. ``left_out`` are excluded. If
         ``max_waiting_per_slot`` is finite, nodes with a longer queue are excluded, and nodes that reported lately that
         they have no slots. Entries for peers that are not in the table are ignored:
 
         matched: tokens of the prompt in the peer's cache; sent: tokens of the prompt that this node sent there lately;
-        under_way: requests that this node sent there and that are not over.
+        under_way: requests that this node sent there and that are not over; usual: see ``Usual``.
         """
         num = len(self._peers)
         columns = self._columns[:, :num]
@@ -148,7 +151,8 @@ class LoadTable:
         age_s = np.maximum(now - np.maximum(columns[_TOLD_AT], np.minimum(columns[_HOLDS_UNTIL], now)), 0.0)
         # An old queue is done by now. A node that does not report its end must not be avoided for ever.
         still_there = np.exp2(age_s * (-1.0 / self._config.told_half_life_s))
-        queued, requests = columns[_QUEUED] * still_there, columns[_REQUESTS] * still_there
+        reported, requests = columns[_QUEUED] * still_there, columns[_REQUESTS] * still_there
+        queued = reported.copy()
         overdue_s = np.zeros(num)
         for peer, running in under_way.items():
             row = self._row_of.get(peer)
@@ -177,7 +181,7 @@ class LoadTable:
             row = self._row_of.get(peer)
             if row is not None:
                 fits[row] = False
-        made = (
+        made = [
             matched_tokens,
             requests,
             queued,
@@ -190,15 +194,18 @@ class LoadTable:
             age_s,
             sent_tokens,
             columns[_SEEN_RATE].copy(),
-        )
+        ]
         if own is not None:
             made[-1][own] = math.inf  # (this node's own report is true)
-        if np.logical_and.reduce(fits):
-            return Candidates(self._peers.copy(), -1 if own is None else own, *made)
-        places = np.flatnonzero(fits).tolist()
-        peers = [self._peers[place] for place in places]
-        local = peers.index(self._me) if self._me in peers else -1
-        return Candidates(peers, local, *(column[fits] for column in made))
+        # (what this node sent since the reports was partly computed since)
+        prompts = np.minimum(reported[fits] / usual.uncached, _MAX_PROMPTS)
+        per_node = float(np.add.reduce(prompts)) / max(len(prompts), 1)
+        peers, local = self._peers.copy(), -1 if own is None else own
+        if not np.logical_and.reduce(fits):
+            peers = [self._peers[place] for place in np.flatnonzero(fits).tolist()]
+            local = peers.index(self._me) if self._me in peers else -1
+            made = [column[fits] for column in made]
+        return Candidates(peers, local, *made, usual_tokens=usual.tokens, prompts_per_node=per_node)
 
     def check_invariants(self) -> None:
         assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}

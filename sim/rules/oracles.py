@@ -41,7 +41,7 @@ class Oracle:
             return lmetric(true, prompt_tokens, chain)
         terms = rate(true, prompt_tokens, _CONFIG)
         if self._name == "oracle":
-            return Rating(terms.cost, "least cost, by the true state")
+            return Rating(terms.cost, "least cost, by the true state", terms.uncertain_s)
         waits_s = self._truth.waits_s(candidates, prompt_tokens, chain)
         if self._name == "oracle-soonest":
             return Rating(waits_s, "first token truly soonest")

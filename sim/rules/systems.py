@@ -2,7 +2,8 @@
 
 They are re-implementations for peers of different speeds and without a central router: compare orderings, not
 absolutes. What a system knows of its workers and Mycelia's nodes do not report is replaced as each rule says. Matches
-are in whole blocks.
+are in whole blocks. Luck multiplies as much of a cost in seconds as it does of the protocol's own, and all of a cost in
+other units.
 """
 
 from collections.abc import Sequence
@@ -55,8 +56,10 @@ def gorgo(candidates: Candidates, prompt_tokens: int, chain: Sequence[int]) -> R
     median of the known rates."""
     rates = np.sort(candidates.prefill_rate[candidates.prefill_rate > 0])
     usual_rate = float(rates[len(rates) // 2]) if len(rates) else DEFAULT_RATE
-    work = candidates.queued_tokens + _uncached(candidates, prompt_tokens)
-    return Rating(candidates.round_trip_s + work / usual_rate, "least round trip + work")
+    uncached = _uncached(candidates, prompt_tokens)
+    cost = candidates.round_trip_s + (candidates.queued_tokens + uncached) / usual_rate
+    more_s = np.maximum(uncached - candidates.usual_tokens, 0.0) / usual_rate
+    return Rating(cost, "least round trip + work", cost - more_s)
 
 
 class Dynamo:
@@ -113,7 +116,8 @@ def preble(candidates: Candidates, prompt_tokens: int, chain: Sequence[int]) -> 
 
 def least_ttft(candidates: Candidates, prompt_tokens: int, chain: Sequence[int]) -> Rating:
     """The least expected time to the first token, from the same reports as Mycelia's own rule and nothing else."""
-    return Rating(rate(candidates, prompt_tokens, _CONFIG).wait_s, "first token expected soonest")
+    terms = rate(candidates, prompt_tokens, _CONFIG)
+    return Rating(terms.wait_s, "first token expected soonest", terms.uncertain_s)
 
 
 def _matched(candidates: Candidates) -> Column:

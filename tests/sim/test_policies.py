@@ -198,6 +198,14 @@ def test_an_ablation_hides_one_thing() -> None:
     assert chosen("mycelia-no-recompute", here, idle) == "idle" and chosen("mycelia-no-queue", here, idle) == "here"
     late = candidate("late", 640, slots=9, lateness_s=2.0, prefill_rate=900.0)
     assert chosen("mycelia-no-lateness", late, idle) == "late" and chosen("mycelia-no-queue", late, idle) == "idle"
+    slower = candidate("slower", 9 * 640, 9, slots=9, lateness_s=12.0, prefill_rate=900.0)
+    others = [candidate(f"{number}", 0, 9, slots=9, prefill_rate=900.0) for number in range(9)]
+    assert chosen("mycelia-no-crowd", slower, *others, tokens=9_000) == "slower"
+    assert chosen("mycelia-no-rtt", slower, *others, tokens=9_000) != "slower"
+    several = [candidate("busy", 0, 30, prefill_rate=3_000.0), candidate("slow", prefill_rate=600.0)]
+    known = Candidates.of(several, usual_tokens=1_000)
+    for name, best in (("mycelia-no-usual", 1), ("mycelia-no-queue", 0)):
+        assert policy(name)(known, 100_000, ()).cost.argmin() == best, name
 
 
 def test_without_dispatches_only_what_was_told_counts() -> None:

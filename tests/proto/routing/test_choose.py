@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycelia.proto.config import RoutingConfig
-from mycelia.proto.routing.candidates import Candidate, Candidates
+from mycelia.proto.routing.candidates import UNKNOWN, Candidate, Candidates, Usual
 from mycelia.proto.routing.choose import Decision, Rating, rate
 from mycelia.proto.routing.choose import choose as choose_among
+from mycelia.proto.routing.dispatches import Dispatches, UnderWay
+from mycelia.proto.routing.load_table import LoadTable
 from mycelia.proto.routing.observed import Observed
 from mycelia.proto.wire.blocks import STRIDE
-from mycelia.proto.wire.messages import MAX_SMALL
+from mycelia.proto.wire.messages import MAX_SMALL, Served, Vitals
 from tests.profiles import examples
 
 CONFIG = RoutingConfig()
@@ -60,11 +62,11 @@ def test_whatever_is_claimed_every_cost_is_a_number_and_one_is_chosen(several: l
 
 
 @pytest.mark.properties
-@given(candidates, candidates, st.integers(1, 131_072))
+@given(candidates, candidates, st.integers(1, 131_072), st.floats(1, math.inf))
 @settings(max_examples=examples(100), deadline=None)
-def test_more_of_anything_bad_never_costs_less(one: Candidate, other: Candidate, tokens: int) -> None:
+def test_more_of_anything_bad_never_costs_less(one: Candidate, other: Candidate, tokens: int, mean: float) -> None:
     def cost(candidate: Candidate) -> float:
-        return float(rate(Candidates.of([candidate, other]), tokens, CONFIG).cost[0])
+        return float(rate(Candidates.of([candidate, other], mean), tokens, CONFIG).cost[0])
 
     worse = [
         replace(one, matched_tokens=one.matched_tokens // 2),
@@ -124,22 +126,71 @@ def test_luck_spreads_only_where_the_swarm_is_busy() -> None:
     assert chosen(0) == {b"0"} and len(chosen(4)) > 2
 
 
-def test_computing_again_costs_ever_more_the_busier_all_are() -> None:
-    def recompute_s(num_requests: int) -> float:
+def test_computing_again_costs_ever_more_the_more_prompts_wait() -> None:
+    def recompute_s(queued_tokens: int) -> float:
+        table = LoadTable(b"me", CONFIG, Observed(CONFIG))
+        for peer in (NEAR, FAR):
+            load = Vitals(queued_tokens=queued_tokens, active_requests=1, waiting_requests=0, slots=4, prefill_rate=500)
+            table.put(peer, Served(namespace=b"", model="m", context_tokens=9_000, vitals=load), 0.0, 0.0, 0.02)
+        sent = {NEAR: [UnderWay(0.0, 50_000, 0.0)]}
+        candidates = table.candidates(1_000, {}, {}, sent, set(), 0.0, usual=Usual(2_000, 600))
+        assert (candidates.queued_tokens - queued_tokens).tolist() == [50_000, 0] and candidates.usual_tokens == 2_000
+        return float(rate(candidates, 1_000, CONFIG).recompute_s[0])
+
+    none, half, one, most = (recompute_s(number) for number in (0, 300, 600, MAX_SMALL))
+    assert (none, half, one) == (2.0, 4.5, 8.0), "2 s at the usual rate, times (1 + prompts to compute) squared"
+    assert most == 50.0, "claims of more than four prompts count as four"
+
+
+def test_lateness_counts_for_those_who_are_delayed_too_as_far_as_there_are_any() -> None:
+    def lateness_cost(num_requests: int) -> float:
         several = [usual(b"%d" % number, num_requests=num_requests) for number in range(3)]
-        return choose(several, 1_000, CONFIG).rated[0].recompute_s
+        late = [replace(several[0], lateness_s=0.5), *several[1:]]
+        costs = [rate(Candidates.of(some), 1_000, CONFIG).cost for some in (late, several)]
+        return float(costs[0][0] - costs[1][0])
 
-    idle, half, full = (recompute_s(number) for number in (0, 2, 4))
-    assert (idle, half, full) == (2.0, 4.5, 8.0), "2 s at the usual rate, times (1 + requests per slot) squared"
+    idle, half, full = (lateness_cost(number) for number in (0, 2, 4))
+    assert (idle, half, full) == pytest.approx((1.0, 1.625, 2.5)), "0.5 s, and times (1 + requests per slot) squared"
 
 
-def test_lateness_counts_for_those_who_are_delayed_too() -> None:
-    late = usual(FAR, matched_tokens=10 * STRIDE, lateness_s=0.5)
-    terms = choose([usual(), late], 1_000, CONFIG).rated
-    (cost,) = (one.cost - one.wait_s - one.recompute_s for one in terms if one.candidate.peer == FAR)
-    assert cost == pytest.approx(0.5 * CONFIG.lateness_weight)
-    assert choose([usual(), late], 1_000, CONFIG).chosen == NEAR, "6 x 0.5 s outweigh 2 x 1.28 s of computing"
-    assert choose([usual(), late], 1_000, replace(CONFIG, lateness_weight=1.0)).chosen == FAR
+def test_who_was_late_by_chance_keeps_its_prefix_while_the_swarm_is_idle() -> None:
+    late = usual(FAR, matched_tokens=10 * STRIDE, lateness_s=1.2)
+    others = [usual(b"%d" % number) for number in range(3)]
+    assert choose([*others, late], 1_000, CONFIG).chosen == FAR, "2 x 1.2 s against 2 x 1.28 s of computing"
+    busy = [replace(one, num_requests=4) for one in (*others, late)]
+    assert choose(busy, 1_000, CONFIG).chosen != FAR, "5 x 1.2 s, which is more"
+
+
+def test_load_and_luck_do_not_send_a_long_prompt_to_a_slow_node() -> None:
+    fast = usual(NEAR, prefill_rate=3_000.0, num_requests=3)
+    slow = [usual(b"%d" % number, prefill_rate=600.0) for number in range(3)]
+
+    def chosen(prompt_tokens: int, usual_tokens: float = 1_000.0) -> set[bytes]:
+        several, chance = Candidates.of([fast, *slow], usual_tokens), np.random.default_rng(1)
+        return {choose_among(several, prompt_tokens, CONFIG, chance.random(4)).chosen for _ in range(50)}
+
+    assert chosen(100_000) == {NEAR}
+    busier = replace(fast, num_requests=30)
+    assert choose([busier, *slow], 100_000, CONFIG).chosen != NEAR, "all of its time counts, if it is usual"
+    assert choose_among(Candidates.of([busier, *slow], 1_000), 100_000, CONFIG).chosen == NEAR
+    terms = rate(Candidates.of([fast, *slow], 1_000), 100_000, CONFIG)
+    assert terms.uncertain_s.tolist() == pytest.approx([0.02 + 1 / 3, *[0.02 + 1 / 0.6] * 3])
+    assert terms.wait_s.tolist() == pytest.approx([0.02 + 100 / 3, *[0.02 + 100 / 0.6] * 3])
+
+
+def test_usual_prompts_are_those_sent_lately() -> None:
+    dispatches = Dispatches()
+    assert dispatches.usual == UNKNOWN
+    dispatches.note(Usual(8_000, 4_000))
+    assert dispatches.usual == pytest.approx((8_000, 4_000))
+    for _ in range(3):
+        dispatches.note(Usual(2_000, 1))
+    assert dispatches.usual == pytest.approx((3_500, 1_000.75)), "means of a few"
+    for _ in range(200):
+        dispatches.note(Usual(1_000, 500))
+    assert dispatches.usual == pytest.approx((1_000, 500), rel=0.01)
+    decision = choose([usual(matched_tokens=640, precision=0.5)], 1_000, CONFIG)
+    assert decision.uncached_tokens == 680
 
 
 def test_another_rule_replaces_the_cost_and_nothing_else() -> None:
@@ -152,6 +203,11 @@ def test_another_rule_replaces_the_cost_and_nothing_else() -> None:
     equal = Rating(np.zeros(2), "")
     chosen = {choose_among(several, 1_000, CONFIG, np.array(luck), equal).chosen for luck in ((0.1, 0.2), (0.2, 0.1))}
     assert chosen == {NEAR, FAR}
+    # Luck multiplies what the rule says, without that all of the cost.
+    busy, luck = Candidates.of([usual(num_requests=4), usual(FAR, num_requests=4)]), np.array([1.0, 0.0])
+    costs = np.array([1.0, 1.6])
+    assert choose_among(busy, 1_000, CONFIG, luck, Rating(costs, "")).chosen == FAR
+    assert choose_among(busy, 1_000, CONFIG, luck, Rating(costs, "", uncertain=costs / 2)).chosen == NEAR
     assert choose_among(several, 1_000, CONFIG, rating=equal).chosen == FAR, "without luck the lowest peer id"
 
 
