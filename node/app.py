@@ -26,6 +26,7 @@ from mycelia.node.peer_id import peer_text
 from mycelia.node.queries.inspection import INSPECT, Inspection
 from mycelia.node.queries.models import MODELS, SwarmModels
 from mycelia.node.queries.reach import keep_reachable
+from mycelia.node.queries.uses import VECTORS
 from mycelia.node.requests.answer_frames import one_frame
 from mycelia.node.requests.drain import Drain
 from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
@@ -34,6 +35,7 @@ from mycelia.node.requests.own_texts import OwnTexts
 from mycelia.node.requests.relay import FindEntries, Relay, there_or_here
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import serve_generate_stream
+from mycelia.node.requests.vectors import Vectors
 from mycelia.node.storage.saving import Kept, StateSaver, restored
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import AGENT, VERSION, version_in
@@ -52,7 +54,7 @@ from mycelia.proto.digests.budget import Plane, Traffic
 from mycelia.proto.effects import RequestEffect
 from mycelia.proto.events import CacheChanged, Leaving, ModelServed, Paused, VitalsChanged
 from mycelia.proto.overlay import Overlay, PeerView
-from mycelia.proto.planes.failure import LEAVING, PAUSED_MESSAGE
+from mycelia.proto.planes.failure import LEAVING, LEAVING_MESSAGE, PAUSED_MESSAGE
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
@@ -117,7 +119,9 @@ class Node:
         self.models = self.swarm_models.rows
         texts = OwnTexts(self._own)
         self.tokenize, self.tokenize_text, self.detokenize = texts.tokenize, texts.tokenize_text, texts.detokenize
-        self.vocabulary_texts, self.embed = texts.vocabulary, texts.embed
+        self.vocabulary_texts = texts.vocabulary
+        self._vectors = Vectors(self._own, network, self.swarm_models, self._driver.handle)
+        self.model_for, self.embed, self.rank = self._own.model_for, self._vectors.embed, self._vectors.rank
         self.recent_requests, self.requests_changed = self.requests.rows, self.requests.changed
         self.links, self.trace = self._inspection.links, self._inspection.trace
 
@@ -138,6 +142,7 @@ class Node:
                 serve_ask = partial(serve_ask_stream, self._ask_of_peer)
                 self._network.serve(ASK, partial(self._work, serve_ask), is_forgiving=True)
                 self._network.serve(MODELS, self.swarm_models.serve_stream)
+                self._network.serve(VECTORS, partial(self._work, self._serve_vectors))
                 nursery.start_soon(self.swarm_models.keep_asking)
                 self._drain.on_begin.append(begin_leaving)
                 task_status.started()
@@ -237,6 +242,12 @@ class Node:
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
+
+    async def _serve_vectors(self, stream: MessageStream) -> None:
+        refusal = ""
+        if self._is_paused or self._drain.is_leaving:
+            refusal = PAUSED_MESSAGE if self._is_paused else LEAVING_MESSAGE
+        await self._vectors.serve_stream(stream, refusal)
 
     async def keep_reachable(self, mappers: Mapping[str, PortMapper] | None = None) -> None:
         """Runs until cancelled, see ``node/queries/reach.py``."""
@@ -394,4 +405,5 @@ def _served_row(engine: Engine, trees: Mapping[bytes, RadixTree]) -> ServedRow:
         load_s=round(residence.load_s, 1),
         memory_bytes=residence.memory_bytes,
         kept_bytes=residence.kept_bytes,
+        kind=info.kind,
     )

@@ -15,6 +15,14 @@ class BusyError(LocalError):
         self.retry_s = retry_s
 
 
+class FailedError(LocalError):
+    """A request that failed for a reason that has a code of its own (``proto/wire/serving.py``)."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def no_such_model(name: str, served: Sequence[str]) -> str:
     """The message for a model that no node serves, in OpenAI's words, by which clients know the case. It has at most
     512 characters, as a message between nodes."""

@@ -4,7 +4,7 @@ In both, two ``Node`` objects share one engine (``engine/shares.py``) and nothin
 network and overlay. A prompt enters at the private one, unless the model's name ends in ``@public``.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 
@@ -71,13 +71,7 @@ class Swarms:
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Api.ask``."""
-        part: Node | None = self._home
-        model = self.aliases.get(ask.model, ask.model)
-        suffix = ""
-        if model.endswith(PUBLIC_SUFFIX):
-            part = self._public or (None if self._home.swarm else self._home)
-            model, suffix = model.removesuffix(PUBLIC_SUFFIX), PUBLIC_SUFFIX
-            model = self.aliases.get(model, model)
+        part, model, suffix = self._part_of(ask.model)
         answer: AbstractAsyncContextManager[AsyncIterator[EntryFrame]]
         if part is None or part.ended:
             message = part.ended if part else _ONLY_PRIVATE
@@ -86,15 +80,39 @@ class Swarms:
             answer = part.ask(replace(ask, model=model), deadline_s, client)
         return self._usage.counting(answer, client, (model or self.model) + suffix)
 
+    def model_for(self, kind: str) -> str:
+        """See ``Api.model_for``."""
+        return self._home.model_for(kind)
+
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
         """See ``Api.embed``."""
-        use = Use(model or self.model, is_failed=True)
+        return await self._made(lambda part, name: part.embed(texts, client, name), client, model)
+
+    async def rank(self, query: str, documents: Sequence[str], client: bytes = b"", model: str = "") -> Embedded:
+        """See ``Api.rank``."""
+        return await self._made(lambda part, name: part.rank(query, documents, client, name), client, model)
+
+    async def _made(self, make: Callable[[Node, str], Awaitable[Embedded]], client: bytes, model: str) -> Embedded:
+        part, name, suffix = self._part_of(model)
+        use = Use((name or self.model) + suffix, is_failed=True)
         try:
-            made = await self._home.embed(texts, client, model)
+            if part is None or part.ended:
+                raise LocalError(part.ended if part else _ONLY_PRIVATE)
+            made = await make(part, name)
             use.is_failed, use.prompt_tokens = False, made.num_tokens
             return made
         finally:
             self._usage.add(client, use)
+
+    def _part_of(self, model: str) -> tuple[Node | None, str, str]:
+        """The part in which a model is asked for, or None if there is none; its name there; the suffix that the client
+        wrote."""
+        model = self.aliases.get(model, model)
+        if not model.endswith(PUBLIC_SUFFIX):
+            return self._home, model, ""
+        model = model.removesuffix(PUBLIC_SUFFIX)
+        part = self._public or (None if self._home.swarm else self._home)
+        return part, self.aliases.get(model, model), PUBLIC_SUFFIX
 
     async def models(self) -> list[ModelRow]:
         """See ``Api.models``. Models of the open network have the suffix by which they are asked for."""

@@ -246,6 +246,8 @@ class ModelRow(msgspec.Struct, frozen=True):
     """
     reuse: str = ""
     """How prompts of the model reuse what is cached, see ``ModelInfo``; empty: unknown, as of others' models."""
+    kind: str = ""
+    """text, embedding or rerank; empty: unknown, as of models of nodes that do not say it."""
 
 
 class ServedRow(msgspec.Struct, frozen=True):
@@ -270,6 +272,8 @@ class ServedRow(msgspec.Struct, frozen=True):
     """The most that its engine took; 0: not measured, as of a node with one model."""
     kept_bytes: int = 0
     """Room for prefixes beside the KV cells, also while it is not loaded; 0: not counted."""
+    kind: str = "text"
+    """text, embedding or rerank."""
 
 
 class TreeRowView(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ from mycelia.node.engine.child.cells import Evicted
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.llama import OK
+from mycelia.node.engine.child.loop import StepLoop
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.child.worker import Service, load
 from mycelia.node.engine.child_process import child_environment, load_message
@@ -97,9 +98,9 @@ class Bench:
         """replies: where the loop reports. seed: for the prompts. Raises LocalError for a model that fails."""
         wanted = EngineSettings(model, threads=settings.threads, cells=settings.cells, slots=settings.slots)
         service = Service(replies)
-        self._loop, _ = load(load_message(wanted, wanted.cells), replies, service)
-        assert service.llama is not None
-        self._llama = service.llama
+        loop, _ = load(load_message(wanted, wanted.cells), replies, service)
+        assert isinstance(loop, StepLoop), "a model that writes text"
+        self._loop, self._llama = loop, loop.llama
         self._rng = random.Random(seed)  # noqa: S311  no secret
         self._num_requests = 0
 

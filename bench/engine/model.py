@@ -4,12 +4,14 @@ import random
 from dataclasses import dataclass
 
 import psutil
+import trio
 
 from mycelia.bench.engine.engine import OurEngine, at_once
 from mycelia.bench.engine.target import FIRST_PLAIN_TOKEN
 from mycelia.bench.plans import ModelBench
 from mycelia.bench.report.report import Progress, Report, report_of, row_of
-from mycelia.node.engine.process import open_engine
+from mycelia.node.engine.kinds import TEXT
+from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.models.find import find_model
 from mycelia.proto.wire.errors import LocalError
@@ -20,6 +22,7 @@ NEW_TOKENS, ANSWER_TOKENS, PAUSE_S = 100, 200, 60.0
 """A conversation: new tokens of a prompt, tokens of an answer, and the time from one prompt to the next. What came
 before in it is cached."""
 _SHORT, _DECODED = 32, 48
+_TEXTS = 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ async def bench_model(name: str, plan: ModelBench) -> Report:
     with Progress(plan.runs + 1) as progress:
         progress.step("loading")
         async with open_engine(settings) as engine:
+            if engine.info.kind != TEXT:
+                return await _bench_texts(engine, plan, rng, progress)
             plain = max(engine.info.num_vocab - FIRST_PLAIN_TOKEN, 1)
 
             def fresh(length: int) -> list[int]:
@@ -67,6 +72,20 @@ async def bench_model(name: str, plan: ModelBench) -> Report:
                 memory_mb = psutil.Process(engine.pid).memory_info().rss / 1e6
             cells = engine.num_cells or 0
     return _report(runs, memory_mb, cells)
+
+
+async def _bench_texts(engine: ProcessEngine, plan: ModelBench, rng: random.Random, progress: Progress) -> Report:
+    """What a model does that only reads texts."""
+    rates, length = list[float](), min(plan.prompt_tokens, engine.info.context_tokens)
+    for number in range(plan.runs + 1):
+        if number:  # (the first one warms up)
+            progress.step(f"run {number}")
+        began = trio.current_time()
+        await engine.embed([[rng.randrange(engine.info.num_vocab) for _ in range(length)] for _ in range(_TEXTS)])
+        rates.append(_TEXTS * length / (trio.current_time() - began))
+    memory_mb = psutil.Process(engine.pid).memory_info().rss / 1e6 if engine.pid is not None else 0.0
+    rows = [row_of("text_rate", "tokens/s", rates[1:]), row_of("engine_memory", "MB", [memory_mb])]
+    return report_of("model", rows)
 
 
 def _counts(slots: int) -> list[int]:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from mycelia.node.doctor.network import Line
 from mycelia.node.doctor.processor import unused_instructions
 from mycelia.node.engine.backends import BUILD_CUDA, BUILD_VULKAN, no_gpu_reason, unusable_backend
+from mycelia.node.engine.kinds import TEXT, described
 from mycelia.node.engine.models import is_fake
 from mycelia.node.engine.probe.probe import Library, Model, Problem, Question, probe
 from mycelia.node.engine.settings import EngineSettings, available_memory_bytes, usable_cores
@@ -54,7 +55,7 @@ class ModelReport(Struct, frozen=True):
     description: str
     weight_bytes: int
     reuse: str
-    """prefix or none."""
+    """prefix, checkpoints or none."""
     reuse_reason: str
     layers: int
     """The output counts as one, as in ``--gpu-layers``."""
@@ -64,6 +65,8 @@ class ModelReport(Struct, frozen=True):
     cells: int
     cells_bytes: int
     context_tokens: int
+    kind: str = TEXT
+    """text, embedding or rerank."""
 
 
 class Report(Struct, frozen=True):
@@ -202,20 +205,23 @@ def _vulkan_vendor() -> str:
 
 def _model(name: str, path: str, found: Model) -> ModelReport:
     kept = "its KV cache can be shared, which a node tests when it starts"
+    reuse = "checkpoints" if found.keeps_states else "prefix"
     states = "it keeps one state per sequence, so prompts begin at states that were saved in host memory or on disk"
+    why = states if found.keeps_states else kept
     return ModelReport(
         name=name,
         path=path,
         description=one_line(found.description),
         weight_bytes=found.weight_bytes,
-        reuse="checkpoints" if found.keeps_states else "prefix",
-        reuse_reason=states if found.keeps_states else kept,
+        reuse=reuse if found.kind == TEXT else "none",
+        reuse_reason=why if found.kind == TEXT else f"it is {described(found.kind)}, which keeps nothing of a text",
         layers=found.layers,
         gpu_layers=found.gpu_layers,
         offload=one_line(found.offload),
         cells=found.cells,
         cells_bytes=found.cells_bytes,
-        context_tokens=min(found.cells, found.trained_tokens) if found.trained_tokens else found.cells,
+        context_tokens=min(filter(None, (found.cells, found.trained_tokens)), default=0),
+        kind=found.kind,
     )
 
 
@@ -235,10 +241,12 @@ def lines(report: Report) -> list[str]:
     rows.append(("packaged", f"{PACKAGED_MODEL}: {report.packaged_model or 'not installed'}"))
     if model is not None:
         cells = f"{model.cells} cells take {_size(model.cells_bytes)}; context of {model.context_tokens} tokens"
-        rows.append(("model", f"{model.name}: {model.description}, {_size(model.weight_bytes)}"))
+        what = f"{described(model.kind)}, {model.description}, {_size(model.weight_bytes)}"
+        rows.append(("model", f"{model.name}: {what}"))
         rows.append(("  layers", model.offload or f"all {model.layers} on the processor"))
         rows.append(("  reuse", f"{model.reuse}: {model.reuse_reason}"))
-        rows.append(("  KV cache", cells))
+        if model.kind == TEXT:
+            rows.append(("  KV cache", cells))
     wrong = {fault.what for fault in report.faults}
     told = [("ok", name, text) for name, text in rows if name not in wrong]
     told += [

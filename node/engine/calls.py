@@ -38,7 +38,7 @@ RETRY_S = 1.0
 BYTES_A_TOKEN = 4
 
 Answer = ipc.Rendered | ipc.Spelled | ipc.Embedded
-Question = ipc.Render | ipc.Parse | ipc.Spell | ipc.Embed
+Question = ipc.Render | ipc.Parse | ipc.Pair | ipc.Spell | ipc.Embed
 
 
 @dataclass(eq=False)

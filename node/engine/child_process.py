@@ -10,6 +10,7 @@ import trio
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.engine import ModelInfo
+from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.cache.tier import GIB
 from mycelia.proto.wire.blocks import namespace_key
@@ -102,11 +103,13 @@ def model_info(settings: EngineSettings, message: ipc.Loaded) -> ModelInfo:
         spellings=message.spellings,
         model_digest=message.model_digest,
         kv_settings=message.kv_settings,
+        kind=message.kind,
     )
 
 
 def log_loaded(message: ipc.Loaded, info: ModelInfo, pid: int | None, threads: int) -> None:
-    log.info("engine_ready", pid=pid, model=info.name, reuse=info.reuse, threads=threads, cells=message.cells)
+    facts = {"reuse": info.reuse, "cells": message.cells} if info.kind == TEXT else {"kind": info.kind}
+    log.info("engine_ready", pid=pid, model=info.name, threads=threads, **facts)
     if message.offload:
         log.info("on_gpu", layers=message.offload)
     if message.no_gpu:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mycelia.node.engine.kinds import TEXT
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.cache.sharing import Owner
 from mycelia.proto.wire.blocks import namespace_key
@@ -69,6 +70,8 @@ class ModelInfo:
     model_digest: bytes = b""
     kv_settings: str = ""
     """What the namespace is made of."""
+    kind: str = TEXT
+    """See ``kinds.py``."""
 
     def in_swarm(self, salt: bytes) -> "ModelInfo":
         """The same model in the swarm whose namespaces have this salt."""
@@ -255,11 +258,17 @@ class Engine(Protocol):
         tokens."""
         ...
 
+    async def tokenize_pair(self, query: str, document: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
+        """The tokens by which a reranking model reads a document for a query; a document that does not fit is cut. Else
+        as ``tokenize_chat``."""
+        ...
+
     async def embed(
         self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:
-        """A vector of length 1 for each text, given as tokens. client, subnet: see ``EngineRequest``. Cancelling the
-        caller cancels the work. Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
+        """A vector of length 1 for each text, given as tokens; of a reranking model the rank of each pair, between 0
+        and 1, as a vector of one number. client, subnet: see ``EngineRequest``. Cancelling the caller cancels the work.
+        Raises LocalError for a text that cannot be embedded, BusyError when too many wait."""
         ...
 
     def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:

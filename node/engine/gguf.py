@@ -19,12 +19,7 @@ _SIZES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q
 _TEXT, _LIST = 8, 9
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
-_ENCODERS = frozenset(
-    "bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3 modern-bert neo-bert eurobert gemma-embedding "  # noqa: SIM905
-    "llama-embed t5encoder".split()
-)
 _DIFFUSERS = frozenset({"dream", "llada", "llada-moe", "rnd1"})
-_EMBEDDER = "an embedding model, which reads texts and writes none: serve a text model, which also makes embeddings"
 _PROJECTOR = "the part of a model that sees images or hears sound: give the file of the model itself, which reads text"
 _ADAPTER = "a LoRA adapter, which changes another model: serve that one, and give the adapter with --lora NAME=FILE"
 _OTHERS = {
@@ -33,7 +28,7 @@ _OTHERS = {
     "imatrix": "an importance matrix, which helps to quantize a model: give the file of a model",
     "t5": "a model that translates one text into another, in two halves: serve a model that continues a text",
     "wavtokenizer-dec": "a model that makes sound from tokens: give the file of a text model",
-    **dict.fromkeys(_ENCODERS, _EMBEDDER),
+    "t5encoder": "the reading half of a T5, which llama.cpp computes in its own way: serve another embedding model",
     **dict.fromkeys(_DIFFUSERS, "a diffusion model, which does not write token by token: serve one that does"),
 }
 """Architecture, or type -> what the file is, and what to do."""

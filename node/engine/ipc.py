@@ -13,6 +13,7 @@ from typing import BinaryIO, Self
 import msgspec
 from msgspec import Struct
 
+from mycelia.node.engine.kinds import TEXT
 from mycelia.proto.cache.sharing import Owner, paint, unpaint
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
@@ -120,6 +121,16 @@ class Parse(_Frame, frozen=True):
     subnet: str = ""
 
 
+class Pair(_Frame, frozen=True):
+    """Asks for the tokens by which a reranking model reads a document for a query. Answered by Rendered."""
+
+    key: int
+    query: str
+    document: str
+    client: bytes = b""
+    subnet: str = ""
+
+
 class Spell(_Frame, frozen=True):
     """Asks for the text of token sequences."""
 
@@ -128,7 +139,7 @@ class Spell(_Frame, frozen=True):
 
 
 class Embed(_Frame, frozen=True):
-    """Asks for the embedding of each text."""
+    """Asks for the embedding of each text, or of a reranking model for the rank of each pair."""
 
     key: int
     texts: list[bytes]
@@ -176,6 +187,7 @@ class Loaded(_Frame, frozen=True):
     kv_settings: str = ""
     chat_problem: str = ""
     """The reason why the model cannot chat; empty: it can."""
+    kind: str = TEXT
 
 
 class LoadFailed(_Frame, frozen=True):
@@ -287,7 +299,7 @@ class LoadChanged(_Frame, frozen=True):
     vitals: Vitals
 
 
-ToChild = Load | Submit | Cancel | Render | Parse | Spell | Embed | Ping | Resize
+ToChild = Load | Submit | Cancel | Render | Parse | Pair | Spell | Embed | Ping | Resize
 FromChild = (
     Loaded
     | LoadFailed
@@ -309,7 +321,7 @@ to_child = msgspec.msgpack.Decoder(ToChild)
 _from_child = msgspec.msgpack.Decoder(FromChild)
 
 
-def is_long(question: Render | Parse | Spell) -> bool:
+def is_long(question: Render | Parse | Pair | Spell) -> bool:
     """Whether the answer takes long. Parent and child must use the same rule."""
     match question:
         case Render():
@@ -317,6 +329,8 @@ def is_long(question: Render | Parse | Spell) -> bool:
             size += sum(len(content) + len(extras) for _, content, extras in question.messages)
         case Parse():
             size = len(question.text)
+        case Pair():
+            size = len(question.query) + len(question.document)
         case Spell():
             size = sum(map(len, question.sequences))
     return size > LONG_CHARS

@@ -8,23 +8,19 @@ Back-pressure: the child never waits for a slow reader of one answer. Tokens tha
 items, bounded by ``max_tokens``.
 """
 
-import itertools
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 
 import msgspec
-import numpy as np
 import structlog
 import trio
-from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.calls import Calls, Question
+from mycelia.node.engine.asked_texts import NO_TOKENS, AskedTexts
 from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child_process import (
     LastWords,
@@ -46,9 +42,8 @@ from mycelia.node.engine.engine import (
     Residence,
 )
 from mycelia.node.engine.gguf import check_parts
-from mycelia.node.engine.known_model import KnownModel
+from mycelia.node.engine.kinds import TEXT, cannot
 from mycelia.node.engine.outbox import Outbox
-from mycelia.node.engine.prompts import PromptLimit
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.engine.stream import AnswerStream
 from mycelia.node.engine.watchdog import PING_INTERVAL_S, Pulse, Watchdog
@@ -56,10 +51,10 @@ from mycelia.node.signals import Signal
 from mycelia.node.sockets import receive_some
 from mycelia.node.telemetry.crashes import write_report
 from mycelia.proto.cache.tier import GIB
-from mycelia.proto.wire.blocks import pack_tokens, token_array, unpack_tokens
+from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LimitExceeded, LocalError, RemoteError
-from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, Conversation, Vitals
+from mycelia.proto.wire.messages import MAX_TOKENS_PER_REQUEST, Vitals
 
 log = structlog.get_logger()
 
@@ -76,17 +71,13 @@ MAX_READ_BYTES = 65_536
 WORKER_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.child.worker")
 FAKE_WORKER_COMMAND = (sys.executable, "-P", "-m", "mycelia.node.engine.fake.worker")
 
-_NO_TOKENS = "token ids are integers from 0 to 2^32 - 1"
 
-
-class ProcessEngine(KnownModel):
+class ProcessEngine(AskedTexts):
     """An ``Engine`` in a child process, opened by ``open_engine``."""
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
-        self._keys = itertools.count()
         self._streams: dict[int, AnswerStream] = {}
-        self._calls = Calls(self._keys)
         self._text_is_suspect = False
         """Whether a text may be the reason for which the child was killed."""
         self._outbox: Outbox | None = None
@@ -123,39 +114,6 @@ class ProcessEngine(KnownModel):
         """See ``Engine.vitals``; no slots while there is no child."""
         return self._vitals
 
-    async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
-        """See ``Engine.tokenize_chat``. Survives restarts of the child, except those that the text may have caused."""
-        size = sum(len(message.content) for message in conversation.messages)
-        question = partial(ipc.Render.of, conversation, client, subnet)
-        return await self._tokens(size, conversation, question, client, subnet)
-
-    async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
-        """See ``Engine.tokenize_text``. Survives restarts like ``tokenize_chat``."""
-        return await self._tokens(len(text), text, lambda key: ipc.Parse(key, text, client, subnet), client, subnet)
-
-    async def _tokens(
-        self, size: int, identity: Hashable, question: Callable[[int], Question], client: bytes, subnet: str
-    ) -> Sequence[int]:
-        PromptLimit(self.info.context_tokens, self.info.token_bytes).check_size(size)
-        answer = await self._calls.ask_once(identity, question, client, subnet)
-        assert isinstance(answer, ipc.Rendered)
-        return token_array(answer.tokens)
-
-    async def detokenize(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        packed = _packed(sequences)
-        answer = await self._calls.ask(lambda key: ipc.Spell(key, packed))
-        assert isinstance(answer, ipc.Spelled)
-        return answer.texts
-
-    async def embed(
-        self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
-    ) -> list[NDArray[np.float32]]:
-        """See ``Engine.embed``. Survives restarts like ``tokenize_chat``."""
-        packed = _packed(texts)
-        answer = await self._calls.ask(lambda key: ipc.Embed(key, packed, client, subnet), client, subnet)
-        assert isinstance(answer, ipc.Embedded)
-        return [np.frombuffer(vector, np.float32) for vector in answer.vectors]
-
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
         key, stream = next(self._keys), AnswerStream()
@@ -189,6 +147,8 @@ class ProcessEngine(KnownModel):
         return self._changes.take()
 
     def _submit(self, key: int, request: EngineRequest) -> EngineFailed | None:
+        if self.is_known and self.info.kind != TEXT:
+            return EngineFailed("bad_request", cannot(self.info.name, self.info.kind, TEXT), False)
         if self._outbox is None:
             return EngineFailed("overloaded", "the engine is restarting", True)
         if len(self._streams) >= MAX_IN_FLIGHT:
@@ -391,19 +351,11 @@ def _submission(key: int, request: EngineRequest) -> ipc.Submit | EngineFailed:
     except LocalError as exc:
         return EngineFailed("bad_request", str(exc), False)
     except (OverflowError, TypeError):
-        return EngineFailed("bad_request", _NO_TOKENS, False)
+        return EngineFailed("bad_request", NO_TOKENS, False)
     resumed = max(0, min(request.resumed_tokens, len(request.prompt)))
     due_s = None if request.deadline_s is None else time.monotonic() + request.deadline_s
     asked_by = request.client, request.subnet, *request.owner
     return ipc.Submit(key, prompt, sampling, resumed, due_s, *asked_by, request.open_tokens)
-
-
-def _packed(sequences: Sequence[Sequence[int]]) -> list[bytes]:
-    """The sequences, packed. Raises LocalError for invalid tokens."""
-    try:
-        return [pack_tokens(tokens) for tokens in sequences]
-    except (OverflowError, TypeError) as exc:
-        raise LocalError(_NO_TOKENS) from exc
 
 
 @asynccontextmanager

@@ -62,6 +62,9 @@ class EngineShare:
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
         return await self._engine.tokenize_text(text, client, self._subnet(client, subnet))
 
+    async def tokenize_pair(self, query: str, document: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
+        return await self._engine.tokenize_pair(query, document, client, self._subnet(client, subnet))
+
     async def embed(
         self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:

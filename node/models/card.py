@@ -5,6 +5,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from mycelia.node.engine.gguf import parts_of
+from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.probe.probe import Model, Problem, Question, probe
 from mycelia.node.errors import one_line
 from mycelia.proto.wire.errors import LocalError
@@ -17,6 +18,8 @@ class ModelCard(Struct, frozen=True):
     path: str
     files: int
     bytes: int
+    kind: str
+    """text, embedding or rerank. The last two have no template, and share no prefixes."""
     architecture: str
     parameters: int
     quantisation: str
@@ -24,7 +27,7 @@ class ModelCard(Struct, frozen=True):
     context: int
     """The longest sequence that it was trained on; 0: unknown."""
     template: str
-    """own, chatml (it has none) or broken."""
+    """own, chatml (it has none) or broken; none: it holds no conversations."""
     template_problem: str
     thinks: bool
     tools: str
@@ -32,7 +35,7 @@ class ModelCard(Struct, frozen=True):
     format: str
     """The form in which it writes thoughts and calls."""
     reuse: str
-    """prefix, or checkpoints for a recurrent or hybrid model."""
+    """prefix, checkpoints for a recurrent or hybrid model, or none."""
     weight_bytes: int
     cell_bytes: int
     """Keys and values of one token."""
@@ -54,12 +57,16 @@ def card_of(served_as: str, path: Path, tokens: int | None) -> ModelCard:
     card = model.card
     count = tokens or min(model.trained_tokens or 8_192, 8_192)
     template = "broken" if model.chat_problem else "own" if card.has_template else "chatml"
+    reuse = "checkpoints" if model.keeps_states else "prefix"
+    if model.kind != TEXT:
+        template = reuse = "none"
     parts = parts_of(path)
     return ModelCard(
         served_as=one_line(served_as),
         path=one_line(str(path)),
         files=len(parts),
         bytes=sum(part.stat().st_size for part in parts if part.exists()),
+        kind=model.kind,
         architecture=one_line(card.architecture),
         parameters=card.parameters,
         quantisation=one_line(card.quantisation),
@@ -70,7 +77,7 @@ def card_of(served_as: str, path: Path, tokens: int | None) -> ModelCard:
         thinks=card.thinks,
         tools="template" if card.reads_tools else "system",
         format=card.format,
-        reuse="checkpoints" if model.keeps_states else "prefix",
+        reuse=reuse,
         weight_bytes=model.weight_bytes,
         cell_bytes=card.cell_bytes,
         buffer_bytes=card.buffer_bytes,

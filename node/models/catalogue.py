@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mycelia.node.engine.gguf import name_of
+from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.models import FAKE_MODEL, PACKAGED_MODELS
 from mycelia.node.models.names import MAIN, HubModel, read_name
 from mycelia.proto.wire.errors import LocalError
@@ -34,6 +35,7 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     context: Annotated[int, Meta(ge=1, le=100_000_000)]
     licence: Line
     about: Line
+    kind: Annotated[str, Meta(pattern="^(text|embedding|rerank)$")] = TEXT
     revision: Line = MAIN
     file: Annotated[str, Meta(max_length=128)] = ""
     """The name of the file without its ending, where that is not made of repository and quantisation as usual."""

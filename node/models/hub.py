@@ -65,11 +65,11 @@ def look_up(model: HubModel) -> Listing:
             f"there is no model {model.repo} at {host()}, or it is private: then log in with 'hf auth login' or set"
             " HF_TOKEN"
         ) from exc
-    except (OfflineModeIsEnabled, httpx2.TransportError) as exc:
-        raise OfflineError(_offline(model, str(exc) or type(exc).__name__)) from exc
     except HfHubHTTPError as exc:
         status = exc.response.status_code if exc.response is not None else "no status"
         raise OfflineError(_offline(model, f"it answers with {status}")) from exc
+    except (OfflineModeIsEnabled, httpx2.HTTPError, httpx2.InvalidURL) as exc:
+        raise OfflineError(_offline(model, str(exc) or type(exc).__name__)) from exc
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise OfflineError(_offline(model, "its answer is not that of a hub; a network may want a sign-in")) from exc
     if not 40 <= len(commit) <= 64 or not set(commit) <= _HEX:

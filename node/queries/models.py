@@ -19,6 +19,7 @@ from mycelia.node.engine.engine import Engine
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.queries.questions import ask_all
+from mycelia.node.queries.uses import PeerUses
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.views import ModelRow
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
@@ -71,6 +72,7 @@ class SwarmModels:
         self._own = own
         self._routing = RoutingConfig()
         self._directory = Directory()
+        self._uses = PeerUses(network)
         self._asking = trio.Lock()
         self._asked_at = -math.inf
         self._told = Models(models=())
@@ -129,9 +131,12 @@ class SwarmModels:
         )
         told = [name for name in num_nodes if not num_connected[name]]
         order = shared_room(connected, told, MAX_ROWS)
-        reuse = {engine.info.name: engine.info.reuse for engine in self._own}
+        facts = {
+            served.model: ("", self._uses.kind_of(served.namespace)) for view in self._peers() for served in view.served
+        }
+        facts |= {engine.info.name: (engine.info.reuse, engine.info.kind) for engine in self._own}
         rows = [
-            ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name], reuse.get(name, ""))
+            ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name], *facts.get(name, ()))
             for name in order
         ]
         return [*rows[: len(own)], *sorted(rows[len(own) :], key=lambda row: row.model)]
@@ -150,14 +155,23 @@ class SwarmModels:
     def sooner(self, engine: Engine) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes at which a prompt for the model of ``engine``, which is not loaded here,
         would begin sooner, the best first."""
-        own_s = wait_here_s(engine.vitals(), 0, self._routing)
-        waits = {
+        own_s, waits = wait_here_s(engine.vitals(), 0, self._routing), self._waits(engine.info.namespace)
+        return [peer for peer in sorted(waits, key=lambda peer: waits[peer]) if waits[peer] < own_s][:MAX_ENTRIES]
+
+    def others(self, engine: Engine) -> list[bytes]:
+        """At most MAX_ENTRIES connected nodes that serve the model of ``engine``, those where a prompt would begin
+        soonest first."""
+        waits = self._waits(engine.info.namespace)
+        return sorted(waits, key=lambda peer: waits[peer])[:MAX_ENTRIES]
+
+    def _waits(self, namespace: bytes) -> dict[bytes, float]:
+        """Connected node that serves ``namespace`` -> seconds until a prompt would begin there."""
+        return {
             view.peer: wait_here_s(served.vitals, 0, self._routing) + self._overlay.round_trip_s(view.peer)
             for view in self._peers()
             for served in view.served
-            if served.namespace == engine.info.namespace and served.vitals.slots
+            if served.namespace == namespace and served.vitals.slots
         }
-        return sorted((peer for peer in waits if waits[peer] < own_s), key=lambda peer: waits[peer])[:MAX_ENTRIES]
 
     async def find(self, model: str, client: bytes = b"", peer: bytes = b"") -> list[bytes]:
         """Connected peers at which a prompt for ``model`` can enter, the best first. These are nodes that serve it,
@@ -203,9 +217,11 @@ class SwarmModels:
                 self._asked_at = trio.current_time()
 
     async def _ask(self, num_peers: int) -> None:
-        peers = [view.peer for view in self._peers()]
-        chosen = random.sample(peers, min(num_peers, len(peers)))
-        answers = await ask_all(self._network, MODELS, ModelsQuery(), chosen, ANSWER_DEADLINE_S)
+        served = {view.peer: [served.namespace for served in view.served] for view in self._peers()}
+        chosen = random.sample([*served], min(num_peers, len(served)))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._uses.ask, {peer: served[peer] for peer in chosen})
+            answers = await ask_all(self._network, MODELS, ModelsQuery(), chosen, ANSWER_DEADLINE_S)
         for peer, answer in answers.items():
             if isinstance(answer, Models):
                 try:

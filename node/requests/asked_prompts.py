@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from mycelia.node.engine.engine import Engine
+from mycelia.node.engine.kinds import TEXT, cannot
 from mycelia.node.engine.prompts import TooLongError, prompt_over_context
 from mycelia.node.errors import BusyError
 from mycelia.node.network.network import Network
@@ -40,6 +41,8 @@ class AskedPrompts:
         info = self._engine.info
         if ask.model and ask.model != info.name:
             raise RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
+        if info.kind != TEXT:
+            raise RefusedError("bad_request", cannot(info.name, info.kind, TEXT))
         if ask.namespace and ask.namespace != info.namespace:
             raise RefusedError("unknown_model", "this node's model is not the one that began the answer")
         if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:

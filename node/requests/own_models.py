@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from mycelia.node.engine.engine import Engine
+from mycelia.node.engine.kinds import can_do
 from mycelia.proto.wire.bounds import MAX_NAMESPACES
 from mycelia.proto.wire.errors import LocalError
 
@@ -33,6 +34,14 @@ class OwnModels:
     def named(self, name: str) -> Engine | None:
         """The engine of the model that a request names."""
         return self._by_name.get(name) if name else self.first
+
+    def model_for(self, kind: str) -> str:
+        """See ``Api.model_for``: a model of the kind itself, or else one that also does its work."""
+        infos = [engine.info for engine in self]
+        able = [info.name for info in infos if info.kind == kind] or [
+            info.name for info in infos if can_do(info.kind, kind)
+        ]
+        return able[0] if able else ""
 
     def of(self, namespace: bytes) -> Engine | None:
         return next((engine for engine in self if engine.info.namespace == namespace), None)

@@ -1,10 +1,10 @@
-"""What the HTTP API asks the engines for, without a request to the swarm: tokens, texts and vectors."""
+"""What the HTTP API asks the engines for, without a request to the swarm: tokens and texts."""
 
 from collections.abc import Sequence
 
 from mycelia.node.engine.engine import Engine
 from mycelia.node.requests.own_models import OwnModels
-from mycelia.node.serve.api import Embedded, VocabularyTexts
+from mycelia.node.serve.api import VocabularyTexts
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Conversation
 
@@ -28,11 +28,6 @@ class OwnTexts:
     def vocabulary(self, model: str = "") -> VocabularyTexts:
         info = self._engine(model).info
         return VocabularyTexts(info.begin_text, info.end_text, info.begin_token, info.chat_template)
-
-    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
-        engine = self._engine(model)
-        tokens = [await engine.tokenize_text(text, client) if isinstance(text, str) else text for text in texts]
-        return Embedded(await engine.embed(tokens, client), sum(map(len, tokens)))
 
     def _engine(self, model: str) -> Engine:
         engine = self._models.named(model)

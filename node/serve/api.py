@@ -17,7 +17,7 @@ class Embedded:
     """The vectors of texts, in the order of the texts."""
 
     vectors: list[NDArray[np.float32]]
-    """Each of length 1 and as wide as the model."""
+    """Each of length 1 and as wide as the model; ranks are vectors of one number, between 0 and 1."""
     num_tokens: int
 
 
@@ -42,6 +42,10 @@ class Api(Protocol):
     @property
     def own_models(self) -> Sequence[str]:
         """The names of all models served here, ``model`` first."""
+        ...
+
+    def model_for(self, kind: str) -> str:
+        """The model served here that ``embedding`` or ``rerank`` requests without a name get; empty: there is none."""
         ...
 
     @property
@@ -89,8 +93,12 @@ class Api(Protocol):
         ...
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
-        """The vector of each text, or of its tokens. client: see ``ask``; model: see ``tokenize``. Raises LocalError
-        for a text that cannot be embedded, BusyError when too many wait."""
+        """The vector of each text, or of its tokens, by ``model``, here or at a peer. client: see ``ask``. Raises
+        LocalError for a text that cannot be embedded, also as FailedError; BusyError when too many wait."""
+        ...
+
+    async def rank(self, query: str, documents: Sequence[str], client: bytes = b"", model: str = "") -> Embedded:
+        """How well each document answers the query, by a reranking ``model``; else as ``embed``."""
         ...
 
     def recent_requests(self) -> list[RequestRow]:

@@ -128,20 +128,31 @@ def show_card(console: Console, card: ModelCard) -> None:
         "prefix": "any common beginning (KV cache)",
         "checkpoints": "from saved states (recurrent or hybrid model)",
     }
-    more = ", and the states of its sequences" if card.reuse == "checkpoints" else ""
+    kinds = {
+        "text": "writes text (and makes embeddings)",
+        "embedding": "makes embeddings: /v1/embeddings",
+        "rerank": "ranks documents: /v1/rerank",
+    }
+    more = f", {size_text(card.cell_bytes)} a token" if card.cell_bytes else ""
+    more += ", and the states of its sequences" if card.reuse == "checkpoints" else ""
     rows = {
         "served as": card.served_as,
         "file": f"{card.path}, {size_text(card.bytes)}{parts}",
+        "kind": kinds[card.kind],
         "model": f"{card.architecture}, {card.parameters / 1e9:.3g}B parameters, {card.layers} layers",
         "quantisation": card.quantisation,
         "context": f"{card.context:,} tokens" if card.context else "unknown",
-        "template": templates[card.template],
-        "thinking": "yes" if card.thinks else "no",
-        "functions": tools[card.tools],
-        "sharing": reuse[card.reuse],
-        "memory": f"{size_text(card.memory_bytes)} with {card.tokens:,} tokens of context:"
-        f" weights {size_text(card.weight_bytes)}, buffers {size_text(card.buffer_bytes)},"
-        f" {size_text(card.cell_bytes)} a token{more}",
     }
+    if card.kind == "text":
+        rows |= {
+            "template": templates[card.template],
+            "thinking": "yes" if card.thinks else "no",
+            "functions": tools[card.tools],
+            "sharing": reuse[card.reuse],
+        }
+    rows["memory"] = (
+        f"{size_text(card.memory_bytes)} with {card.tokens:,} tokens of context:"
+        f" weights {size_text(card.weight_bytes)}, buffers {size_text(card.buffer_bytes)}{more}"
+    )
     for name, text in rows.items():
         console.print(f"{name:<13}{printable(text)}", soft_wrap=True)

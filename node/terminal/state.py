@@ -38,10 +38,12 @@ def status_table(state: NodeState, is_cut: bool = False) -> Table:
     swarm = f"{printable(state.swarm)}, private" if state.swarm else "the open network"
     add("swarm", f"{swarm}, and the open network" if state.public else swarm)
     add("listens", _addresses(state.addresses))
-    add("model", f"{state.model}, {state.context_tokens} tokens of context, {_REUSE.get(state.reuse, '')}")
+    kind = state.served[0].kind if state.served else ""
+    does = _DOES.get(kind) or _REUSE.get(state.reuse, "")
+    add("model", f"{state.model}, {state.context_tokens} tokens of context, {does}")
     for row in state.served[1:]:
-        reuse = _REUSE.get(row.reuse, "")
-        add("", f"{printable(row.model)}, {row.context_tokens} tokens of context, {reuse}")
+        does = _DOES.get(row.kind) or _REUSE.get(row.reuse, "")
+        add("", f"{printable(row.model)}, {row.context_tokens} tokens of context, {does}")
     if len(state.served) > 1:
         add("in memory", "\n".join(map(_residence, state.served)))
     if models:
@@ -83,6 +85,7 @@ _REUSE = {
     "checkpoints": "reuses saved states of what prompts begin with",
     "none": "computes each prompt anew",
 }
+_DOES = {"embedding": "makes embeddings", "rerank": "ranks documents"}
 _PLANES = {"digests": "cache news", "vitals": "load news"}
 
 

@@ -152,8 +152,12 @@ def show_models(console: Console, models: Sequence[ModelRow]) -> None:
     table.add_column("model", overflow="fold")
     for name in ("nodes", "connected", "context tokens"):
         table.add_column(name, justify="right")
+    has_kinds = any(row.kind not in ("", "text") for row in models)
+    if has_kinds:
+        table.add_column("kind")
     for row in models:
-        table.add_row(printable(row.model), str(row.nodes), str(row.connected), str(row.context_tokens))
+        kind = [row.kind or "-"] if has_kinds else []
+        table.add_row(printable(row.model), str(row.nodes), str(row.connected), str(row.context_tokens), *kind)
     console.print(table)
 
 

@@ -98,5 +98,27 @@ from mycelia.proto.wire.swarm import Member as Member
 from mycelia.proto.wire.swarm import Roster as Roster
 from mycelia.proto.wire.swarm import RosterQuery as RosterQuery
 from mycelia.proto.wire.swarm import SwarmMessage as SwarmMessage
+from mycelia.proto.wire.vectors import MAX_TEXTS as MAX_TEXTS
+from mycelia.proto.wire.vectors import MAX_WIDTH as MAX_WIDTH
+from mycelia.proto.wire.vectors import EmbedTexts as EmbedTexts
+from mycelia.proto.wire.vectors import ModelUse as ModelUse
+from mycelia.proto.wire.vectors import TextVectors as TextVectors
+from mycelia.proto.wire.vectors import Uses as Uses
+from mycelia.proto.wire.vectors import UsesQuery as UsesQuery
 
-Message = Control | Gossip | Generate | ServingFrame | Ask | EntryFrame | Inspect | ModelsQuery | Models | SwarmMessage
+Message = (
+    Control
+    | Gossip
+    | Generate
+    | ServingFrame
+    | Ask
+    | EntryFrame
+    | Inspect
+    | ModelsQuery
+    | Models
+    | SwarmMessage
+    | EmbedTexts
+    | TextVectors
+    | UsesQuery
+    | Uses
+)

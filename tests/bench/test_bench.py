@@ -27,6 +27,7 @@ from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.errors import LocalError
+from tests.node.engine.child.pooling.pooled_models import RANK, write_bert
 from tests.node.engine.gguf_files import quick_model
 
 
@@ -70,6 +71,13 @@ async def test_what_one_model_does_here(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(row.value > 0 for row in report.rows) and rows["answers_at_once"].value <= 4
     with pytest.raises(LocalError, match="mycelia model pull hf:no/model"):
         await model_bench.bench_model("hf:no/model", ModelBench())
+
+
+async def test_a_model_that_only_reads_texts_is_measured_by_them(tmp_path: Path) -> None:
+    path = write_bert(tmp_path / "ranker.gguf", RANK)
+    report = await model_bench.bench_model(str(path), ModelBench(prompt_tokens=32, runs=2, threads=1))
+    assert [(row.name, row.runs) for row in report.rows] == [("text_rate", 2), ("engine_memory", 1)]
+    assert all(row.value > 0 for row in report.rows)
 
 
 def test_clients_are_counted_by_what_they_need() -> None:

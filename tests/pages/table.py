@@ -78,6 +78,10 @@ RULES: tuple[tuple[str, How], ...] = (
     ),
     # A node
     (r"mycelia node", STARTED),
+    (
+        r"mycelia node --model .* --model bge-reranker-v2-m3",
+        By("tests/e2e/test_several_models.py", "test_two_models_of_one_node_are_asked_by_name_here_and_by_a_peer"),
+    ),
     (r"mycelia node --(bootstrap|announce|model|cache-dir|exact).*", STARTED),
     (r"mycelia node --api-host .*", STARTED),
     (r"mycelia up", By("tests/e2e/test_up.py", "test_up_shows_what_the_node_does_and_takes_it_along")),
@@ -113,6 +117,10 @@ RULES: tuple[tuple[str, How], ...] = (
     (r"umask 077; .* > swarm\.key", ASKED),
     # Clients
     (r"export OPENAI_BASE_URL=.*", ASKED),
+    (
+        r"curl \$OPENAI_BASE_URL/rerank .*",
+        _small("node/serve/openai/test_rerank.py", "test_the_best_documents_come_first"),
+    ),
     (r"curl .*", ASKED),
     (
         r"export .*|aider .*|claude|codex|llm .*",

@@ -20,7 +20,7 @@ CHATML = (
 )
 """The template for models without one, as llama.cpp assumes."""
 
-_NO_LIMIT = PromptLimit(2**31, 2**31)
+NO_LIMIT = PromptLimit(2**31, 2**31)
 _END = f"end-{secrets.token_hex(16)} "
 """Marks the place where a prompt ends that an answer continues. The blank shows whether the template trims contents."""
 
@@ -44,7 +44,7 @@ class ChatTemplate:
     """A compiled template with its vocabulary. Immutable: any thread may use it."""
 
     def __init__(
-        self, text: str | None, tokenizer: Tokenizer, limit: PromptLimit = _NO_LIMIT, tools_text: str | None = None
+        self, text: str | None, tokenizer: Tokenizer, limit: PromptLimit = NO_LIMIT, tools_text: str | None = None
     ) -> None:
         """text: the Jinja source, None for ChatML. tools_text: that for conversations with tools, if it is another."""
         self._tokenizer = tokenizer
@@ -79,13 +79,12 @@ class ChatTemplate:
         TooLongError."""
         return self._tokens_of([self._tokenizer.controls.all_count(text)])
 
+    def pair_tokens(self, query: str, document: str) -> list[int]:
+        """See ``PooledTexts.pair_tokens``."""
+        raise LocalError("this model ranks no documents")
+
     def _tokens_of(self, parts: Sequence[Part]) -> list[int]:
-        self._limit.check_size(sum(len(part.text) for part in parts))
-        tokens: list[int] = []
-        for part in parts:
-            for text, continues in pieces(part.text, part.controls):
-                tokens += self._tokenizer.tokenize(text, part.with_controls, continues or part.continues)
-                self._limit.check_tokens(len(tokens))
+        tokens = tokens_of(parts, self._tokenizer, self._limit)
         bos_token = self._tokenizer.bos_token
         if bos_token is not None and tokens[:1] != [bos_token]:
             tokens.insert(0, bos_token)
@@ -113,6 +112,17 @@ class ChatTemplate:
                 refusal = refusal or exc
         assert refusal is not None
         raise refusal
+
+
+def tokens_of(parts: Sequence[Part], tokenizer: Tokenizer, limit: PromptLimit) -> list[int]:
+    """The tokens of a text in parts. Raises TooLongError."""
+    limit.check_size(sum(len(part.text) for part in parts))
+    tokens: list[int] = []
+    for part in parts:
+        for text, continues in pieces(part.text, part.controls):
+            tokens += tokenizer.tokenize(text, part.with_controls, continues or part.continues)
+            limit.check_tokens(len(tokens))
+    return tokens
 
 
 def _switched(options: dict[str, Any]) -> dict[str, Any]:

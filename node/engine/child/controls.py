@@ -112,6 +112,10 @@ class Controls:
         """A text in which every spelled control token is one."""
         return Part(text, True, controls=_joined(self.find(text)))
 
+    def written_in(self, text: str, literals: Sequence[Span]) -> Rendered:
+        """A text of which the template wrote ``literals``, and others the rest."""
+        return self._sort(text, lambda start, end: any(first <= start and end <= last for first, last in literals))
+
     # --- marks -----------------------------------------------------------------------------------------------------
 
     def mark(self, literal: str) -> str:

@@ -15,7 +15,6 @@ from typing import NamedTuple, assert_never
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.accounts import COMPILE_SERVICE, REFUSAL_SERVICE
 from mycelia.node.engine.child.choices import Choices
-from mycelia.node.engine.child.embedding_queue import EmbeddingQueue, EmbeddingRequest
 from mycelia.node.engine.child.grammar.checker import NO_PROCESS
 from mycelia.node.engine.child.grammar.pool import (
     GrammarAnswered,
@@ -28,6 +27,7 @@ from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.jobs import Jobs
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, Llama
+from mycelia.node.engine.child.pooling.embedding_queue import EmbeddingQueue, EmbeddingRequest
 from mycelia.node.engine.child.rates import prefill_budget
 from mycelia.node.engine.child.rows import Row, TextPace, plan_rows, single_row
 from mycelia.node.engine.child.scheduler import Scheduler
@@ -102,7 +102,7 @@ class StepLoop:
         """Set when ``Close`` is handled; then ``run`` returns."""
         self.prefilling: frozenset[int] = frozenset()
         """Keys of the requests whose prompts the running decode computes; the reader checks it before an abort."""
-        self._llama = llama
+        self.llama = llama
         self.scheduler = Scheduler(limits, Sharing(os.urandom(16)))
         self._replies = replies
         self._check, self._check_idle = check, check_idle
@@ -136,6 +136,12 @@ class StepLoop:
         since = self._busy_since
         return self._is_decoding, 0.0 if since is None else time.monotonic() - since
 
+    def interrupt(self, key: int | None = None) -> None:
+        """End the running decode call soon, if it computes the prompt of the request ``key`` (None: any) and can be
+        ended. For any thread."""
+        if self.llama.can_abort and (key is None or (key in self.prefilling and self.llama.reuse)):
+            self.llama.abort.raise_it()
+
     def run(self) -> None:
         while not self.closed.is_set():
             self.step()
@@ -148,7 +154,7 @@ class StepLoop:
     def step(self) -> None:
         """Run one round: messages, admission, one decode call, reports. Blocks while there is no work."""
         # Cleared before the messages are taken: a later cancel raises it again and stops the decode below.
-        self._llama.abort.clear()
+        self.llama.abort.clear()
         self._take_messages()
         if self.closed.is_set():
             return
@@ -293,7 +299,7 @@ class StepLoop:
         self.jobs.sequences.let_go(self.scheduler.room_for_step())
         jobs = self.scheduler.able()
         num_decoding = sum(1 for job in jobs if not job.remaining_prefill)
-        batch_tokens, can_abort = self.scheduler.limits.batch_tokens, self._llama.can_abort
+        batch_tokens, can_abort = self.scheduler.limits.batch_tokens, self.llama.can_abort
         is_shared = time.monotonic() < self.shared_until_s
         rate, num_prefilling = self._reports.prefill.rate, len(jobs) - num_decoding
         budget = prefill_budget(rate, num_decoding, batch_tokens, can_abort, is_shared, num_prefilling)
@@ -311,7 +317,7 @@ class StepLoop:
             batch.append(BatchRow(row.job.seq_id, row.start, row.tokens, row.num_outputs))
         self._busy_since = began = time.monotonic()
         self._is_decoding = True
-        result, outputs = self._llama.decode(batch)
+        result, outputs = self.llama.decode(batch)
         self._is_decoding = False
         self._busy_since = ended = time.monotonic()
         seconds = ended - began

@@ -14,14 +14,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.prompts import TooLongError
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
+from mycelia.proto.wire.messages import ChatMessage
 
 NICENESS = 10
 SWITCH_S = 0.0005
@@ -30,20 +31,30 @@ CHARGED_S = 0.002
 """Minimum CPU time that is charged. Less is not worth waking the step loop."""
 _MAX_ERROR_CHARS = 200
 
-Question = ipc.Render | ipc.Parse | ipc.Spell
+Question = ipc.Render | ipc.Parse | ipc.Pair | ipc.Spell
 Charge = Callable[[bytes, str, float], None]
 """(client, subnet, seconds of CPU time)"""
+
+
+class Texts(Protocol):
+    """Makes tokens of texts; for any thread."""
+
+    def tokens(
+        self, messages: Sequence[ChatMessage], tools: str = "", options: str = "", continues_final: bool = False
+    ) -> list[int]: ...
+
+    def text_tokens(self, text: str) -> list[int]: ...
+
+    def pair_tokens(self, query: str, document: str) -> list[int]: ...
 
 
 class Renders:
     """Answers questions about texts, from its own threads."""
 
-    def __init__(
-        self, template: ChatTemplate, spelling: Callable[[int], bytes], replies: ipc.Replies, charge: Charge
-    ) -> None:
+    def __init__(self, texts: Texts, spelling: Callable[[int], bytes], replies: ipc.Replies, charge: Charge) -> None:
         """spelling: the bytes of a token, also of a control token; raises ValueError for a token outside the
         vocabulary. charge: called from the threads."""
-        self._template = template
+        self._texts = texts
         self._spelling = spelling
         self._replies = replies
         self._charge = charge
@@ -79,10 +90,13 @@ class Renders:
     def _answer(self, question: Question) -> ipc.Rendered | ipc.Spelled:
         match question:
             case ipc.Render():
-                tokens = self._template.tokens(*question.conversation())
+                tokens = self._texts.tokens(*question.conversation())
                 return ipc.Rendered(question.key, pack_tokens(tokens), "")
             case ipc.Parse():
-                return ipc.Rendered(question.key, pack_tokens(self._template.text_tokens(question.text)), "")
+                return ipc.Rendered(question.key, pack_tokens(self._texts.text_tokens(question.text)), "")
+            case ipc.Pair():
+                tokens = self._texts.pair_tokens(question.query, question.document)
+                return ipc.Rendered(question.key, pack_tokens(tokens), "")
             case ipc.Spell():
                 spelled = [map(self._spelling, unpack_tokens(tokens)) for tokens in question.sequences]
                 texts = [b"".join(sequence).decode("utf-8", "replace") for sequence in spelled]

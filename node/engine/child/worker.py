@@ -21,22 +21,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from mycelia.node.engine import ipc
 from mycelia.node.engine.backends import no_gpu_reason
 from mycelia.node.engine.child.chat import ChatTemplate
-from mycelia.node.engine.child.embedder import Embedder
-from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import Grammars
 from mycelia.node.engine.child.job import REPORT_ROWS, Limits
 from mycelia.node.engine.child.llama.bindings import bindings_version
 from mycelia.node.engine.child.llama.exact import ExactLlama, ExactStateLlama
 from mycelia.node.engine.child.llama.llama import MAX_SEQUENCES, Llama
-from mycelia.node.engine.child.llama.models import keeps_states, list_backends, model_digest, open_model
+from mycelia.node.engine.child.llama.models import (
+    LoadedModel,
+    keeps_states,
+    list_backends,
+    model_digest,
+    model_kind,
+    open_model,
+)
 from mycelia.node.engine.child.llama.states import StateLlama
 from mycelia.node.engine.child.loop import CLOSE_DEADLINE_S, Close, StepLoop, TextRead
+from mycelia.node.engine.child.pooling.embedder import Embedder
+from mycelia.node.engine.child.pooling.embedding_queue import EmbeddingQueue
+from mycelia.node.engine.child.pooling.loop import PooledLoop
+from mycelia.node.engine.child.pooling.opening import open_pooled
 from mycelia.node.engine.child.renders import SWITCH_S, Renders
 from mycelia.node.engine.child.tier.tier_files import EdgeFiles
 from mycelia.node.engine.child.tier.tier_store import TierStore
+from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.prompts import PromptLimit
 from mycelia.node.engine.settings import available_memory_bytes
 from mycelia.node.engine.sizing import CellBudget, Offload
@@ -67,19 +79,22 @@ def _read_messages(stream: BinaryIO, service: "Service") -> None:
     os._exit(0)
 
 
+Loop = StepLoop | PooledLoop
+"""The loop of a model that writes text, and of one that only reads it."""
+
+
 class Service:
     """The receiver of the reader thread's messages. Empty until the model is loaded; the parent waits for that."""
 
     def __init__(self, replies: ipc.Replies) -> None:
         self._replies = replies
-        self.loop: StepLoop | None = None
-        self.llama: Llama | None = None
+        self.loop: Loop | None = None
         self.renders: Renders | None = None
 
     def handle(self, message: ipc.ToChild) -> None:
         """Called by the reader thread."""
-        assert self.loop is not None and self.llama is not None and self.renders is not None
-        if isinstance(message, ipc.Render | ipc.Parse | ipc.Spell):
+        assert self.loop is not None and self.renders is not None
+        if isinstance(message, ipc.Render | ipc.Parse | ipc.Pair | ipc.Spell):
             self.renders.put(message)
         elif isinstance(message, ipc.Ping):
             self._replies.send(ipc.Pong(*self.loop.pulse(), self.renders.busy_s()))
@@ -87,31 +102,36 @@ class Service:
             self.loop.inbox.put(message)
         elif isinstance(message, ipc.Cancel):
             self.loop.inbox.put(message)
-            if message.key in self.loop.prefilling and self.llama.reuse and self.llama.can_abort:
-                self.llama.abort.raise_it()
+            self.loop.interrupt(message.key)
 
     def close(self) -> None:
         """Called by the reader thread: let the main thread write the cache, if there is a disk tier; bounded time."""
-        if self.loop is not None and self.llama is not None and self.loop.saves_at_end:
+        if self.loop is not None and self.loop.saves_at_end:
             self.loop.inbox.put(Close())
-            if self.llama.can_abort:
-                self.llama.abort.raise_it()
+            self.loop.interrupt()
             # A little more than the loop's own deadline: the running step has to end first.
             self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
 
 
-def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[StepLoop, ipc.Loaded]:
+def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Loop, ipc.Loaded]:
     """Load the model and fill ``service``. Raises LocalError."""
     path = Path(message.model_path)
-    memory = min(filter(None, (message.room_bytes, available_memory_bytes())), default=None)
+    memory = min(filter(None, (message.room_bytes, available_memory_bytes())), default=None)  # (weights included)
+    model = _open_model(message, path)
+    kind = model_kind(model.handle)
+    digest, adapted = model_digest(path), ""
+    if message.lora_path:  # (an adapter changes the cells)
+        adapted = ADAPTED + model_digest(Path(message.lora_path)).hex()
+    if kind != TEXT:
+        pooled = open_pooled(message, model, kind, replies)
+        service.renders, service.loop = pooled.renders, pooled.loop
+        kept = {"model_digest": digest, "kv_settings": KV_SETTINGS + adapted}
+        return pooled.loop, msgspec.structs.replace(pooled.loaded, **kept)
+    kv_settings = (EXACT_KV_SETTINGS if message.exact else KV_SETTINGS) + adapted
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
-    llama = _open_llama(message, path, budget)
+    llama = _open_llama(message, path, model, budget)
     limit = PromptLimit(llama.context_tokens, llama.longest_piece())
     template = ChatTemplate(llama.chat_template, llama, limit, llama.tools_template)
-    kv_settings = EXACT_KV_SETTINGS if message.exact else KV_SETTINGS
-    if message.lora_path:  # (an adapter changes the cells)
-        kv_settings += ADAPTED + model_digest(Path(message.lora_path)).hex()
-    digest = model_digest(path)
     tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))
     token_bytes = llama.cell_bytes + llama.state_bytes // EVERY_TOKENS
     tier_bytes = message.disk_tier_bytes if message.is_dir_memory else message.ram_tier_bytes
@@ -147,7 +167,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
         message.share,
     )
     renders = Renders(template, llama.spelling, replies, lambda *read: loop.inbox.put(TextRead(*read)))
-    service.llama, service.renders, service.loop = llama, renders, loop
+    service.renders, service.loop = renders, loop
     reuse = "none" if not may_reuse else "checkpoints" if llama.keeps_states else "prefix"
     format_ = format_name(llama.chat_template, llama.has_token)
     piece_ends, pieces = Vocabulary.of([llama.piece(token) for token in range(llama.num_vocab)]).packed()
@@ -175,17 +195,21 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Ste
     )
 
 
-def _open_llama(message: ipc.Load, path: Path, budget: CellBudget) -> Llama:
-    """Load the model into a context of its kind. Raises LocalError."""
+def _open_model(message: ipc.Load, path: Path) -> LoadedModel:
+    """Load the weights. Raises LocalError."""
+    wanted = message.gpu_layers, message.tensor_split, message.main_gpu, message.gpu_memory_bytes
+    offload = Offload(0) if message.exact else Offload(*wanted)
+    return open_model(path, offload, Path(message.lora_path) if message.lora_path else None)
+
+
+def _open_llama(message: ipc.Load, path: Path, loaded: LoadedModel, budget: CellBudget) -> Llama:
+    """Open a context of the model's kind. Raises LocalError."""
     sizes: dict[str, Any] = {
         "num_sequences": min(message.sequences + 1, MAX_SEQUENCES),  # One is for the second tier.
         "num_threads": message.threads,
         "batch_tokens": BATCH_TOKENS,
     }
-    wanted = message.gpu_layers, message.tensor_split, message.main_gpu, message.gpu_memory_bytes
-    offload = Offload(0) if message.exact else Offload(*wanted)
-    lora_path = Path(message.lora_path) if message.lora_path else None
-    loaded, num_cells = open_model(path, offload, lora_path), message.cells or budget
+    num_cells = message.cells or budget
     if message.exact and keeps_states(loaded.handle):
         return ExactStateLlama(path, num_cells=num_cells, memory=budget, loaded=loaded, **sizes)
     if message.exact:

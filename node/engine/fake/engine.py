@@ -32,6 +32,7 @@ from mycelia.node.engine.engine import (
     Residence,
     append_tokens,
 )
+from mycelia.node.engine.kinds import RERANK, TEXT, cannot
 from mycelia.node.engine.prompts import prompt_over_context
 from mycelia.node.engine.stops import TextGate
 from mycelia.node.signals import Signal
@@ -73,6 +74,8 @@ class FakeSettings:
     """Rate of each request; requests do not slow each other."""
     coalesce_s: float = 0.0
     """See ``COALESCE_S``; 0: one item per token."""
+    kind: str = TEXT
+    """See ``kinds.py``."""
 
 
 @dataclass(eq=False)
@@ -144,6 +147,7 @@ class FakeEngine:
             token_bytes=1,
             model_digest=digest,
             kv_settings=kv_settings,
+            kind=settings.kind,
         )
 
     @property
@@ -178,10 +182,16 @@ class FakeEngine:
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
-        return list(text.encode())
+        return list(text.encode("utf-8", "replace"))
+
+    async def tokenize_pair(self, query: str, document: str, client: bytes = b"", subnet: str = "") -> list[int]:
+        await trio.lowlevel.checkpoint()
+        return [*query.encode("utf-8", "replace"), END_TOKEN, *document.encode("utf-8", "replace")]
 
     async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
+        if self.settings.kind != TEXT:
+            raise LocalError(cannot(self.settings.model_name, self.settings.kind, TEXT))
         if not conversation.messages:
             raise LocalError("a conversation needs at least one message")
         tokens: list[int] = []
@@ -197,7 +207,7 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         if not texts or not all(texts):
             raise LocalError("there is no text to embed")
-        return [_counts(tokens) for tokens in texts]
+        return [(_overlap if self.settings.kind == RERANK else _counts)(tokens) for tokens in texts]
 
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
@@ -214,7 +224,7 @@ class FakeEngine:
     # --- one request ----------------------------------------------------------------------------------------------
 
     async def _items(self, request: EngineRequest) -> AsyncGenerator[EngineItem, None]:
-        failure = self._refusal(request)
+        failure = _refusal(request, self.settings)
         if failure is not None:
             await trio.lowlevel.checkpoint()
             yield failure
@@ -276,22 +286,6 @@ class FakeEngine:
         if self._waiting:
             self._waiting.blocked(trio.current_time())
         self._load_changed.notify()
-
-    def _refusal(self, request: EngineRequest) -> EngineFailed | None:
-        prompt, cells = request.prompt, self.settings.cells
-        try:
-            check_sampling(request.sampling)
-        except LocalError as exc:
-            return EngineFailed("bad_request", str(exc), False)
-        if request.sampling.grammar:
-            return EngineFailed("bad_request", "the fake engine reads no grammars", False)
-        if not prompt:
-            return EngineFailed("bad_request", "the prompt has no tokens", False)
-        if not 0 <= min(prompt) <= max(prompt) < NUM_VOCAB:
-            return EngineFailed("bad_request", f"token ids must be below {NUM_VOCAB}", False)
-        if len(prompt) >= cells:
-            return EngineFailed("too_long", prompt_over_context(cells, len(prompt)), False)
-        return None
 
     async def _run(self, work: _Work, arrived: float, fail_after: int | None) -> AsyncGenerator[EngineItem, None]:
         request, cached = work.request, work.cached_tokens
@@ -390,11 +384,37 @@ class FakeEngine:
         self._changed.notify()
 
 
+def _refusal(request: EngineRequest, settings: FakeSettings) -> EngineFailed | None:
+    prompt, cells, kind = request.prompt, settings.cells, settings.kind
+    if kind != TEXT:
+        return EngineFailed("bad_request", cannot(settings.model_name, kind, TEXT), False)
+    try:
+        check_sampling(request.sampling)
+    except LocalError as exc:
+        return EngineFailed("bad_request", str(exc), False)
+    if request.sampling.grammar:
+        return EngineFailed("bad_request", "the fake engine reads no grammars", False)
+    if not prompt:
+        return EngineFailed("bad_request", "the prompt has no tokens", False)
+    if not 0 <= min(prompt) <= max(prompt) < NUM_VOCAB:
+        return EngineFailed("bad_request", f"token ids must be below {NUM_VOCAB}", False)
+    if len(prompt) >= cells:
+        return EngineFailed("too_long", prompt_over_context(cells, len(prompt)), False)
+    return None
+
+
 def _counts(tokens: Sequence[int]) -> NDArray[np.float32]:
     """The frequencies of eight kinds of token, as a vector of length 1."""
     counts = np.bincount(np.asarray(tokens) % 8, minlength=8).astype(np.float32)
     vector: NDArray[np.float32] = counts / np.linalg.norm(counts)
     return vector
+
+
+def _overlap(tokens: Sequence[int]) -> NDArray[np.float32]:
+    """The share of a query's words that its document has."""
+    place = next((place for place, token in enumerate(tokens) if token == END_TOKEN), len(tokens))
+    query, document = (b"".join(map(_piece, part)).split() for part in (tokens[:place], tokens[place:]))
+    return np.array([sum(word in document for word in query) / max(len(query), 1)], np.float32)
 
 
 def _piece(token: int) -> bytes:

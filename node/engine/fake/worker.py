@@ -26,6 +26,7 @@ from mycelia.node.engine.engine import (
     EngineTokens,
 )
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.kinds import EMBEDDING, RERANK, TEXT
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
 
@@ -63,7 +64,7 @@ class FakeService:
             case ipc.Cancel():
                 if message.key in self._requests:
                     self._requests[message.key].cancel()
-            case ipc.Render() | ipc.Parse():
+            case ipc.Render() | ipc.Parse() | ipc.Pair():
                 self._nursery.start_soon(self._render, message)
             case ipc.Spell():
                 self._nursery.start_soon(self._spell, message)
@@ -98,10 +99,12 @@ class FakeService:
         finally:
             del self._requests[message.key]
 
-    async def _render(self, message: ipc.Render | ipc.Parse) -> None:
+    async def _render(self, message: ipc.Render | ipc.Parse | ipc.Pair) -> None:
         try:
             if isinstance(message, ipc.Parse):
                 tokens = await self._engine.tokenize_text(message.text)
+            elif isinstance(message, ipc.Pair):
+                tokens = await self._engine.tokenize_pair(message.query, message.document)
             else:
                 tokens = await self._engine.tokenize_chat(message.conversation())
             self._say(ipc.Rendered(message.key, pack_tokens(tokens), ""))
@@ -159,6 +162,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
         prefill_rate=PREFILL_RATE,
         decode_rate=DECODE_RATE,
         coalesce_s=COALESCE_S,
+        kind=next((kind for kind in (EMBEDDING, RERANK) if wanted.model_path.startswith(f"fake-{kind}")), TEXT),
     )
     engine = FakeEngine(settings)
     info = engine.info
@@ -180,6 +184,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
                 pieces=pieces,
                 token_bytes=info.token_bytes,
                 kv_settings=info.kv_settings,
+                kind=info.kind,
             )
         )
         read = partial(ipc.read_message, sys.stdin.buffer)

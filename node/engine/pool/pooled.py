@@ -204,6 +204,10 @@ class PooledEngine:
         async with self._using():
             return await self._inner.tokenize_text(text, client, subnet)
 
+    async def tokenize_pair(self, query: str, document: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
+        async with self._using():
+            return await self._inner.tokenize_pair(query, document, client, subnet)
+
     async def embed(
         self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:

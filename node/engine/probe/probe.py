@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from mycelia.node.engine.backends import missing_library_fix
 from mycelia.node.engine.child_process import child_environment, without_folder
+from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.sizing import Device
 
 DEADLINE_S = 120.0
@@ -81,6 +82,8 @@ class Model(Struct, frozen=True, tag="model"):
     chat_problem: str = ""
     """The reason why the model cannot chat; empty: it can."""
     card: Card | None = None
+    kind: str = TEXT
+    """See ``kinds.py``. For the other kinds there are no cells."""
 
 
 class Problem(Struct, frozen=True, tag="problem"):

@@ -17,10 +17,12 @@ from mycelia.node.engine.child.llama.models import (
     list_backends,
     list_devices,
     load_model,
+    model_kind,
     model_params,
     unusable_backends,
 )
 from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
+from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.probe.probe import Card, Finding, Library, Model, Problem, Question
 from mycelia.node.engine.sizing import CellBudget, CellChoice, Offload, choose_cells, free_after_weights, place_layers
 from mycelia.node.formats.choosing import format_name
@@ -55,8 +57,9 @@ def inspect_model(path: Path, question: Question) -> Model:
     model = load_model(path, params, log)
     shape = read_shape(L, model, path)
     placement = place_layers(shape.num_layers, offload, gpus)
-    choice = CellChoice(question.cells)
-    if not question.cells:
+    kind = model_kind(model)
+    choice = CellChoice(question.cells if kind == TEXT else 0)
+    if not question.cells and kind == TEXT:
         budget = CellBudget(question.slots, question.host_bytes)
         choice = choose_cells(shape, placement, free_after_weights(shape, placement), budget)
     vocabulary = ModelVocabulary(model)
@@ -69,7 +72,7 @@ def inspect_model(path: Path, question: Question) -> Model:
         thinks="+" in format_name(vocabulary.chat_template, vocabulary.has_token),
         reads_tools=template.reads_tools,
         format=format_name(vocabulary.chat_template, vocabulary.has_token),
-        cell_bytes=shape.cell_bytes,
+        cell_bytes=shape.cell_bytes if kind == TEXT else 0,
         buffer_bytes=shape.batch_bytes,
     )
     return Model(
@@ -83,8 +86,9 @@ def inspect_model(path: Path, question: Question) -> Model:
         cells=choice.cells,
         cells_bytes=choice.cells * shape.cell_bytes,
         cells_note=choice.note,
-        chat_problem=template.problem,
+        chat_problem=template.problem if kind == TEXT else "",
         card=card,
+        kind=kind,
     )
 
 

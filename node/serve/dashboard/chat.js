@@ -199,7 +199,8 @@ function drawWelcome() {
 
 function drawModels(rows) {
   const chosen = model(), names = rows.map((row) => row.model);
-  const all = names.includes(chosen) ? rows : [{ model: chosen }, ...rows];
+  const talking = rows.filter((row) => row.model === chosen || !row.kind || row.kind === "text");
+  const all = names.includes(chosen) ? talking : [{ model: chosen }, ...talking];
   replace(by("model"), all, () => all.map((row) => {
     const option = el("option", clip(row.model) + (row.nodes ? ` (${row.nodes === 1 ? "1 node" : `${row.nodes} nodes`})` : ""));
     option.value = row.model;

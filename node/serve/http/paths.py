@@ -15,6 +15,8 @@ _DOUBLED = re.compile(r"(/openai)?(/v1)+(?=/)")
 """The base URL has the /v1, and the client adds it again; some clients have the base path of another server."""
 _AZURES = re.compile(r"(/openai)?(/v1)?/deployments/[^/]+(?=/(chat/completions|completions|embeddings)$)")
 """The base path of a model in Azure's API. Its clients also have the model's name in the body."""
+_RERANKS = re.compile(r"(/v[12])?/rerank(ing)?")
+"""The paths of Cohere's two versions and of llama-server."""
 _MAX_SHOWN = 64
 
 
@@ -23,6 +25,8 @@ def usual(path: str) -> str:
     path = re.sub("/{2,}", "/", path)
     path = _AZURES.sub("", path.rstrip("/"), count=1) or "/"
     path = _DOUBLED.sub(PREFIX, path, count=1) if _DOUBLED.match(path) else path
+    if _RERANKS.fullmatch(path):
+        return "/v1/rerank"
     return PREFIX + path if _UNPREFIXED.fullmatch(path) else path
 
 

@@ -4,10 +4,11 @@
     POST /v1/completions         texts, without a chat template
     GET  /v1/models              every model of the swarm, with the number of its nodes
     GET  /v1/models/NAME
-    POST /v1/embeddings          vectors for texts, by this node's own model
+    POST /v1/embeddings          vectors for texts
+    POST /v1/rerank              how well documents answer a query; Cohere's and Jina's, not OpenAI's
     GET  /openapi.json           a description of this API, for programs
 
-A prompt for a model that this node does not serve enters at one that does. Embeddings are never passed on.
+A prompt for a model that this node does not serve enters at one that does; so do texts for vectors and ranks.
 """
 
 import time
@@ -28,9 +29,17 @@ from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_embeddi
 from mycelia.node.serve.openai.errors import refusing_openai
 from mycelia.node.serve.openai.openapi import openapi
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
+from mycelia.node.serve.openai.rerank import RerankAnswer, wanted_ranks
 from mycelia.node.serve.openai.shapes import ChatShape, TextShape
 from mycelia.node.serve.openai.tokenizer import tokenizer_routes
-from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, Model, Models
+from mycelia.node.serve.openai.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Model,
+    Models,
+    RerankRequest,
+)
 from mycelia.node.views import ModelRow
 
 
@@ -64,14 +73,28 @@ def openai_routes(api: Api) -> list[Route]:
         names = [(name, name) for name in rows] + [pair for pair in api.aliases.items() if pair[0] not in rows]
         found = [(name, root, rows.get(root, ModelRow(root, 0, 0))) for name, root in names]
         return [
-            Model(name, row.nodes, row.context_tokens, row.connected, began, root, row.reuse or UNSET)
+            Model(
+                name,
+                row.nodes,
+                row.context_tokens,
+                row.connected,
+                began,
+                root,
+                row.reuse or UNSET,
+                row.kind or UNSET,
+            )
             for name, root, row in found
         ]
 
     async def embed(request: Request) -> Response:
         body = await read_json(request, EmbeddingRequest)
-        wanted = wanted_embeddings(body, api.own_models, api.aliases)
+        wanted = wanted_embeddings(body, api.model_for("embedding"), api.aliases)
         return cast(Response, EmbeddingAnswer(api, wanted, client_of(request.scope)))
+
+    async def rerank(request: Request) -> Response:
+        body = await read_json(request, RerankRequest)
+        wanted = wanted_ranks(body, api.model_for("rerank"), api.aliases)
+        return cast(Response, RerankAnswer(api, wanted, client_of(request.scope)))
 
     async def document(_: Request) -> Response:
         return json_response(openapi())
@@ -82,6 +105,7 @@ def openai_routes(api: Api) -> list[Route]:
         Route("/v1/models", refusing_openai(models)),
         Route("/v1/models/{name:path}", refusing_openai(model)),
         Route("/v1/embeddings", refusing_openai(embed), methods=["POST"]),
+        Route("/v1/rerank", refusing_openai(rerank), methods=["POST"]),
         Route("/openapi.json", document),
         *tokenizer_routes(api),
     ]

@@ -22,6 +22,8 @@ from mycelia.node.serve.openai.types import (
     Errors,
     Model,
     Models,
+    Reranked,
+    RerankRequest,
 )
 from mycelia.node.serve.responses import types as responses
 from mycelia.node.version import VERSION
@@ -46,6 +48,7 @@ _BODIES = (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    RerankRequest,
     anthropic.MessagesRequest,
     anthropic.CountRequest,
     responses.ResponsesRequest,
@@ -56,6 +59,7 @@ _REPLIES = (
     ChatCompletion,
     Completion,
     EmbeddingList,
+    Reranked,
     Models,
     Model,
     Errors,
@@ -91,6 +95,11 @@ def openapi() -> dict[str, Any]:
             "/v1/completions": {"post": operation("complete", "Continue a text.", Completion, CompletionRequest)},
             "/v1/embeddings": {
                 "post": operation("embed", "Vectors for texts.", EmbeddingList, EmbeddingRequest, is_streamed=False)
+            },
+            "/v1/rerank": {
+                "post": operation(
+                    "rerank", "How well documents answer a query.", Reranked, RerankRequest, is_streamed=False
+                )
             },
             "/v1/models": {"get": operation("models", "Every model of the swarm.", Models)},
             "/v1/models/{name}": {"get": operation("model", "One of these models.", Model) | {"parameters": [_NAME]}},

@@ -205,6 +205,20 @@ class EmbeddingRequest(msgspec.Struct):
     """The model whose tokens ``input`` has; not OpenAI's. Without it, only texts are accepted."""
 
 
+class TextDocument(msgspec.Struct):
+    text: str
+
+
+class RerankRequest(msgspec.Struct):
+    query: str
+    documents: Annotated[list[str | TextDocument], Meta(min_length=1)]
+    model: Annotated[str, Meta(max_length=128)] | None = None
+    top_n: Annotated[int, Meta(ge=1)] | None = None
+    """The number of results, the best ones; else all."""
+    return_documents: bool | None = None
+    """Whether each result has its document."""
+
+
 # --- what they get --------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +393,8 @@ class Model(msgspec.Struct):
     """The model's own name, if ``id`` is an alias of it."""
     reuse: str | UnsetType = UNSET
     """How prompts reuse what is cached, where known: prefix, checkpoints or none; see docs/api.md."""
+    kind: str | UnsetType = UNSET
+    """What it is for, where known: text, embedding or rerank."""
     object: str = "model"
     owned_by: str = "mycelia"
     max_model_len: int | UnsetType = UNSET
@@ -410,7 +426,7 @@ class Embedding(msgspec.Struct):
     object: str = "embedding"
 
 
-class EmbeddingUsage(msgspec.Struct):
+class TextUsage(msgspec.Struct):
     prompt_tokens: int
     total_tokens: int
 
@@ -418,7 +434,23 @@ class EmbeddingUsage(msgspec.Struct):
 class EmbeddingList(msgspec.Struct):
     data: list[Embedding]
     model: str
-    usage: EmbeddingUsage
+    usage: TextUsage
+    object: str = "list"
+
+
+class RankedDocument(msgspec.Struct, omit_defaults=True):
+    index: int
+    """The document's place in the request."""
+    relevance_score: float
+    """Between 0 and 1."""
+    document: TextDocument | UnsetType = UNSET
+
+
+class Reranked(msgspec.Struct):
+    results: list[RankedDocument]
+    """The best first."""
+    model: str
+    usage: TextUsage
     object: str = "list"
 
 

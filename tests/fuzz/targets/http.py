@@ -15,6 +15,7 @@ from typing import Any
 
 import h11
 import msgspec
+import numpy as np
 import trio
 from starlette.types import ASGIApp
 
@@ -72,6 +73,9 @@ class _Node(Unobserved):
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
         return Embedded([], 0)
 
+    async def rank(self, query: str, documents: Sequence[str], client: bytes = b"", model: str = "") -> Embedded:
+        return Embedded([np.zeros(1, np.float32) for _ in documents], 0)
+
 
 def _request(method: bytes, path: bytes, body: bytes = b"", *headers: bytes) -> bytes:
     given = [b"Host: localhost", *headers]
@@ -105,6 +109,7 @@ _CORPUS = [
     _request(b"POST", b"/v1/chat/completions", b'{"stream":true,' + _BODY[1:]),
     _request(b"POST", b"/v1/completions", b'{"prompt":"hello"}'),
     _request(b"POST", b"/v1/embeddings", b'{"input":["a"]}'),
+    _request(b"POST", b"/v2/rerank", b'{"query":"q","documents":["a",{"text":"b"}],"return_documents":true}'),
     _request(b"POST", b"/chat/completions", gzip.compress(_BODY), b"Content-Encoding: gzip"),
     _request(b"POST", b"/v1/completions", b'\xef\xbb\xbf{"prompt":"\\ud83d","model":"alias"}'),
     _request(b"OPTIONS", b"/v1/models", b"", b"Origin: " + _EVIL, b"Access-Control-Request-Method: POST", _PRIVATE),

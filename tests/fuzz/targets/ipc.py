@@ -45,7 +45,7 @@ class Ipc:
     name = "ipc"
 
     def make(self, rng: random.Random) -> Item:
-        way = rng.choice(("render", "parse", "spell", "embed", "submit", "back", "back"))
+        way = rng.choice(("render", "parse", "pair", "spell", "embed", "submit", "back", "back"))
         if way == "back":
             body = rng.choice(_FROM_CHILD)
             spoilt = spoil_bytes(body, rng) if rng.random() < 0.8 else splice(body, rng.choice(_FROM_CHILD), rng)
@@ -80,6 +80,8 @@ def _question(way: str, fields: tuple[object, ...]) -> ipc.ToChild:
             return ipc.Render(1, [(text, text, text) for text in texts], "".join(texts))
         case "parse":
             return ipc.Parse(1, "".join(texts))
+        case "pair":
+            return ipc.Pair(1, "".join(texts[:1]), "".join(texts[1:]), b"c" * 32)
         case "spell":
             return ipc.Spell(1, [text.encode("utf-8", "surrogatepass") for text in texts])
         case "embed":

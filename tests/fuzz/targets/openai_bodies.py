@@ -11,7 +11,8 @@ from mycelia.node.serve.anthropic.types import MessagesRequest
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.embeddings import wanted_embeddings
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
-from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest
+from mycelia.node.serve.openai.rerank import wanted_ranks
+from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest
 from mycelia.node.serve.responses.requests import to_chat as response_to_chat
 from mycelia.node.serve.responses.types import ResponsesRequest
 from mycelia.proto.wire.codec import decode, encode
@@ -104,6 +105,10 @@ _BODIES = {
         {"input": ["a", "b"], "encoding_format": "base64"},
         {"input": [[1], [2]], "tokenizer": "a", "dimensions": 2},
     ),
+    "rerank": (
+        {"query": "q", "documents": ["a", {"text": "b", "title": "t"}], "top_n": 1, "return_documents": True},
+        {"model": "a", "query": "q", "documents": ["a", ""], "top_n": None},
+    ),
 }
 _ODD = (
     None,
@@ -160,8 +165,11 @@ class OpenAiBodies:
                 case "response":
                     response = msgspec.json.decode(body, type=ResponsesRequest)
                     asks = wanted_chat(response_to_chat(response, [])).asks
+                case "rerank":
+                    ranks = wanted_ranks(msgspec.json.decode(body, type=RerankRequest), "m", {"a": "m"})
+                    return 0 < ranks.num_results <= len(ranks.documents)
                 case _:
-                    wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), ["m"], {"a": "m"})
+                    wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), "m", {"a": "m"})
                     return bool(wanted.texts)
         except (HttpError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # (the first of these errors is a refusal; ``read_json`` makes one of the others)

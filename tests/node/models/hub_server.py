@@ -49,6 +49,7 @@ class Hub:
     """Files are in git itself, without large file storage: their hashes are git's."""
     listing: bytes = b""
     """The answer about the repository; empty: the true one."""
+    listing_headers: dict[str, str] = field(default_factory=dict)
     wrong: bytes = b""
     """What is sent in the place of each file."""
     etag: str = ""
@@ -110,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
             if path.rpartition("/")[2] not in ("main", hub.commit):
                 self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             else:
-                self._send(200, hub.listing or json.dumps(hub.info()).encode(), {"Content-Type": "application/json"})
+                headers = {"Content-Type": "application/json"} | hub.listing_headers
+                self._send(200, hub.listing or json.dumps(hub.info()).encode(), headers)
         elif path.startswith("/api/"):
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         else:

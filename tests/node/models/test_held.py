@@ -19,6 +19,7 @@ from mycelia.node.models.held import list_models, remove_model
 from mycelia.node.models.pull import pull
 from mycelia.node.terminal.models import show_card
 from mycelia.proto.wire.errors import LocalError
+from tests.node.engine.child.pooling.pooled_models import CONTEXT, RANK, write_bert
 from tests.node.engine.child.tiny_models import write_model
 from tests.node.models.hub_server import REPO, Hub, model_bytes
 from tests.node.models.test_catalogue import GOOD
@@ -151,3 +152,12 @@ def test_a_hybrid_model_is_shown_with_the_cells_of_its_layers_with_attention(tmp
     assert (card["architecture"], card["reuse"], card["template"]) == ("granitehybrid", "checkpoints", "chatml")
     assert card["cell_bytes"] == 2 * (16 + 16) * 2, "two heads in one of four layers, 16 numbers a key and a value"
     assert "and the states of its sequences" in shown(card)
+
+
+def test_a_reranking_model_is_shown_as_such(tmp_path: Path, folders: Path) -> None:
+    path = write_bert(tmp_path / "ranker.gguf", RANK)
+    card = json.loads(run("model", "show", str(path), "--json"))
+    assert (card["kind"], card["architecture"], card["reuse"], card["template"]) == ("rerank", "bert", "none", "none")
+    assert card["cell_bytes"] == 0 and card["context"] == CONTEXT
+    text = shown(card)
+    assert "ranks documents: /v1/rerank" in text and "thinking" not in text and "a token" not in text

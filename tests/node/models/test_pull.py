@@ -270,6 +270,11 @@ def test_listings_that_are_none(hub: Hub, folders: Path, listing: bytes) -> None
     assert not (folders / "hub").exists()
 
 
+def test_a_listing_in_an_encoding_that_it_does_not_have(hub: Hub, folders: Path) -> None:
+    hub.listing_headers = {"Content-Encoding": "gzip"}
+    fails(NAME, "cannot ask 127.0.0.1.*decompressing")
+
+
 def test_models_in_parts(hub: Hub, folders: Path) -> None:
     names = [f"q4/tiny-Q4_K_M-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
     hub.files = {name: model_bytes(400_000, seed) for seed, name in enumerate(names)}

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
-from mycelia.node.serve.api import VocabularyTexts
+from mycelia.node.serve.api import Embedded, VocabularyTexts
 from mycelia.node.views import DayRow, LinksRow, RequestRow, TraceView, UsageRow
+from mycelia.proto.wire.errors import LocalError
 
 
 class Unobserved:
@@ -18,6 +19,12 @@ class Unobserved:
     @property
     def own_models(self) -> Sequence[str]:
         return [self.model]
+
+    def model_for(self, kind: str) -> str:
+        return self.model
+
+    async def rank(self, query: str, documents: Sequence[str], client: bytes = b"", model: str = "") -> Embedded:
+        raise LocalError("it ranks no documents")
 
     def vocabulary_texts(self, model: str = "") -> VocabularyTexts:
         return self.texts

@@ -157,17 +157,9 @@ class Llama(ModelVocabulary):
         self._loaded.adapt(context)
         return context
 
-    def open_side_context(self, **params: Any) -> Any:
-        """Another context on the same model, with llama.cpp's names of the parameters. The caller frees it with
-        ``llama_free``. Raises LocalError."""
-        wanted = L.llama_context_default_params()
-        for name, value in params.items():
-            setattr(wanted, name, value)
-        context = L.llama_init_from_model(self.model, wanted)
-        if not context:
-            raise LocalError(f"cannot open another context: {self._log.reason('no memory for it?')}")
-        self._loaded.adapt(context)
-        return context
+    def open_side_context(self, **wanted: Any) -> Any:
+        """See ``LoadedModel.open_context``."""
+        return self._loaded.open_context(**wanted)
 
     # --- decoding: the owner thread only --------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from blake3 import blake3
 
 from mycelia.node.engine.child.llama.bindings import FOLDER, LIBRARY, L, Log
-from mycelia.node.engine.child.llama.devices import Ggml
+from mycelia.node.engine.child.llama.devices import Ggml, read_metadata
 from mycelia.node.engine.gguf import parts_of
+from mycelia.node.engine.kinds import kind_of
 from mycelia.node.engine.sizing import Device, Offload, usable_gpus
 from mycelia.proto.wire.errors import LocalError
 
@@ -102,6 +103,18 @@ class LoadedModel(NamedTuple):
             if L.llama_set_adapters_lora(context, adapters, 1, scales):
                 raise LocalError(f"the adapter does not fit: {self.log.reason('llama.cpp gave no reason')}")
 
+    def open_context(self, **wanted: Any) -> Any:
+        """A context with llama.cpp's names of the parameters. The caller frees it with ``llama_free``. Raises
+        LocalError."""
+        params = L.llama_context_default_params()
+        for name, value in wanted.items():
+            setattr(params, name, value)
+        context = L.llama_init_from_model(self.handle, params)
+        if not context:
+            raise LocalError(f"cannot open another context: {self.log.reason('no memory for it?')}")
+        self.adapt(context)
+        return context
+
 
 def open_model(path: Path, offload: Offload, lora_path: Path | None = None) -> LoadedModel:
     """Load a model onto the GPUs that ``offload`` wants, and an adapter of it. Raises LocalError."""
@@ -113,6 +126,12 @@ def open_model(path: Path, offload: Offload, lora_path: Path | None = None) -> L
     model = load_model(path, params, log)
     adapter = load_adapter(model, lora_path, log) if lora_path is not None else None
     return LoadedModel(model, params, log, gpus, offload, path, adapter)
+
+
+def model_kind(model: Any) -> str:
+    """See ``kinds.py``."""
+    architecture = read_metadata(L, model, "general.architecture")
+    return kind_of(architecture, read_metadata(L, model, f"{architecture}.pooling_type"))
 
 
 def keeps_states(model: Any) -> bool:

@@ -36,12 +36,13 @@ class ModelVocabulary:
         tokens = self._tokenize(_LONER + text, special)
         return tokens[len(before) :] if tokens[: len(before)] == before else self._tokenize(text, special)
 
-    def _tokenize(self, text: str, special: bool) -> list[int]:
+    def _tokenize(self, text: str, special: bool, adds: bool = False) -> list[int]:
+        """adds: with the tokens that llama.cpp puts around a text."""
         data = text.encode("utf-8", "replace")
         size = len(data) + 8
         while True:
             buffer = (ctypes.c_int32 * size)()
-            count = int(L.llama_tokenize(self._vocab, data, len(data), buffer, size, False, special))
+            count = int(L.llama_tokenize(self._vocab, data, len(data), buffer, size, adds, special))
             if count >= 0:
                 return buffer[:count]
             if count == -(2**31):
@@ -121,6 +122,29 @@ class ModelVocabulary:
     def _template(self, name: bytes | None) -> str | None:
         text = L.llama_model_chat_template(self.model, name)
         return text.decode("utf-8", "replace") if text else None
+
+    @property
+    def rerank_template(self) -> str | None:
+        """The prompt of a reranking model, with ``{query}`` and ``{document}`` in it."""
+        return self._template(b"rerank")
+
+    @property
+    def around_texts(self) -> tuple[list[int], list[int]]:
+        """The tokens before and after a text to embed."""
+        plain, whole = self._tokenize("x", False), self._tokenize("x", False, adds=True)
+        starts = range(len(whole) - len(plain) + 1)
+        start = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+        return whole[:start], whole[start + len(plain) :]
+
+    @property
+    def around_pairs(self) -> tuple[list[int], list[int], list[int]]:
+        """The tokens before a query, between it and a document, and after the document, as llama-server has them."""
+        vocab = self._vocab
+        bos, eos, sep = (int(one(vocab)) for one in (L.llama_vocab_bos, L.llama_vocab_eos, L.llama_vocab_sep))
+        before = [bos] if L.llama_vocab_get_add_bos(vocab) else []
+        after = [eos if eos >= 0 else sep] if L.llama_vocab_get_add_eos(vocab) else []
+        between = [sep] if L.llama_vocab_get_add_sep(vocab) else []
+        return [one for one in before if one >= 0], [one for one in after + between if one >= 0], after
 
     @property
     def bos_token(self) -> int | None:

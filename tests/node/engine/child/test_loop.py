@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child import loop
-from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.grammar.grammar import Grammar
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.llama import ABORTED, NO_ROOM, OK, RESTORED, Llama
 from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop, TextRead
+from mycelia.node.engine.child.pooling.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.tier.tier_store import TierStore
 from mycelia.node.engine.engine import COALESCE_S
 from mycelia.proto.cache.meters import TokenRateMeter

@@ -10,8 +10,8 @@ from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.proto.admission.fair_queue import ANSWER_WEIGHT
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling
-from tests.node.engine.child.test_embedding_shares import RATE, Clock, EndlessLlama
-from tests.node.engine.child.test_embedding_shares import Rig as EmbeddingRig
+from tests.node.engine.child.pooling.test_embedding_shares import RATE, Clock, EndlessLlama
+from tests.node.engine.child.pooling.test_embedding_shares import Rig as EmbeddingRig
 from tests.node.engine.child.test_loop import ListSampler
 
 STRANGER, OTHER = b"stranger", b"other"

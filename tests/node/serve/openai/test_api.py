@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from starlette.types import Message
 
-from mycelia.node.errors import BusyError
+from mycelia.node.errors import BusyError, FailedError, no_such_model
 from mycelia.node.peer_id import peer_text
 from mycelia.node.serve.api import Embedded
 from mycelia.node.serve.api_keys import unnamed
@@ -111,6 +111,8 @@ class ScriptedNode(Unobserved):
         return []
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
+        if model not in ("", self.model):
+            raise FailedError(no_such_model(model, [self.model]), "unknown_model")
         match texts[0]:
             case "bad":
                 raise LocalError("no numbers for it")

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
 from mycelia.node.engine.child.accounts import REFUSAL_SERVICE
-from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.sampler import Sampler
 from mycelia.node.engine.child.loop import StepLoop
+from mycelia.node.engine.child.pooling.embedding_queue import EmbeddingQueue
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.messages import Sampling
 from tests.node.engine.child.test_loop import VOCAB, FakeGrammar, Inbox, ListLlama, ListSampler

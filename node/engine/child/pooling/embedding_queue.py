@@ -1,4 +1,4 @@
-"""The queue of texts to embed: their order, the bounds, and the work in steps.
+"""The queue of texts to embed or to rank: their order, the bounds, and the work in steps.
 
 One text is computed at a time, a piece per step. After it comes the first text in the order of ``proto.fair_queue``:
 the owner's first, then fair among subnets and among their clients. A request keeps its place until its last text is
@@ -24,6 +24,8 @@ from mycelia.proto.admission.shares import has_room
 from mycelia.proto.wire.blocks import token_array, unpack_tokens
 from mycelia.proto.wire.errors import LocalError
 
+MAX_REQUEST_TOKENS = 2**21
+"""Maximum number of tokens of one request: 256 of the longest texts."""
 MAX_WAITING_TOKENS = 2**23
 """Maximum number of tokens of all waiting texts: 32 MiB, four times the largest request."""
 TOKEN_BYTES = 4
@@ -71,8 +73,10 @@ class EmbeddingStep(NamedTuple):
 class EmbeddingQueue:
     """Requests for embeddings. For the engine's main thread."""
 
-    def __init__(self, embedder: Embeds, num_places: int, num_vocab: int) -> None:
+    def __init__(self, embedder: Embeds, num_places: int, num_vocab: int, stays_open: bool = False) -> None:
+        """stays_open: the embedder keeps its memory while nothing waits."""
         self._embedder = embedder
+        self._stays_open = stays_open
         self._num_vocab = num_vocab
         self._waiting = FairQueue[EmbeddingRequest](num_places, slack=0.0)  # (a text is slack enough)
         self._current: EmbeddingRequest | None = None
@@ -150,6 +154,10 @@ class EmbeddingQueue:
         reply = None if request.texts else self._end(request, request.vectors, "", now)
         return EmbeddingStep(request, num_tokens, reply)
 
+    def charge(self, client: bytes, subnet: str, service: float) -> None:
+        """Charge a client for other work. Mutates."""
+        self._waiting.charge(client, service, subnet)
+
     def _end(self, request: EmbeddingRequest, vectors: list[bytes], error: str, now: float) -> ipc.Embedded:
         self._current = None
         self._waiting.start(request, 0, now)
@@ -157,7 +165,7 @@ class EmbeddingQueue:
         return ipc.Embedded(request.message.key, vectors, error)
 
     def _rest(self) -> None:
-        if not self._waiting:
+        if not self._waiting and not self._stays_open:
             self._embedder.close()
 
     def _error(self, message: ipc.Embed) -> str:
@@ -171,6 +179,8 @@ class EmbeddingQueue:
                 return over_context(most, f"{length} tokens (in text {place} of the input)")
             if max(token_array(text)) >= self._num_vocab:
                 return f"token ids of this model are below {self._num_vocab}"
+        if (total := sum(map(len, message.texts)) // TOKEN_BYTES) > MAX_REQUEST_TOKENS:
+            return f"the texts have {total} tokens, and one request may have {MAX_REQUEST_TOKENS}: send fewer at once"
         return ""
 
     def tokens_of(self, request: EmbeddingRequest) -> int:

@@ -6,12 +6,12 @@ import trio
 from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.child import embedding_queue
-from mycelia.node.engine.child.embedder import STEP_TOKENS, Embedder
-from mycelia.node.engine.child.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.llama import Llama
+from mycelia.node.engine.child.pooling import embedding_queue
+from mycelia.node.engine.child.pooling.embedder import STEP_TOKENS, Embedder
+from mycelia.node.engine.child.pooling.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.blocks import pack_tokens
@@ -116,6 +116,14 @@ def test_the_tokens_that_a_client_has_waiting_are_bounded(monkeypatch: pytest.Mo
     refusal = queue.take(embed(2, *[[1] * 8] * 2, client=STRANGER))
     assert refusal is not None and refusal.is_busy and refusal.retry_after_s > 0
     assert queue.take(embed(3, [1] * 7, client=OTHER)) is None
+
+
+def test_the_tokens_of_one_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_queue, "MAX_REQUEST_TOKENS", 32)
+    queue = Queue(CountingEmbedder(), 64)
+    assert queue.take(embed(1, *[[1] * 8] * 4)) is None
+    refusal = queue.take(embed(2, *[[1] * 8] * 4, [1]))
+    assert refusal is not None and "33 tokens" in refusal.error and not refusal.is_busy
 
 
 def test_a_client_with_few_texts_waits_for_one_text_of_another_and_the_owner_too() -> None:

@@ -1,0 +1,267 @@
+"""Vectors of texts, and ranks of documents: by a model of this node, or by a peer that serves it.
+
+This node's own engine comes first, where the work waits in its fair queue. If the engine refuses it, if its model is
+not loaded and a peer would begin sooner, or if this node does not serve the model, peers are asked, in parts of some
+texts: each text is computed by itself, so parts need not go to the same peer. But all go to one namespace, as vectors
+of different models cannot be compared. A peer that does not serve the model passes a part on to one that does, once.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from mycelia.node.engine.engine import Engine
+from mycelia.node.engine.kinds import EMBEDDING, RERANK, can_do, cannot
+from mycelia.node.engine.prompts import TooLongError
+from mycelia.node.errors import BusyError, FailedError, no_such_model
+from mycelia.node.network.exchange import cancelled_at_end, receive_opening
+from mycelia.node.network.network import MessageStream, Network, NetworkError
+from mycelia.node.queries.models import SwarmModels
+from mycelia.node.queries.questions import answer_of
+from mycelia.node.queries.uses import VECTORS
+from mycelia.node.requests.own_models import OwnModels
+from mycelia.node.serve.api import Embedded
+from mycelia.proto.admission.overload import OVERLOADED
+from mycelia.proto.admission.shares import MAX_RETRY_S
+from mycelia.proto.admission.subnets import Places, of_client, subnet_of
+from mycelia.proto.events import Event, Malformed
+from mycelia.proto.planes.failure import LEAVING
+from mycelia.proto.wire.errors import LocalError, RemoteError
+from mycelia.proto.wire.messages import (
+    MAX_SMALL,
+    MAX_TEXTS,
+    MAX_WIDTH,
+    EmbedTexts,
+    Failed,
+    ModelUse,
+    TextVectors,
+    Uses,
+    UsesQuery,
+)
+
+PART_CHARS = 16_384
+"""Characters of the texts that a peer is asked for at once, unless one alone is longer: about 4,000 tokens."""
+MAX_SENT_CHARS = 100_000
+"""Characters of a query or a text that is sent to a peer: both fit one message, in any script."""
+PATIENCE_S = 300.0
+"""Maximum time for the answer to a part: 4,000 tokens at 30 tokens/s, and others before it."""
+MAX_ASKED, MAX_ASKED_PER_KEY = 64, 8
+"""Questions to peers at once, of all and of one client or peer."""
+RETRY_S = 2.0
+_FINAL = ("bad_request", "too_long")
+"""Codes of failures that another node would have, too."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    texts: Sequence[str | Sequence[int]]
+    """Texts, or tokens of a model of this node."""
+    query: str = ""
+    """Empty: vectors are wanted, and not ranks."""
+
+    @property
+    def kind(self) -> str:
+        return RERANK if self.query else EMBEDDING
+
+    async def made_by(self, engine: Engine, client: bytes, subnet: str = "") -> Embedded:
+        """client, subnet: see ``EngineRequest``. Raises LocalError, as BusyError when too many wait."""
+        self.check(engine)
+        tokens = [await self._tokens_of(text, engine, client, subnet) for text in self.texts]
+        return Embedded(await engine.embed(tokens, client, subnet), sum(map(len, tokens)))
+
+    def check(self, engine: Engine) -> None:
+        """Raises LocalError if the model is of another kind."""
+        if not can_do(engine.info.kind, self.kind):
+            raise LocalError(cannot(engine.info.name, engine.info.kind, self.kind))
+
+    async def _tokens_of(self, text: str | Sequence[int], engine: Engine, client: bytes, subnet: str) -> Sequence[int]:
+        if not isinstance(text, str):
+            return text
+        if self.query:
+            return await engine.tokenize_pair(self.query, text, client, subnet)
+        return await engine.tokenize_text(text, client, subnet)
+
+    def parts(self) -> Iterator[tuple[str, ...]]:
+        """The texts in parts for peers, in order. Raises LocalError for tokens, and for a text or query that is too
+        long to be sent."""
+        part: list[str] = []
+        if len(self.query) > MAX_SENT_CHARS:
+            raise LocalError(f"the query has {len(self.query)} characters: at most {MAX_SENT_CHARS} go to another node")
+        for text in self.texts:
+            if not isinstance(text, str):
+                raise LocalError("token ids are only taken for models that this node serves itself: send texts")
+            if len(text) > MAX_SENT_CHARS and not self.query:
+                raise LocalError(f"a text has {len(text)} characters: at most {MAX_SENT_CHARS} go to another node")
+            sent = _sendable(text[:MAX_SENT_CHARS])  # (the rest of a document would be cut there)
+            if part and (len(part) == MAX_TEXTS or sum(map(len, part)) + len(sent) > PART_CHARS):
+                yield tuple(part)
+                part = []
+            part.append(sent)
+        yield tuple(part)
+
+
+class Vectors:
+    """See ``Api.embed`` and ``Api.rank``."""
+
+    def __init__(self, own: OwnModels, network: Network, models: SwarmModels, handle: Callable[[Event], None]) -> None:
+        """handle: passes an event to the overlay."""
+        self._own = own
+        self._network = network
+        self._models = models
+        self._handle = handle
+        self._places = Places(MAX_ASKED, MAX_ASKED_PER_KEY)
+
+    async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
+        return await self._made(_Wanted(texts), client, model)
+
+    async def rank(self, query: str, documents: Sequence[str], client: bytes = b"", model: str = "") -> Embedded:
+        return await self._made(_Wanted(documents, query), client, model)
+
+    async def _made(self, wanted: _Wanted, client: bytes, model: str) -> Embedded:
+        name = model or self._own.model_for(wanted.kind)
+        if not name:
+            raise LocalError("this node serves no reranking model: name one of the swarm's in the field model")
+        engine = self._own.named(name)
+        if engine is None:
+            return await self._elsewhere(wanted, name, b"", partial(self._models.find, name, client), client)
+        wanted.check(engine)
+        if not engine.residence.is_loaded and self._models.sooner(engine):
+            try:
+                return await self._at_others(wanted, engine, client)
+            except (BusyError, FailedError):
+                pass  # (it is loaded here instead)
+        try:
+            return await wanted.made_by(engine, client)
+        except BusyError:
+            is_own = not all(isinstance(text, str) for text in wanted.texts)
+            if is_own or not self._models.others(engine):
+                raise
+        return await self._at_others(wanted, engine, client)
+
+    async def _at_others(self, wanted: _Wanted, engine: Engine, client: bytes) -> Embedded:
+        async def others() -> list[bytes]:
+            return self._models.others(engine)
+
+        return await self._elsewhere(wanted, engine.info.name, engine.info.namespace, others, client)
+
+    async def _elsewhere(
+        self, wanted: _Wanted, model: str, namespace: bytes, find: Callable[[], Awaitable[list[bytes]]], client: bytes
+    ) -> Embedded:
+        """find: the peers to ask, the best first. Raises LocalError, also as BusyError or FailedError."""
+        vectors: list[NDArray[np.float32]] = []
+        num_tokens = 0
+        with self._place(client, of_client(client), is_known=not client):
+            for part in wanted.parts():
+                question = EmbedTexts(
+                    model=model, namespace=namespace, query=_sendable(wanted.query), texts=part, is_passed_on=False
+                )
+                answer = await self._asked(question, await find())
+                made = np.frombuffer(answer.vectors, "<f4").reshape(len(part), -1)
+                if vectors and len(vectors[0]) != made.shape[1]:
+                    raise FailedError("peers disagree on what the model's vectors are", "no_peer")
+                vectors += [vector.astype(np.float32) for vector in made]
+                namespace, num_tokens = answer.namespace, num_tokens + answer.num_tokens
+        return Embedded(vectors, num_tokens)
+
+    @contextmanager
+    def _place(self, key: bytes, subnet: str, is_known: bool) -> Iterator[None]:
+        """A place for questions to peers. Raises BusyError."""
+        if not self._places.take(key, subnet, is_known):
+            raise BusyError("this node passes on too many texts", RETRY_S)
+        try:
+            yield
+        finally:
+            self._places.free(key, subnet)
+
+    async def _asked(self, question: EmbedTexts, peers: Sequence[bytes]) -> TextVectors:
+        """The answer of the first of ``peers`` that gives one. Raises FailedError, or BusyError."""
+        if not peers:
+            served = [row.model for row in self._models.known_rows()]
+            raise FailedError(no_such_model(question.model, served), "unknown_model")
+        busy: Failed | None = None
+        for peer in peers:
+            answer: object = None
+            with trio.move_on_after(PATIENCE_S):
+                try:
+                    answer = await answer_of(self._network, VECTORS, question, peer)
+                except (NetworkError, RemoteError):  # (an older node does not know the question)
+                    continue
+            if isinstance(answer, Failed):
+                if answer.code in _FINAL:
+                    raise FailedError(answer.message, answer.code)
+                busy = answer if answer.code == OVERLOADED else busy
+            elif isinstance(answer, TextVectors) and _fits(answer, question):
+                return answer
+            elif answer is not None:
+                self._handle(Malformed(peer, f"no answer to {len(question.texts)} texts"))
+        if busy is not None:
+            raise BusyError(busy.message, busy.retry_after_ms / 1_000 or RETRY_S)
+        raise FailedError(f"no node that serves {question.model!r} could answer: try again", "no_peer")
+
+    # --- questions of peers -----------------------------------------------------------------------------------------
+
+    async def serve_stream(self, stream: MessageStream, refusal: str) -> None:
+        """Answers one question of a peer, which cancels it by ending the stream. refusal: why this node takes none now;
+        empty: it does. Raises RemoteError for another message."""
+        question = await receive_opening(stream)
+        if isinstance(question, UsesQuery):
+            infos = [engine.info for engine in self._own]
+            await stream.send(Uses(uses=tuple(ModelUse(namespace=one.namespace, kind=one.kind) for one in infos)))
+            return
+        if not isinstance(question, EmbedTexts):
+            raise RemoteError(f"a {type(question).__name__} where an EmbedTexts belongs")
+        if refusal:
+            await stream.send(Failed(code=LEAVING, message=refusal, retryable=True))
+            return
+        async with cancelled_at_end(stream):
+            await stream.send(await self._answer(question, stream.peer))
+
+    async def _answer(self, question: EmbedTexts, peer: bytes) -> TextVectors | Failed:
+        engine = self._own.of(question.namespace) if question.namespace else self._own.named(question.model)
+        subnet = subnet_of(self._network.remote_address(peer))
+        try:
+            if engine is None:
+                return await self._passed_on(question, peer, subnet)
+            made = await _Wanted(question.texts, question.query).made_by(engine, peer, subnet)
+        except BusyError as exc:
+            retry_ms = math.ceil(1_000 * min(exc.retry_s, MAX_RETRY_S))
+            return Failed(code=OVERLOADED, message=str(exc)[:512], retryable=True, retry_after_ms=retry_ms)
+        except LocalError as exc:
+            code = exc.code if isinstance(exc, FailedError) else "bad_request"
+            code = "too_long" if isinstance(exc, TooLongError) else code
+            return Failed(code=code, message=str(exc)[:512], retryable=code not in _FINAL)
+        if len(made.vectors[0]) > MAX_WIDTH:
+            return Failed(code="bad_request", message="the model's vectors are too wide to be sent", retryable=False)
+        data = b"".join(vector.astype("<f4").tobytes() for vector in made.vectors)
+        num_tokens = min(made.num_tokens, MAX_SMALL)
+        return TextVectors(namespace=engine.info.namespace, vectors=data, num_tokens=num_tokens)
+
+    async def _passed_on(self, question: EmbedTexts, peer: bytes, subnet: str) -> TextVectors:
+        """The answer of a connected node that serves the model, which must not pass it on again."""
+        servers = [] if question.is_passed_on else self._models.servers(question.model)
+        with self._place(peer, subnet, is_known=False):
+            passed_on = msgspec.structs.replace(question, is_passed_on=True)
+            return await self._asked(passed_on, [server for server in servers if server != peer])
+
+
+def _sendable(text: str) -> str:
+    """``text`` without lone surrogates, which no message can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _fits(answer: TextVectors, question: EmbedTexts) -> bool:
+    """Whether an answer may be one to ``question``."""
+    if question.namespace and answer.namespace != question.namespace:
+        return False
+    size, rest = divmod(len(answer.vectors), 4 * len(question.texts))
+    numbers = np.frombuffer(answer.vectors, "<f4") if not rest else np.array([np.nan])
+    if not size or rest or not np.isfinite(numbers).all():
+        return False
+    return not question.query or (size == 1 and bool(((numbers >= 0) & (numbers <= 1)).all()))
