@@ -28,6 +28,8 @@ from tests.profiles import examples
 from tests.proto.playbook import EPOCH_START, NAMESPACE, World, peer_id, sign_as, verify
 
 CONFIG = OverlayConfig().digest
+LARGE = CONFIG.push_bytes // 9 + 1
+"""Blocks of the smallest leaf that is too large for a delta."""
 OWNER, READER, THIRD = peer_id(0), peer_id(1), peer_id(2)
 
 
@@ -475,7 +477,7 @@ def test_what_a_peer_announced_before_its_hello_counts_after_it() -> None:
     estimates.check_invariants()
 
 
-def leaf_of(number: int, num_blocks: int = 20) -> list[int]:
+def leaf_of(number: int, num_blocks: int = LARGE) -> list[int]:
     """A leaf that is too large for a delta."""
     return [1_000 + number] * STRIDE * num_blocks
 
@@ -493,7 +495,7 @@ def test_a_relay_serves_a_reader_that_is_a_little_behind_from_its_log() -> None:
     behind = []
     for number in range(3):
         behind.append(relay.request(OWNER, NAMESPACE))
-        world.store(OWNER, number, leaf_of(number))
+        world.store(OWNER, number, leaf_of(number, 20))
         world.advance(15)
     repair = relay.relay(behind[2])
     assert repair is not None and repair.mode == LOG and len(unpack_entries(repair.upserts)) == 20
@@ -539,7 +541,7 @@ def test_a_node_that_fetches_a_change_itself_answers_when_it_has_it() -> None:
     world.in_flight = [to_owner]
     world.deliver_all()
     truth = world.nodes[OWNER].overlay.own_digest(NAMESPACE)
-    assert truth is not None and truth.head is not None and len(truth.entries) == 20
+    assert truth is not None and truth.head is not None and len(truth.entries) == LARGE
     assert world.nodes[THIRD].overlay.estimates.holds(truth.head)
     assert world.nodes[READER].overlay.estimates.holds(truth.head)
 
@@ -570,7 +572,7 @@ def test_a_restarted_node_shows_its_kept_cache_in_its_first_head() -> None:
         world.advance(0.1, deliver=False)
     estimates = world.nodes[READER].overlay.estimates
     assert estimates.state(OWNER, NAMESPACE) is State.LIVE
-    assert estimates.entries(OWNER, NAMESPACE) == before and len(before) == 20
+    assert estimates.entries(OWNER, NAMESPACE) == before and len(before) == LARGE
     repairs = [event.message for event in requests if isinstance(event.message, Repair)]
     assert not any(repair.head.owner == OWNER and repair.upserts for repair in repairs), "nothing had to be sent again"
 
