@@ -1,5 +1,6 @@
 """The start and the end of a node: what is opened, in which order."""
 
+import gc
 import os
 import random
 import secrets
@@ -64,7 +65,6 @@ from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
-
 
 TOY_MODEL = "smollm2"
 """The default, which is served when nothing else is asked for."""
@@ -134,6 +134,7 @@ async def host_node(
             reloader.follow(
                 LiveParts(gateway, usage, context, own_key, swarms_api.set_aliases, guest.set_limits, write_run)
             )
+            spare_collections()
             _tell_ready(settings, nodes, api_url)
             task_status.started(nodes[0])
 
@@ -356,6 +357,12 @@ def _write_run(api_url: str, peer: str, settings: NodeSettings, key: str) -> Non
     cert = str(settings.tls_cert.absolute()) if settings.tls_cert else ""
     info = RunInfo(os.getpid(), api_url, peer, key, _name_of(settings), settings.public, cert)
     write_run_info(settings.data_dir, info)
+
+
+def spare_collections() -> None:
+    """Leaves what there is now out of every garbage collection: it stays for as long as the node runs, and a collection
+    that looks at all of it stops the node for 0.1 to 0.2 s."""
+    gc.freeze()
 
 
 def _tell_ready(settings: NodeSettings, nodes: Sequence[Node], api_url: str) -> None:

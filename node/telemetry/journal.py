@@ -4,7 +4,7 @@ still see them after a restart, and also which of them were interrupted.
 Each record is a line between two newlines: BLAKE3 of the rest in hexadecimal, a space, JSON. So a torn tail, a disk
 that fills up within a record, or changed bytes cost only the records that contain them. A thread appends the records.
 Nothing waits for the disk, and nothing is synced to it: the kernel keeps what a killed process wrote. There are two
-files: when one is full, the records to keep of both are written to the other, by the rule of ``requests.surplus``, so
+files: when one is full, the records to keep of both are written to the other, by the rule of ``client_rows.py``, so
 that no client's requests displace those of another client.
 
 The journal has no prompts and no answers, nor texts from other nodes, which may quote them: a step with such a text
@@ -23,7 +23,8 @@ import trio
 
 from mycelia.node.storage.files import seal_of, write_atomically
 from mycelia.node.storage.sealed import set_aside
-from mycelia.node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog, surplus
+from mycelia.node.telemetry.client_rows import surplus
+from mycelia.node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog
 from mycelia.node.views import RequestRow
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import TraceStep

@@ -21,6 +21,7 @@ from prometheus_client import Histogram
 from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineTokens
 from mycelia.node.peer_id import id_text
 from mycelia.node.signals import Signal
+from mycelia.node.telemetry.client_rows import ClientRows, is_peer
 from mycelia.node.views import DayRow, RequestRow, StatsView
 from mycelia.proto.admission.limits import TokenBucket
 from mycelia.proto.effects import Begin, Dispatch
@@ -49,7 +50,6 @@ CODES = frozenset(
 MAX_DETAIL_CHARS = 256
 PEER_RATE, PEER_BURST = 2.0, 64.0
 """Requests of peers per second that reach the journal and the log; further ones only count in the sums."""
-_PEERS = "peers"
 _MAX_AT_MS = 2**31 - 1
 _RECENT = 256
 """Answers that the medians are made of."""
@@ -90,21 +90,6 @@ class Totals:
     """What was given to others and received from them, without the traffic."""
 
 
-def surplus(clients: Sequence[str]) -> int:
-    """The index of the row to remove from rows of these clients, the oldest first; see the module's text."""
-    groups = [_PEERS if _is_peer(client) else client for client in clients]
-    ((largest, _),) = Counter(groups).most_common(1)
-    if largest != _PEERS:
-        return groups.index(largest)
-    peers = Counter(client for client, group in zip(clients, groups, strict=True) if group == _PEERS)
-    return clients.index(max(peers, key=lambda client: peers[client]))
-
-
-def _is_peer(client: str) -> bool:
-    """A shorter name is that of an API key, or of this machine."""
-    return len(client) > 32
-
-
 class RequestLog:
     """See the module's text. One caller at a time: no method waits."""
 
@@ -120,6 +105,8 @@ class RequestLog:
         self._wall = wall
         self.on_change = on_change
         self._entered: OrderedDict[bytes, _Record] = OrderedDict()
+        self._rows = ClientRows()
+        """Those of ``_entered`` by client."""
         self._served: OrderedDict[bytes, _Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
         self._changed = Signal()
@@ -198,10 +185,9 @@ class RequestLog:
         return secrets.token_bytes(16)  # (two clients may choose the same)
 
     def entered(self, request_id: bytes, model: str, client: bytes) -> None:
-        self._entered.pop(request_id, None)  # (it is there only if interrupted, see new_id)
         row = RequestRow(request_id.hex(), self._wall(), model, id_text(client) if client else "")
         record = _Record(self._clock(), row)
-        record.is_told = not _is_peer(row.client) or self._peer_bucket.take(self._clock())
+        record.is_told = not is_peer(row.client) or self._peer_bucket.take(self._clock())
         self._keep(request_id, record)
         self._add(record, request_id, "entered", model, b"")
         if record.is_told:
@@ -345,7 +331,7 @@ class RequestLog:
     def _is_own(self, request_id: bytes) -> bool:
         """Whether a client of this node's HTTP sent the request."""
         record = self._entered.get(request_id)
-        return record is not None and record.row is not None and not _is_peer(record.row.client)
+        return record is not None and record.row is not None and not is_peer(record.row.client)
 
     def _share(self, **added: float) -> None:
         shared = self.totals.shared
@@ -376,10 +362,16 @@ class RequestLog:
             log.debug(f"request_{name}", request=request_id.hex(), detail=detail, peer=id_text(peer) if peer else "")
 
     def _keep(self, request_id: bytes, record: _Record) -> None:
+        assert record.row is not None
+        self._remove(request_id)  # (it is there only if interrupted, see new_id)
         self._entered[request_id] = record
+        self._rows.add(request_id, record.row.client)
         if len(self._entered) > MAX_REQUESTS:
-            clients = [kept.row.client for kept in self._entered.values() if kept.row is not None]
-            del self._entered[list(self._entered)[surplus(clients)]]
+            self._remove(self._rows.surplus())
+
+    def _remove(self, request_id: bytes) -> None:
+        self._entered.pop(request_id, None)
+        self._rows.remove(request_id)
 
     def _ms(self, record: _Record) -> int:
         return min(round(1000 * (self._clock() - record.started_at)), _MAX_AT_MS)

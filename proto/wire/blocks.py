@@ -17,6 +17,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 from blake3 import blake3
 
@@ -69,12 +70,17 @@ def namespace_key(model_digest: bytes, kv_settings: str, salt: bytes = b"") -> b
     return hasher.digest(length=16)
 
 
+@lru_cache(maxsize=256)
+def _key_of(namespace: bytes) -> bytes:
+    return blake3(namespace, derive_key_context="mycelia 2026 block hash v1").digest()
+
+
 def block_hashes(namespace: bytes, tokens: Sequence[int]) -> "array[int]":
     """Hash of every whole block of ``tokens``, as unsigned 64-bit integers; entry i covers tokens[:(i + 1) * STRIDE].
 
     The last, partial block is not hashed. The array equals no list.
     """
-    hasher = hashlib.sha256(blake3(namespace, derive_key_context="mycelia 2026 block hash v1").digest())
+    hasher = hashlib.sha256(_key_of(namespace))
     update, digest = hasher.update, hasher.digest
     packed = pack_tokens(tokens)
     whole = memoryview(packed)[: len(packed) // _BLOCK.size * _BLOCK.size]

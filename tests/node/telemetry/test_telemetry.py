@@ -1,6 +1,7 @@
 """A node's reports about itself: its last requests, traces over nodes, links, metrics, and the events of its page."""
 
 import json
+import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -21,6 +22,7 @@ from mycelia.node.serve.gateway import serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.serve.local.observe import MAX_STREAMS
 from mycelia.node.swarms import Swarms
+from mycelia.node.telemetry.client_rows import surplus
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import MAX_REQUESTS, RequestLog
 from mycelia.node.telemetry.usage import Counts
@@ -70,6 +72,23 @@ def test_what_is_kept_of_requests_is_bounded() -> None:
         log.emitted(request_id(20), "bounced", b"p" * 38, "x" * 10_000)
     assert len(log.steps(request_id(20))) == MAX_TRACE_STEPS
     assert all(len(step.detail) <= 256 for step in log.steps(request_id(20)))
+
+
+def test_the_rows_that_go_are_those_that_the_rule_names() -> None:
+    chance = random.Random(7)
+    clients = ["", "k" * 32, "p" * 40, "q" * 40, "r" * 40]
+    log = RequestLog(clock=lambda: 0.0)
+    expected: list[tuple[str, bytes]] = []
+    for number in range(3 * MAX_REQUESTS):
+        client = chance.choices(clients, (4, 2, 3, 2, 1 + number % 5))[0].encode()
+        known = chance.choice(expected)[1] if expected and chance.random() < 0.02 else request_id(number)
+        expected = [(one, other) for one, other in expected if other != known]
+        log.entered(known, "m", client)
+        expected.append((log.rows()[-1].client, known))
+        if len(expected) > MAX_REQUESTS:
+            del expected[surplus([one for one, _ in expected])]
+        assert len(log.rows()) == len(expected)
+    assert [bytes.fromhex(row.id) for row in log.rows()] == [known for _, known in expected]
 
 
 async def test_all_who_follow_the_rows_hear_of_a_change_also_after_one_left(
