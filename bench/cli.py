@@ -238,6 +238,19 @@ def models(plan: plans.ModelsBench) -> "Report":
     return run(partial(bench_models, plan))
 
 
+@_measures(plans.AutoBench, "--demand jumping --rule auto --runs 1", "--nodes 20 --liars 1 --json > auto.json")
+def auto(plan: plans.AutoBench) -> "Report":
+    """Nodes that choose their models (mycelia node --auto), simulated: the share of requests that is answered, and
+    moves for each node and day, while the demand shifts.
+
+    Compared with nodes that never move (fixed), that all move to what lacks most (greedy), and with a planner that
+    knows everything and moves nodes in no time. Takes some minutes.
+    """
+    from mycelia.bench.auto import bench_auto
+
+    return bench_auto(plan)
+
+
 @_measures(plans.AttacksBench, "--only newcomer --only floods --runs 1", "--json > attacks.json")
 def attacks(plan: plans.AttacksBench) -> "Report":
     """What strangers with one address can do to real nodes on this machine, compared with idle nodes.

@@ -19,6 +19,9 @@ FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY,
 ATTACK_GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
 RANDOM = "random"
 MODEL_GROUPS = ("node", "swarm")
+SUPPLY_RULES = ("auto", "fixed", "greedy", "planner")
+SUPPLY_DEMANDS = ("steady", "daily", "jumping", "appearing")
+"""Described in ``sim/supply.py``."""
 MMLU, DIALOGUE = "mmlu", "dialogue"
 """Workloads of real nodes, described in ``swarm/prompts.py``."""
 LOADS = {MMLU: 0.8, DIALOGUE: 2.0}
@@ -300,6 +303,32 @@ class ModelsBench:
     )
     threads: int = _threads()
     seed: int = _seed("prompts and arrivals")
+
+
+@dataclass(frozen=True)
+class AutoBench:
+    nodes: int = _nodes(40, 4, 1_000, "Nodes of the swarm.")
+    days: float = setting(3.0, "Length of the simulation.", least=0.1, most=100)
+    load: float = setting(
+        0.5, "Requests, as a share of what the nodes could answer with the best models.", above=0, most=10
+    )
+    demands: tuple[str, ...] = setting(
+        SUPPLY_DEMANDS,
+        "How the demand shifts. Repeatable.  [default: all]",
+        "--demand",
+        choices=SUPPLY_DEMANDS,
+        shows_default=False,
+    )
+    rules: tuple[str, ...] = setting(
+        SUPPLY_RULES,
+        "Rules to compare. Repeatable.  [default: all]",
+        "--rule",
+        choices=SUPPLY_RULES,
+        shows_default=False,
+    )
+    liars: int = setting(0, "Networks of liars, of eight nodes each.", least=0, most=16)
+    runs: int = _runs(3, "Runs of each, with other seeds.")
+    seed: int = _seed("machines and requests")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from mycelia.node.network.identity import Identity, verify
 from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.network import MessageStream, Network
 from mycelia.node.peer_id import peer_text
+from mycelia.node.queries.demand import DEMAND, DemandExchange
 from mycelia.node.queries.inspection import INSPECT, Inspection
 from mycelia.node.queries.models import MODELS, SwarmModels
 from mycelia.node.queries.reach import keep_reachable
@@ -32,6 +33,7 @@ from mycelia.node.requests.drain import Drain
 from mycelia.node.requests.entry import ASK, GENERATE, Entry, serve_ask_stream
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.own_texts import OwnTexts
+from mycelia.node.requests.own_trees import OwnTrees
 from mycelia.node.requests.relay import FindEntries, Relay, there_or_here
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import serve_generate_stream
@@ -45,22 +47,17 @@ from mycelia.node.views import (
     RelayedView,
     ServedRow,
     TrafficView,
-    TreeRowView,
 )
-from mycelia.proto.cache.radix import RadixTree
-from mycelia.proto.cache.sharing import PUBLIC, owner_of, plain, tags_of
 from mycelia.proto.config import OverlayConfig
 from mycelia.proto.digests.budget import Plane, Traffic
 from mycelia.proto.effects import RequestEffect
-from mycelia.proto.events import CacheChanged, Leaving, ModelServed, Paused, VitalsChanged
+from mycelia.proto.events import CacheChanged, Leaving, ModelServed, ModelWithdrawn, Paused, VitalsChanged
 from mycelia.proto.overlay import Overlay, PeerView
 from mycelia.proto.planes.failure import LEAVING, LEAVING_MESSAGE, PAUSED_MESSAGE
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
 log = structlog.get_logger()
-
-_PREVIEW_TOKENS = 24
 
 
 class Node:
@@ -109,9 +106,10 @@ class Node:
             self.overlay.subnet,
         )
         self.swarm_models = SwarmModels(network, self.overlay, self._driver, self._own)
+        self.demand = DemandExchange(network, self.overlay, self._driver, lambda: self.own_models)
         self._relay = Relay(network, self.requests, lambda: [row.model for row in self.swarm_models.known_rows()])
-        self._trees: dict[bytes, RadixTree] = {}
-        """Namespace -> the prefixes in the KV cells of that model."""
+        self._trees = OwnTrees(network.peer_id, self._own, self._salts)
+        self._following: dict[bytes, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._started_at = self._driver.now()
         self._drain = drain or Drain()
@@ -123,7 +121,9 @@ class Node:
         self._vectors = Vectors(self._own, network, self.swarm_models, self._driver.handle)
         self.model_for, self.embed, self.rank = self._own.model_for, self._vectors.embed, self._vectors.rank
         self.recent_requests, self.requests_changed = self.requests.rows, self.requests.changed
+        self.tree = self._trees.rows
         self.links, self.trace = self._inspection.links, self._inspection.trace
+        self.now, self.peer = self._driver.now, identity.peer_id
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. The node answers requests from ``started()`` on."""
@@ -143,6 +143,7 @@ class Node:
                 self._network.serve(ASK, partial(self._work, serve_ask), is_forgiving=True)
                 self._network.serve(MODELS, self.swarm_models.serve_stream)
                 self._network.serve(VECTORS, partial(self._work, self._serve_vectors))
+                self._network.serve(DEMAND, self.demand.serve_stream)
                 nursery.start_soon(self.swarm_models.keep_asking)
                 self._drain.on_begin.append(begin_leaving)
                 task_status.started()
@@ -155,10 +156,23 @@ class Node:
         self._own.add(engine)
         await self._begin(engine)
 
+    def prefer(self, engine: Engine) -> None:
+        """Requests that name no model get this one from now on. It is served."""
+        self._own.prefer(engine)
+
+    async def withdraw(self, engine: Engine) -> None:
+        """Serves a model no more. It is not the only one. What has begun goes on."""
+        namespace = engine.info.namespace
+        self._own.remove(engine)
+        self._following.pop(namespace).cancel()
+        self._trees.end(namespace)
+        self._driver.handle(ModelWithdrawn(namespace))
+        await self._network.leave(namespace)
+
     async def _begin(self, engine: Engine) -> None:
         assert self._nursery is not None, "serve() before run()"
         info = engine.info
-        self._trees[info.namespace] = RadixTree()
+        self._trees.begin(info.namespace)
         await self._network.join(info.namespace)
         self._driver.handle(
             ModelServed(
@@ -171,8 +185,7 @@ class Node:
                 info.has_states,
             )
         )
-        self._nursery.start_soon(self._follow_cache, engine)
-        self._nursery.start_soon(self._follow_vitals, engine)
+        self._nursery.start_soon(self._follow, engine, self._following.setdefault(info.namespace, trio.CancelScope()))
 
     async def _work(self, serve: Callable[[MessageStream], Awaitable[None]], stream: MessageStream) -> None:
         with self._drain.working():
@@ -296,34 +309,6 @@ class Node:
             served=served,
         )
 
-    async def tree(self, client: bytes = b"") -> list[TreeRowView]:
-        """See ``Api.tree``."""
-        return [row for engine in self._own for row in await self._tree_of(engine, client)]
-
-    async def _tree_of(self, engine: Engine, client: bytes) -> list[TreeRowView]:
-        rows = list(self._trees[engine.info.namespace].rows())
-        if not rows:  # (so that no model is loaded for it)
-            return []
-        me, salt = self._network.peer_id, self._salts.of("", client)
-        shown = {None, PUBLIC.tag, owner_of(salt.tag_at(me), salt.scope, me, "").tag}
-        texts = await engine.detokenize(
-            [
-                plain(row.tokens[:_PREVIEW_TOKENS]) if not client or tag in shown else ()
-                for row, tag in zip(rows, tags_of(rows), strict=True)
-            ]
-        )
-        return [
-            TreeRowView(
-                level=row.level,
-                tokens=len(row.tokens),
-                depth_tokens=row.depth_tokens,
-                is_leaf=row.seq_id is not None,
-                text=text,
-                model=engine.info.name if len(self._own) > 1 else "",
-            )
-            for row, text in zip(rows, texts, strict=True)
-        ]
-
     def _peer_row(self, view: PeerView) -> PeerRow:
         common = [served for served in view.served if self._own.of(served.namespace) is not None]
         namespace = common[0].namespace if common else b""
@@ -350,21 +335,18 @@ class Node:
     def _perform_request(self, effect: RequestEffect) -> None:
         self.entry.perform(effect)
 
+    async def _follow(self, engine: Engine, scope: trio.CancelScope) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_cache, engine)
+                nursery.start_soon(self._follow_vitals, engine)
+
     async def _follow_cache(self, engine: Engine) -> None:
         info = engine.info
-        tree = self._trees[info.namespace]
         while True:
             change = await engine.cache_changes()
             self.requests.totals.evictions += sum(leaf < FIRST_EDGE_ID for leaf in change.evicted)
-            if change.reset:
-                tree.clear()
-            for leaf in change.evicted:
-                if leaf in tree:
-                    tree.remove(leaf)
-            for leaf, path in change.stored:
-                if leaf >= FIRST_EDGE_ID:
-                    continue  # In memory or on disk: announced, but not a part of the tree of KV cells.
-                tree.insert(path, leaf, self._driver.now())
+            self._trees.apply(info.namespace, change, self._driver.now())
             stored = change.stored
             if info.has_states:
                 stored = [(leaf, path) for leaf, path in stored if leaf >= FIRST_EDGE_ID]  # Cells alone are of no use.
@@ -388,9 +370,8 @@ def _traffic_view(traffic: Traffic, now: float) -> TrafficView:
     )
 
 
-def _served_row(engine: Engine, trees: Mapping[bytes, RadixTree]) -> ServedRow:
+def _served_row(engine: Engine, trees: OwnTrees) -> ServedRow:
     info, vitals, residence = engine.info, engine.vitals(), engine.residence
-    tree = trees.get(info.namespace)
     return ServedRow(
         model=info.name,
         namespace=info.namespace.hex(),
@@ -401,7 +382,7 @@ def _served_row(engine: Engine, trees: Mapping[bytes, RadixTree]) -> ServedRow:
         waiting_requests=vitals.waiting_requests,
         slots=vitals.slots,
         cells=info.num_cells,
-        cached_tokens=tree.num_tokens if tree is not None else 0,
+        cached_tokens=trees.num_tokens(info.namespace),
         load_s=round(residence.load_s, 1),
         memory_bytes=residence.memory_bytes,
         kept_bytes=residence.kept_bytes,

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import trio
 from blake3 import blake3
 
 from mycelia.node.app import Node
+from mycelia.node.auto.auto import Auto, Part
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.models import is_fake, model_name, resolve_model
 from mycelia.node.engine.pool.pool import EnginePool, PoolModel, open_pool
@@ -29,6 +30,7 @@ from mycelia.node.engine.settings import EngineSettings, sequences_for
 from mycelia.node.engine.shares import EngineShares
 from mycelia.node.errors import first_error
 from mycelia.node.guest.guest import Guest
+from mycelia.node.models.catalogue import one_name
 from mycelia.node.network.addresses import parse_listen, with_next_port
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.line import Line
@@ -50,7 +52,7 @@ from mycelia.node.settings import UNNAMED, NodeSettings, WantedModel
 from mycelia.node.storage.data_dir import PUBLIC, prepare_data_dir
 from mycelia.node.storage.identity_file import load_or_create_identity
 from mycelia.node.storage.layout import open_layout
-from mycelia.node.storage.private_swarms import state_dir_of
+from mycelia.node.storage.private_swarms import read_swarm, state_dir_of
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
 from mycelia.node.storage.saving import load_kept
 from mycelia.node.swarms import Swarms
@@ -120,14 +122,18 @@ async def host_node(
             join = partial(
                 _run_in_swarm, shares=shares, requests=requests, drain=drain, is_first=settings.public, line=line
             )
-            parts: list[_Part] = [await nursery.start(join, one) for one in swarms]
+            parts: list[Part] = [await nursery.start(join, one) for one in swarms]
             nursery.start_soon(shares.run)
             if isinstance(engines, EnginePool):
                 nursery.start_soon(_serve_others, engines, parts, nursery)
             nodes = [part.node for part in parts]
             guest = Guest(settings.guest, data_dir, days.month_bytes, partial(_pause, nodes))
             nursery.start_soon(guest.run)
-            swarms_api = Swarms(*nodes, aliases=dict(settings.aliases), usage=usage, days=days, guest=guest)
+            auto = _auto(settings, engines, parts, nursery)
+            if auto is not None:
+                nursery.start_soon(supervised, auto.run)
+            told = auto.text if auto else str
+            swarms_api = Swarms(*nodes, aliases=dict(settings.aliases), usage=usage, days=days, guest=guest, auto=told)
             reloader = reloader or Reloader(settings)
             write_run = partial(_write_run, api_url, nodes[0].state().peer)
             gateway.open(swarms_api, reloader.reload)
@@ -139,7 +145,7 @@ async def host_node(
             task_status.started(nodes[0])
 
 
-async def _serve_others(pool: EnginePool, parts: Sequence["_Part"], nursery: trio.Nursery) -> None:
+async def _serve_others(pool: EnginePool, parts: Sequence[Part], nursery: trio.Nursery) -> None:
     """Serves the pool's other models, each from when it is known what it is."""
     async for engine in pool.later():
         shares = EngineShares(engine)
@@ -151,6 +157,29 @@ async def _serve_others(pool: EnginePool, parts: Sequence["_Part"], nursery: tri
             continue
         nursery.start_soon(shares.run)
         log.info("serving", model=engine.info.name, reuse=engine.info.reuse)
+
+
+def _auto(
+    settings: NodeSettings, engines: Engine | EnginePool, parts: Sequence[Part], nursery: trio.Nursery
+) -> Auto | None:
+    """The choice of a model by this node; None: it chooses none."""
+    if not settings.auto or not isinstance(engines, EnginePool):
+        return None
+
+    def pool_model(path: str) -> PoolModel:
+        return PoolModel(_engine_settings(settings, WantedModel(path)))
+
+    limits = read_swarm(settings.data_dir, settings.swarm).roster.models if settings.swarm else ()
+    names = {one_name(name) for name in limits}
+    return Auto(
+        engines,
+        parts,
+        settings.data_dir,
+        nursery,
+        pool_model,
+        allowed=lambda name: not names or name in names,
+        is_first=settings.model == TOY_MODEL,
+    )
 
 
 def in_public(settings: NodeSettings) -> NodeSettings:
@@ -173,7 +202,7 @@ async def _run_in_swarm(
     drain: Drain,
     is_first: bool,
     line: Line,
-    task_status: trio.TaskStatus["_Part"] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Part] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs a node in one swarm until cancelled. is_first: prompts of a private swarm come before those of others."""
     if settings.public or settings.data_dir.name == PUBLIC:
@@ -221,17 +250,8 @@ async def _run_in_swarm(
             if not settings.announce:  # (the user who announces addresses knows how the node is reached)
                 nursery.start_soon(keep_reachable, port_mappers() if settings.port_mapping else {})
             nursery.start_soon(supervised, node.state_saver(state_dir).run)
-            task_status.started(_Part(node, share_of))
+            task_status.started(Part(node, share_of))
             await trio.sleep_forever()
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A node in one of the swarms that the process is in."""
-
-    node: Node
-    share_of: Callable[[EngineShares], Engine]
-    """The part of an engine that this swarm has."""
 
 
 async def _follow_roster(
@@ -295,7 +315,7 @@ def _engines(settings: NodeSettings) -> OpenEngine:
     names = Counter(model.name for model in models)
     if twice := [name for name, count in names.items() if count > 1]:
         raise LocalError(f"two models are called {twice[0]}: serve one of them, or rename its file")
-    if len(models) == 1 and models[0].stays:
+    if len(models) == 1 and models[0].stays and not settings.auto:
         log.info("loading_model", model=str(models[0].settings.model_path))
         return lambda: open_engine(models[0].settings)
     return lambda: open_pool(models, prepare_data_dir(settings.data_dir), _memory_bytes(settings))

@@ -85,6 +85,8 @@ class NodeSettings:
     """Load the first model when it is asked for, and not at the start."""
     others: tuple[WantedModel, ...] = ()
     """Further models to serve."""
+    auto: bool = False
+    """Choose one more model of the catalogue by what the swarm lacks. The first one is loaded only when asked for."""
     memory_gib: float | None = None
     """Memory for the models together, with their KV cells and --ram-tier; None: what is free, or most of it."""
     threads: int | None = None

@@ -6,6 +6,7 @@ network and overlay. A prompt enters at the private one, unless the model's name
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import MappingProxyType
 
 from msgspec.structs import replace
@@ -36,10 +37,11 @@ class Swarms:
         usage: UsageMeter | None = None,
         days: Days | None = None,
         guest: Guest | None = None,
+        auto: Callable[[], str] = str,
     ) -> None:
         """home: the part that prompts enter at, unless they ask for the other one. public: the part in the open network
         of a node that is in a private one, too. aliases: see ``Api.aliases``. usage: what the API keys use. days: what
-        was given and received. guest: the owner's limits."""
+        was given and received. guest: the owner's limits. auto: see ``NodeState.auto``."""
         self.aliases = aliases
         self._home = home
         self._public = public
@@ -49,6 +51,7 @@ class Swarms:
         self._usage = usage or UsageMeter()
         self.usage = self._usage.since
         self._guest = guest
+        self._auto = auto
         self.days = (days or Days(None)).since
         self.tokenize_text, self.detokenize = home.tokenize_text, home.detokenize
         self.vocabulary_texts = home.vocabulary_texts
@@ -78,7 +81,9 @@ class Swarms:
             answer = one_frame(Failed(code="bad_request", message=message, retryable=False))
         else:
             answer = part.ask(replace(ask, model=model), deadline_s, client)
-        return self._usage.counting(answer, client, (model or self.model) + suffix)
+        name = model or self.model
+        on_end = partial(part.demand.ended, name) if part else lambda outcome: None
+        return self._usage.counting(answer, client, name + suffix, on_end)
 
     def model_for(self, kind: str) -> str:
         """See ``Api.model_for``."""
@@ -136,7 +141,8 @@ class Swarms:
         return self._guest.reason
 
     def state(self) -> NodeState:
-        state = replace(self._home.state(), paused=self._guest.reason if self._guest else "")
+        paused = self._guest.reason if self._guest else ""
+        state = replace(self._home.state(), paused=paused, auto=self._auto())
         if self._public is None:
             return state
         other = self._public.state()

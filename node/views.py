@@ -488,5 +488,7 @@ class NodeState(msgspec.Struct, frozen=True):
     """What was tried to find a first peer, and what came of it, while no peer is connected."""
     paused: str = ""
     """Why the node takes no prompts of others now; empty: it takes them."""
+    auto: str = ""
+    """The model that the node chose itself, and why; empty: it does not choose."""
     public: PublicPart | None = None
     """The same node in the open network; all else but the engine's load and ``stats`` is of the private one then."""

@@ -115,6 +115,13 @@ class ModelServed:
 
 
 @dataclass(frozen=True)
+class ModelWithdrawn:
+    """This node serves a model no more. What it has begun goes on."""
+
+    namespace: bytes
+
+
+@dataclass(frozen=True)
 class Leaving:
     """This node is about to leave: it ends what it has begun, here and for others, and takes nothing new."""
 
@@ -203,6 +210,16 @@ class RequestCancelled:
     request_id: bytes
 
 
-NodeEvent = TimerFired | FloorsRestored | TrustRestored | ModelServed | CacheChanged | VitalsChanged | Paused | Leaving
+NodeEvent = (
+    TimerFired
+    | FloorsRestored
+    | TrustRestored
+    | ModelServed
+    | ModelWithdrawn
+    | CacheChanged
+    | VitalsChanged
+    | Paused
+    | Leaving
+)
 RequestEvent = ProvidersFound | RequestSubmitted | FrameReceived | StreamLost | RequestCancelled
 Event = NetworkEvent | NodeEvent | RequestEvent

@@ -33,6 +33,7 @@ from mycelia.proto.events import (
     Leaving,
     Malformed,
     ModelServed,
+    ModelWithdrawn,
     Paused,
     ProvidersFound,
     Received,
@@ -151,6 +152,9 @@ class Overlay:
                     *self.ladder.on_served(event, now),
                     *self.members.on_served(event, now),
                 ]
+            case ModelWithdrawn():
+                self.reports.on_withdrawn(event.namespace)
+                return [*self.digests.on_withdrawn(event.namespace), *self.members.on_withdrawn(event.namespace, now)]
             case FloorsRestored():
                 self.digests.estimates.restore(event.floors)
                 return []

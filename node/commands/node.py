@@ -16,6 +16,7 @@ Examples:
   mycelia node --model hf:Qwen/Qwen3-8B-GGUF:Q4_K_M         any GGUF model of Hugging Face
   mycelia node --model ./model.gguf --listen /ip4/0.0.0.0/tcp/7117
   mycelia node --model smollm2 --model ./large.gguf,load=demand   the second when it is asked for
+  mycelia node --auto                                       the model that the swarm lacks most and that fits here
   mycelia node --bootstrap /dnsaddr/bootstrap.example.org   join through the nodes that a name lists
   mycelia node --announce /ip4/203.0.113.7/tcp/7117         behind a router that forwards this port
   mycelia node --swarm home                                 in the private swarm that you made or joined
@@ -59,6 +60,13 @@ Examples:
     " catalogue', hf:OWNER/REPO:QUANT or a URL; 'fake' needs no model and answers with letters, for tests. Repeatable:"
     " prompts that name no model get the first one. With ,load=demand it is loaded when it is asked for, and unloaded"
     " when nobody asks. Models that do not fit beside each other take turns.",
+)
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="Choose a model of 'mycelia model catalogue' that fits this machine and that the swarm lacks most, fetch and"
+    " serve it, beside those of --model. The choice is made again at most once an hour; 'mycelia status' says what was"
+    " chosen and why. Without --model, smollm2 answers until then, and later when it is asked for.",
 )
 @click.option(
     "--lora",

@@ -50,7 +50,8 @@ def settings_of(context: click.Context, find_model: Callable[[str], str] = model
     return NodeSettings(
         data_dir=where,
         model=first.name,
-        on_demand=first.on_demand,
+        on_demand=first.on_demand or (given["auto"] and is_default),
+        auto=given["auto"],
         others=(*others, *read_loras(given["lora"], first)),
         memory_gib=given["memory_gib"],
         listen=check_listen(given["listen"] or default_listen(DEFAULT_PORT)),

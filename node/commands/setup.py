@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mycelia.node.setup.offers import Giving, Machine, Offer
 
 PROMPT = "Why is the sky blue? Answer in one sentence."
+AUTO = "auto"
+"""The answer instead of a model's name."""
 POLL_S = 0.1
 START_DEADLINE_S = 600.0
 """For a large model on a slow disk."""
@@ -27,9 +29,16 @@ Examples:
   mycelia setup
   mycelia setup --yes                                       the proposals, no questions
   mycelia setup --model qwen3-4b --give nights --boot
+  mycelia setup --auto                                      the node chooses its model, by what the swarm lacks
   mycelia setup --invite mycelia1... --no-boot"""
 )
 @click.option("--model", metavar="NAME|PATH", help="Model to serve: see 'mycelia model catalogue'.")
+@click.option(
+    "--auto",
+    "is_auto",
+    is_flag=True,
+    help="Let the node choose a model that the swarm lacks: see 'mycelia node --help'.",
+)
 @click.option(
     "--give",
     type=click.Choice(["guest", "nights", "all"]),
@@ -45,6 +54,7 @@ Examples:
 def setup(
     context: click.Context,
     model: str | None,
+    is_auto: bool,
     give: str | None,
     invitation: str | None,
     is_open: bool,
@@ -62,12 +72,16 @@ def setup(
 
     if invitation and is_open:
         raise click.UsageError("give --invite or --open, not both")
+    if model and is_auto:
+        raise click.UsageError("give --model or --auto, not both")
     if not yes and not has_terminal():
         raise click.UsageError("there is no terminal to ask questions on: give --yes, and options for what differs")
     where = prepare_data_dir(data_dir or default_data_dir())
     _check_free(where)
     machine, offered = _machine()
-    name = model or _model(offered, yes)
+    name = "" if is_auto else model or _model(offered, yes)
+    if name == AUTO:
+        name = ""
     if Path(name).is_file():
         name = str(Path(name).absolute())
     giving = _giving(givings(machine), give, yes)
@@ -79,9 +93,11 @@ def setup(
         where = prepare_data_dir(STATE_DIR)
         _check_free(where)
         os.environ.update(own_folders(where))  # (where the service looks for models)
-    _fetch(name)
+    if name:
+        _fetch(name)
     swarm = _join(where, text) if text else None
-    settings = {"model": [name], "memory": None, "hours": None, "polite": None, "swarm": swarm, **giving.settings}
+    chosen = {"model": [name] if name else None, "auto": None if name else True}
+    settings = {**chosen, "memory": None, "hours": None, "polite": None, "swarm": swarm, **giving.settings}
     _write(context, settings, is_of_system=boot and is_system())
     if boot:
         from mycelia.node.commands.service import install_service
@@ -109,7 +125,8 @@ def _model(offered: "list[Offer]", yes: bool) -> str:
     for number, one in enumerate(offered, 1):
         size = "is here" if one.is_here else f"{size_text(one.size_bytes)} to fetch"
         click.echo(f"  {number}  {one.name:<22} {one.about} ({size}, needs {size_text(one.memory_bytes)} of memory)")
-    said = str(click.prompt("Number, name or path", default="1"))
+    click.echo(f"  {AUTO:<25} the node chooses one that the swarm lacks, and looks again from time to time")
+    said = str(click.prompt(f"Number, name, path or {AUTO}", default="1"))
     return offered[int(said) - 1].name if said.isdecimal() and 1 <= int(said) <= len(offered) else said
 
 

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,8 @@ from mycelia.proto.wire.errors import LocalError
 OWN_FILE = "catalogue.toml"
 MAX_BYTES, MAX_MODELS = 262_144, 1_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_PARAMETERS = re.compile(r"([0-9.]{1,9})([MBT])")
+_ACTIVE = re.compile(r"([0-9.]{1,9})([MBT]) active")
 _BUFFER_BYTES = 300_000_000
 """What an engine takes besides weights and KV cells: buffers of a batch, and its program."""
 
@@ -55,6 +57,14 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
         if not isinstance(found, HubModel):
             raise LocalError(f"its source {self.source!r} is not of the form hf:OWNER/REPO:QUANT")
         return HubModel(found.repo, found.wanted, self.revision)
+
+    @property
+    def active_bytes(self) -> int:
+        """Weights that are read for each token: of a mixture of experts the active part."""
+        whole, active = _PARAMETERS.match(self.parameters), _ACTIVE.search(self.parameters)
+        if whole is None or active is None:
+            return self.size_bytes
+        return round(self.size_bytes * min(_number(active) / max(_number(whole), 1.0), 1.0))
 
     @property
     def size_bytes(self) -> int:
@@ -95,6 +105,18 @@ def served_as(name: str, models: Collection[str]) -> str:
     return next((model for model in models if model.casefold() == file), name)
 
 
+@cache
+def catalogue_names() -> Mapping[str, str]:
+    """The names in small letters by which the catalogue's models are known, their own and those of their files -> their
+    own."""
+    return {served: name for name, served in _served().items()} | {name: name for name in _served()}
+
+
+def one_name(model: str) -> str:
+    """The catalogue's name of a model, if it is known by it or by its file; otherwise ``model``."""
+    return catalogue_names().get(model.casefold(), model)
+
+
 def read_catalogue(where: str, text: str) -> Catalogue:
     """The models in ``text``. Raises LocalError, in one line that begins with ``where``."""
     try:
@@ -104,6 +126,13 @@ def read_catalogue(where: str, text: str) -> Catalogue:
     if len(tables) > MAX_MODELS:
         raise LocalError(f"{where} has {len(tables)} models: at most {MAX_MODELS}")
     return {name: _entry(where, name, table) for name, table in tables.items()}
+
+
+def _number(found: re.Match[str]) -> float:
+    try:
+        return float(found[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[found[2]]
+    except ValueError:
+        return 1.0
 
 
 def _entry(where: str, name: str, table: object) -> Entry:

@@ -257,6 +257,10 @@ class MemoryNetwork:
         await self.join_cell(namespace, ROOT)
         self._swarm.link_namespace()
 
+    async def leave(self, namespace: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.joined.pop(namespace, None)
+
     async def join_cell(self, namespace: bytes, cell: Cell) -> None:
         if not self._settings.overlay:
             raise NetworkError("a light client joins no namespace")

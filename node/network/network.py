@@ -238,6 +238,10 @@ class Network(Protocol):
         """Starts to look for the other nodes of a namespace, can be found by them, and joins its cell ROOT."""
         ...
 
+    async def leave(self, namespace: bytes) -> None:
+        """Ends what ``join`` began, and every ``join_cell`` of the namespace. It may be joined again."""
+        ...
+
     async def join_cell(self, namespace: bytes, cell: Cell) -> None:
         """Subscribes to the gossip of a cell of a joined namespace, looks for its nodes and can be found by them."""
         ...

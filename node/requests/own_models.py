@@ -9,14 +9,16 @@ from mycelia.proto.wire.errors import LocalError
 
 
 class OwnModels:
-    """An engine for each model, in the order in which they were added. Requests that name no model get the first."""
+    """An engine for each model, in the order in which they were added. Requests that name no model get the first, or
+    the one that is preferred."""
 
     def __init__(self, first: Engine) -> None:
         self.first = first
         self._by_name = {first.info.name: first}
 
     def __iter__(self) -> Iterator[Engine]:
-        return iter(self._by_name.values())
+        """The first one, then the others."""
+        return iter([self.first, *(engine for engine in self._by_name.values() if engine is not self.first)])
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -30,6 +32,16 @@ class OwnModels:
         if len(self._by_name) >= MAX_NAMESPACES:
             raise LocalError(f"a node serves at most {MAX_NAMESPACES} models")
         self._by_name[info.name] = engine
+
+    def prefer(self, engine: Engine) -> None:
+        """Requests that name no model get this one from now on. It was added. Mutates."""
+        self.first = engine
+
+    def remove(self, engine: Engine) -> None:
+        """A model is served no more; it is not the only one. Mutates."""
+        del self._by_name[engine.info.name]
+        if self.first is engine:
+            self.first = next(iter(self._by_name.values()))
 
     def named(self, name: str) -> Engine | None:
         """The engine of the model that a request names."""

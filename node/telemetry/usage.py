@@ -63,6 +63,8 @@ class Use:
     completion_tokens: int = 0
     routed_tokens: int | None = None
     """The prompt's tokens when a node was chosen; None: none was, so that the model may not exist."""
+    outcome: str = ""
+    """answered, or the code of the failure; empty: given up by the client."""
 
     def note(self, frame: EntryFrame) -> None:
         """Take a frame of the answer. Of an answer that is given up, what had come by then counts. Mutates."""
@@ -78,8 +80,10 @@ class Use:
                 usage = frame.usage
                 self.prompt_tokens, self.cached_tokens = usage.prompt_tokens, usage.cached_tokens
                 self.completion_tokens = usage.completion_tokens
+                self.outcome = "answered"
             case Failed():
                 self.is_failed = True
+                self.outcome = frame.code
             case _:
                 pass
 
@@ -129,9 +133,13 @@ class UsageMeter:
 
     @asynccontextmanager
     async def counting(
-        self, opened: AbstractAsyncContextManager[AsyncIterator[EntryFrame]], client: bytes, model: str
+        self,
+        opened: AbstractAsyncContextManager[AsyncIterator[EntryFrame]],
+        client: bytes,
+        model: str,
+        on_end: Callable[[str], None] = lambda outcome: None,
     ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
-        """``opened``, an answer, whose usage is added at its end."""
+        """``opened``, an answer, whose usage is added at its end. on_end: called with ``Use.outcome``."""
         use = Use(model)
         try:
             async with opened as frames:
@@ -140,6 +148,7 @@ class UsageMeter:
             if use.routed_tokens is None:
                 use.model = ""  # (clients may name anything)
             self.add(client, use)
+            on_end(use.outcome)
 
     def _counts(self, name: str, model: str) -> tuple[Counts, Counts]:
         today = self._today()

@@ -46,6 +46,8 @@ def status_table(state: NodeState, is_cut: bool = False) -> Table:
         add("", f"{printable(row.model)}, {row.context_tokens} tokens of context, {does}")
     if len(state.served) > 1:
         add("in memory", "\n".join(map(_residence, state.served)))
+    if state.auto:
+        add("auto", printable(state.auto))
     if models:
         add("other models", printable(", ".join(models)))
     add("load", load)

@@ -96,11 +96,33 @@ class Learned:
 
 
 @dataclass(frozen=True)
+class Withdrawn:
+    """The node serves the model no more: it is unloaded and forgotten when its last request is over. No other request
+    may come for it."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A model of the node, at its start or later."""
+
+    name: str
+    num_bytes: int
+    """What its engine takes, as measured in an earlier run or estimated."""
+    load_s: float
+    """What loading takes, likewise."""
+    stays: bool = True
+    """It is loaded without a request where there is room, and stays when nobody asks for it."""
+    is_measured: bool = False
+
+
+@dataclass(frozen=True)
 class Looked:
     """Time has passed: ``Loader.due_at``, or the start."""
 
 
-Event = Asked | Ended | Loaded | LoadFailed | Unloaded | Measured | Learned | Looked
+Event = Asked | Ended | Loaded | LoadFailed | Unloaded | Measured | Learned | Declared | Withdrawn | Looked
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------
@@ -144,20 +166,6 @@ class Refuse:
 Effect = Load | Unload | Keep | Refuse
 
 
-@dataclass(frozen=True)
-class Declared:
-    """A model of the node, at its start."""
-
-    name: str
-    num_bytes: int
-    """What its engine takes, as measured in an earlier run or estimated."""
-    load_s: float
-    """What loading takes, likewise."""
-    stays: bool = True
-    """It is loaded without a request where there is room, and stays when nobody asks for it."""
-    is_measured: bool = False
-
-
 @dataclass
 class _Model:
     name: str
@@ -173,8 +181,14 @@ class _Model:
     loaded_at: float = 0.0
     used_at: float = 0.0
     retry_at: float = 0.0
+    is_going: bool = False
+    """It is forgotten as soon as it is unloaded."""
     asked: Faded = field(default_factory=Faded)
     saved_s: Faded = field(default_factory=Faded)
+
+    @classmethod
+    def of(cls, one: Declared) -> "_Model":
+        return cls(one.name, one.num_bytes, one.load_s, one.stays, one.is_measured)
 
     @property
     def holds_memory(self) -> bool:
@@ -199,12 +213,15 @@ class Loader:
         self._budget = budget
         self._most_kept = budget if most_kept is None else most_kept
         self._room = budget if most_kept == 0 else room_of_engines(budget)
-        self._models = {
-            one.name: _Model(one.name, one.num_bytes, one.load_s, one.stays, one.is_measured) for one in models
-        }
+        self._models = {one.name: _Model.of(one) for one in models}
         self._kept: dict[str, int] = {}
         self.due_at = math.inf
         """When to call ``handle`` with Looked, if nothing happens before; infinity: never."""
+
+    @property
+    def room_bytes(self) -> int:
+        """Memory that all engines together may take."""
+        return self._room
 
     @property
     def states(self) -> Mapping[str, State]:
@@ -212,6 +229,10 @@ class Loader:
 
     def load_s(self, name: str) -> float:
         return self._models[name].load_s
+
+    def asked_per_hour(self, name: str, now: float) -> float:
+        """Requests for the model lately."""
+        return self._models[name].asked.per_hour(now)
 
     def stays(self, name: str) -> bool:
         return self._models[name].stays
@@ -252,8 +273,13 @@ class Loader:
                 model = self._models[event.model]
                 if not model.num_pending:
                     model.used_at = now - IDLE_S
+            case Declared():
+                self._models[event.name] = _Model.of(event)
+            case Withdrawn():
+                self._models[event.model].is_going = True
             case Looked():
                 pass
+        self._forget_gone()
         return [*effects, *self._decide(now)]
 
     def check_invariants(self) -> None:
@@ -283,6 +309,12 @@ class Loader:
         if num_bytes:
             model.num_bytes = max(num_bytes, model.num_bytes if model.is_measured else 0)
             model.is_measured = True
+
+    def _forget_gone(self) -> None:
+        for model in list(self._models.values()):
+            if model.is_going and model.state is State.UNLOADED and not model.num_pending:
+                del self._models[model.name]
+                self._kept.pop(model.name, None)
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
@@ -314,12 +346,16 @@ class Loader:
         idle = [model for model in loaded if not model.num_pending]
         if self._free() < 0 and idle and len(loaded) > 1:
             return [self._unload(min(idle, key=lambda model: model.worth(now)))]
-        over = {model.name: model.used_at + IDLE_S for model in idle if not model.stays}
+        over = {
+            model.name: -math.inf if model.is_going else model.used_at + IDLE_S
+            for model in idle
+            if model.is_going or not model.stays
+        }
         for name, at in over.items():
             if at <= now:
                 return [self._unload(self._models[name])]
         for model in self._models.values():
-            if model.stays and model.state is State.UNLOADED and model.num_bytes <= self._free():
+            if model.stays and not model.is_going and model.state is State.UNLOADED and model.num_bytes <= self._free():
                 if model.retry_at <= now:
                     return [self._load(model)]
                 over[model.name] = model.retry_at
@@ -370,6 +406,8 @@ class Loader:
         return min(self._budget - self._taken(), self._most_kept)
 
     def _divide(self, now: float) -> list[Keep]:
+        if not self._models:
+            return []
         room = max(self._kept_room(), 0)
         earned = {name: model.saved_s.now(now) for name, model in self._models.items()}
         new = changed(self._kept, divided(room, earned), room)

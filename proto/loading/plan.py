@@ -25,13 +25,18 @@ HALF_LIFE_S = 1_800.0
 
 @dataclass(slots=True)
 class Faded:
-    """A sum of recent amounts, which halves every ``HALF_LIFE_S``."""
+    """A sum of recent amounts, which halves every ``half_life_s``."""
 
     amount: float = 0.0
     at: float = 0.0
+    half_life_s: float = HALF_LIFE_S
 
     def now(self, now: float) -> float:
-        return self.amount * math.exp2(-max(0.0, now - self.at) / HALF_LIFE_S)
+        return self.amount * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
+
+    def per_hour(self, now: float) -> float:
+        """The rate at which amounts were added lately."""
+        return self.now(now) * math.log(2) / self.half_life_s * 3_600
 
     def add(self, amount: float, now: float) -> None:
         """Mutates."""

@@ -11,7 +11,7 @@ from mycelia.proto.cells.cells import CellPosition
 from mycelia.proto.config import DigestConfig
 from mycelia.proto.digests.budget import Traffic
 from mycelia.proto.digests.digest import OwnDigest
-from mycelia.proto.effects import Effect, Publish, SetTimer
+from mycelia.proto.effects import CancelTimer, Effect, Publish, SetTimer
 from mycelia.proto.events import CacheChanged, Timer
 from mycelia.proto.planes.sender import Sender
 from mycelia.proto.wire.blocks import STRIDE, block_hashes
@@ -48,6 +48,11 @@ class Announcer:
     def on_served(self, namespace: bytes, now: float) -> list[Effect]:
         """A new namespace. Its head waits a moment, to include what the engine kept over a restart."""
         return self._set_due(namespace, now + self._config.delta_delay_s)
+
+    def on_withdrawn(self, namespace: bytes) -> list[Effect]:
+        """Nothing more goes out, heartbeats neither."""
+        self._due.pop(namespace, None)
+        return [CancelTimer(Timer("digest", namespace=namespace))]
 
     def hasten(self, namespace: bytes, now: float) -> list[Effect]:
         """Other nodes shall learn of this one soon."""

@@ -66,7 +66,10 @@ class DigestPlane:
         self._sign = sign
         self._members = members
         self._own: dict[bytes, OwnDigest] = {}
+        self._withdrawn: dict[bytes, OwnDigest] = {}
+        """Those of models that this node serves no more: a version must never be used twice."""
         self._positions: dict[bytes, CellPosition] = {}
+        """Namespaces that are or were served."""
         self._announcer = Announcer(config, rng, self._own, self._positions, self._sender, traffic)
         self._reconciled: Limits[bytes] = Limits(1 / config.min_reconcile_gap_s, 1.0)
         self._hasty: Limits[bytes] = Limits(_HASTY_PER_S, _HASTY_BURST)
@@ -102,8 +105,9 @@ class DigestPlane:
     def on_served(self, event: ModelServed, now: float) -> list[Effect]:
         if event.namespace in self._own:
             return []
-        is_first = not self._own
-        self._own[event.namespace] = OwnDigest(
+        is_first = not self._positions
+        own = self._withdrawn.pop(event.namespace) if event.namespace in self._withdrawn else None
+        self._own[event.namespace] = own or OwnDigest(
             self._me, event.namespace, event.epoch, self._sign, self._config, event.has_states
         )
         position = CellPosition(event.namespace, self._me, self._cell_config, self._rng, now)
@@ -117,8 +121,17 @@ class DigestPlane:
             effects.append(SetTimer(Timer("sweep"), now + _SWEEP_S))
         return effects
 
+    def on_withdrawn(self, namespace: bytes) -> list[Effect]:
+        """This node serves the model no more. Others forget its digest as that of a node that left."""
+        own = self._own.pop(namespace, None)
+        if own is None:
+            return []
+        own.reset()
+        self._withdrawn[namespace] = own
+        return self._announcer.on_withdrawn(namespace)
+
     def on_cache_changed(self, event: CacheChanged, now: float) -> list[Effect]:
-        return self._announcer.on_cache_changed(event, now)
+        return self._announcer.on_cache_changed(event, now) if event.namespace in self._own else []
 
     # --- time ------------------------------------------------------------------------------------------------------
 

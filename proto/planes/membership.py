@@ -220,6 +220,14 @@ class Membership:
         self._put_own(event.namespace)
         return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
 
+    def on_withdrawn(self, namespace: bytes, now: float) -> list[Effect]:
+        """This node serves the model no more: every peer gets a hello without it."""
+        if self._own.pop(namespace, None) is None:
+            return []
+        del self._own_told_at[namespace]
+        self._tables.remove(self._me, namespace)
+        return [self._say_hello(member, now) for _, member in sorted(self._members.items())]
+
     def as_told(self, vitals: Vitals) -> Vitals:
         """The engine's load as other nodes shall see it: a leaving or paused node reports itself full."""
         return _full(vitals) if self.is_leaving or self.is_paused else vitals

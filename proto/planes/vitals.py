@@ -50,6 +50,11 @@ class VitalsPlane:
         due = max(now, self._sent_at.get(namespace, 0.0) + self._config.vitals_interval_s)
         return [SetTimer(Timer("vitals", namespace=namespace), due)]
 
+    def on_withdrawn(self, namespace: bytes) -> None:
+        """This node serves the model no more: nobody gets its load."""
+        self._leases.pop(namespace, None)
+        self._told.pop(namespace, None)
+
     def tell_all(self, now: float) -> list[Effect]:
         """Report to all peers at once: this node takes no new requests, or takes them again."""
         effects: list[Effect] = []

@@ -40,6 +40,10 @@ MAX_MODELS = 128
 """Models in one answer."""
 MAX_MODEL_NODES = 256
 """Nodes listed for one of these models: a cell."""
+MAX_DEMANDED = 32
+"""Models of which a node tells how often its clients ask for them."""
+MAX_COMING = 4
+"""Models that a node is about to serve."""
 MIN_LOGPROB = -1e6
 """Stands for everything less probable, also for tokens that the model excludes."""
 ENTRY_BYTES = 9

@@ -1,10 +1,13 @@
-"""Inspect streams, which answer people's questions about a node; and models streams: what the swarm serves."""
+"""Inspect streams, which answer people's questions about a node; models streams: what the swarm serves; and demand
+streams: what it is asked for."""
 
 from typing import Annotated
 
 from msgspec import Meta, field
 
 from mycelia.proto.wire.bounds import (
+    MAX_COMING,
+    MAX_DEMANDED,
     MAX_LINKS,
     MAX_MODEL_NODES,
     MAX_MODELS,
@@ -97,6 +100,30 @@ class Models(Kind, frozen=True, kw_only=True, tag=27):
     """The models that the sender knows of; the surest ones if there are too many."""
 
     models: Annotated[tuple[ModelNodes, ...], Meta(max_length=MAX_MODELS)] = field(name="1")
+
+
+class ModelDemand(Record, frozen=True, kw_only=True):
+    """How often the sender's own clients asked for a model lately. Rates are rounded to powers of two."""
+
+    model: ModelName = field(name="1")
+    asked: Small = field(name="2")
+    """Requests per hour."""
+    refused: Small = field(name="3")
+    """Those of ``asked`` that nobody answered."""
+
+
+class DemandQuery(Kind, frozen=True, kw_only=True, tag=38):
+    """Asks what the receiver's clients ask for; answered by Demand."""
+
+
+class Demand(Kind, frozen=True, kw_only=True, tag=39):
+    """What the sender's own clients ask for, first-hand: never what it heard from others."""
+
+    models: Annotated[tuple[ModelDemand, ...], Meta(max_length=MAX_DEMANDED)] = field(name="1")
+    coming: Annotated[tuple[ModelName, ...], Meta(max_length=MAX_COMING)] = field(name="2")
+    """Models that the sender is about to serve, or serves since less than an hour."""
+    chooses: bool = field(name="3")
+    """Whether the sender itself chooses the models that it serves, see ``supply/chooser.py``."""
 
 
 Inspect = TraceQuery | Trace | LinksQuery | Links | ReachQuery | Reach

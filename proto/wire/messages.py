@@ -13,6 +13,8 @@ from mycelia.proto.wire.bounds import MAX_CANDIDATES as MAX_CANDIDATES
 from mycelia.proto.wire.bounds import MAX_CELL_BITS as MAX_CELL_BITS
 from mycelia.proto.wire.bounds import MAX_CHAT_BYTES as MAX_CHAT_BYTES
 from mycelia.proto.wire.bounds import MAX_CHAT_MESSAGES as MAX_CHAT_MESSAGES
+from mycelia.proto.wire.bounds import MAX_COMING as MAX_COMING
+from mycelia.proto.wire.bounds import MAX_DEMANDED as MAX_DEMANDED
 from mycelia.proto.wire.bounds import MAX_GRAMMAR_CHARS as MAX_GRAMMAR_CHARS
 from mycelia.proto.wire.bounds import MAX_LINKS as MAX_LINKS
 from mycelia.proto.wire.bounds import MAX_LOGPROBS as MAX_LOGPROBS
@@ -45,10 +47,13 @@ from mycelia.proto.wire.entry import Conversation as Conversation
 from mycelia.proto.wire.entry import EntryFrame as EntryFrame
 from mycelia.proto.wire.entry import Route as Route
 from mycelia.proto.wire.entry import Text as Text
+from mycelia.proto.wire.inspection import Demand as Demand
+from mycelia.proto.wire.inspection import DemandQuery as DemandQuery
 from mycelia.proto.wire.inspection import Inspect as Inspect
 from mycelia.proto.wire.inspection import Link as Link
 from mycelia.proto.wire.inspection import Links as Links
 from mycelia.proto.wire.inspection import LinksQuery as LinksQuery
+from mycelia.proto.wire.inspection import ModelDemand as ModelDemand
 from mycelia.proto.wire.inspection import ModelNodes as ModelNodes
 from mycelia.proto.wire.inspection import Models as Models
 from mycelia.proto.wire.inspection import ModelsQuery as ModelsQuery
@@ -121,4 +126,6 @@ Message = (
     | TextVectors
     | UsesQuery
     | Uses
+    | DemandQuery
+    | Demand
 )

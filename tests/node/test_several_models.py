@@ -138,3 +138,38 @@ async def test_a_model_that_is_not_loaded_here_is_loaded_if_the_peer_cannot_be_a
             other.network.serve(protocol, gone)
         answered = (await frames_of(one, an_ask("hello", model="b")))[-1]
         assert isinstance(answered, Answered) and answered.served_by == one.peer and len(away.requests) == 1
+
+
+async def test_a_model_that_is_withdrawn_is_asked_elsewhere_and_may_come_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_two() as (one, other, second):
+        one.node.prefer(second)
+        assert one.node.state().model == "b" and [row.model for row in one.node.state().served] == ["b", "a"]
+        await frames_of(one, an_ask(LONG))
+        await one.node.withdraw(second)
+        await trio.sleep(2)
+        assert one.node.own_models == ["a"] and one.node.model == "a"
+        assert other.node.state().peers[0].models == ["a"]
+        missing = (await frames_of(one, an_ask("hello", model="b")))[-1]
+        assert isinstance(missing, Failed) and missing.code == "unknown_model"
+        await trio.sleep(120)  # (of virtual time: heartbeats and lookups of the other model go on)
+        await one.node.serve(second)
+        await trio.sleep(2)
+        answered = (await frames_of(other, an_ask(LONG, model="b")))[-1]
+        assert isinstance(answered, Answered) and answered.served_by == one.peer
+        assert not one.node.state().refused and not other.node.state().refused
+
+
+async def test_an_answer_that_has_begun_ends_after_its_model_was_withdrawn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_two() as (one, other, second):
+        for member in (one, other):
+            if second.info.name not in one.node.own_models:
+                await one.node.serve(second)
+            async with member.node.ask(an_ask("hello", max_tokens=50, model="b")) as frames:
+                seen = [await anext(frames) for _ in range(3)]
+                await one.node.withdraw(second)
+                seen += [frame async for frame in frames]
+            assert isinstance(seen[-1], Answered)

@@ -82,7 +82,7 @@ RULES: tuple[tuple[str, How], ...] = (
         r"mycelia node --model .* --model bge-reranker-v2-m3",
         By("tests/e2e/test_several_models.py", "test_two_models_of_one_node_are_asked_by_name_here_and_by_a_peer"),
     ),
-    (r"mycelia node --(bootstrap|announce|model|cache-dir|exact).*", STARTED),
+    (r"mycelia node --(auto|bootstrap|announce|model|cache-dir|exact).*", STARTED),
     (r"mycelia node --api-host .*", STARTED),
     (r"mycelia up", By("tests/e2e/test_up.py", "test_up_shows_what_the_node_does_and_takes_it_along")),
     (r"mycelia doctor", By("tests/e2e/test_swarm.py", "test_the_doctor_asks_peers_how_they_see_this_machine")),

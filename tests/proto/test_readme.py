@@ -25,6 +25,8 @@ from mycelia.proto.planes import membership
 from mycelia.proto.swarm import invitations
 from mycelia.proto.wire import codec, messages
 from mycelia.proto.wire.messages import (
+    Demand,
+    DemandQuery,
     EmbedTexts,
     Kind,
     PromptLogprobs,
@@ -41,6 +43,7 @@ from mycelia.proto.wire.versions import ADDED_IN_2, LEFT_OUT
 from tests.proto.documents import FOLDER, INTEROPERABILITY, POLICY, largest, numbers_in, rows, settings, values
 from tests.proto.wire.test_cddl import rule_name
 
+KINDS_OF_2 = (PromptLogprobs, EmbedTexts, TextVectors, UsesQuery, Uses, DemandQuery, Demand)
 _CONFIGS = (
     DigestConfig,
     CellConfig,
@@ -107,8 +110,7 @@ def test_every_kind_is_told_with_its_number_its_size_and_its_version() -> None:
     for tag, kind in kinds.items():
         _, name, _, size, version, _ = told[tag]
         assert name == f"`{rule_name(kind)}`" and numbers_in(size) == [largest(kind)], (name, largest(kind))
-        is_newer = kind in (PromptLogprobs, EmbedTexts, TextVectors, UsesQuery, Uses)
-        assert version == ("2" if is_newer else "1 (2)" if kind in ADDED_IN_2 else "1")
+        assert version == ("2" if kind in KINDS_OF_2 else "1 (2)" if kind in ADDED_IN_2 else "1")
 
 
 def test_the_largest_message_is_as_long_as_it_is_told() -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import assert_never
 
@@ -17,7 +18,7 @@ import structlog
 import trio
 
 from mycelia.node.engine.engine import Engine
-from mycelia.node.engine.pool.facts import FactsFile, guessed_bytes, guessed_load_s
+from mycelia.node.engine.pool.facts import Facts, FactsFile, guessed_bytes, guessed_load_s
 from mycelia.node.engine.pool.memory import memory_folder, resident_bytes, trim, usable_shared_bytes
 from mycelia.node.engine.pool.pooled import PooledEngine
 from mycelia.node.engine.settings import EngineSettings, available_memory_bytes
@@ -41,6 +42,7 @@ from mycelia.proto.loading.loader import (
     State,
     Unload,
     Unloaded,
+    Withdrawn,
 )
 from mycelia.proto.loading.plan import KEPT_SHARE
 from mycelia.proto.wire.errors import LocalError
@@ -72,6 +74,7 @@ class _Entry:
     engine: PooledEngine
     folder: Path | None
     facts: FactsFile
+    scope: trio.CancelScope
 
 
 class EnginePool:
@@ -88,33 +91,31 @@ class EnginePool:
     ) -> None:
         """folder: a folder in memory; None: there is none. most_kept: see ``Loader``."""
         self._nursery = nursery
+        self._data_dir = data_dir
+        self._budget = budget
+        self._folder = folder if most_kept else None
         self._looked = Signal()
-        self._is_memory = folder is not None and bool(most_kept)
-        stored = [FactsFile(data_dir, model.settings) for model in models]
-        known = [file.load() for file in stored]
-        self.loader = Loader(
-            (
-                Declared(model.name, facts.memory_bytes, facts.load_s, model.stays, is_measured=True)
-                if facts is not None
-                else Declared(model.name, guessed_bytes(model.settings), guessed_load_s(model.settings), model.stays)
-                for model, facts in zip(models, known, strict=True)
-            ),
-            budget,
-            most_kept if self._is_memory else 0,
-        )
+        self._numbers = count()
+        known = [FactsFile(data_dir, model.settings).load() for model in models]
+        declared = (_declared(model, facts) for model, facts in zip(models, known, strict=True))
+        self.loader = Loader(declared, budget, most_kept if self._folder else 0)
         self._entries: dict[str, _Entry] = {}
-        for number, (model, file, facts) in enumerate(zip(models, stored, known, strict=True)):
-            settings, own = model.settings, None
-            if self._is_memory and folder is not None:
-                own = folder / str(number)
-                settings = replace(settings, cache_dir=own, is_dir_memory=True, ram_tier_mib=0)
-            elif settings.cache_dir is not None:
-                settings = replace(settings, ram_tier_mib=0)  # (the system keeps files in memory anyway)
-            elif settings.ram_tier_mib is None:
-                settings = replace(settings, ram_tier_mib=int(KEPT_SHARE * budget / len(models)) // MIB)
-            engine = PooledEngine(model.name, settings, facts, self.loader, self.handle)
-            self._entries[model.name] = _Entry(engine, own, file)
-        self.first_name = models[0].name
+        for model, facts in zip(models, known, strict=True):
+            self._entries[model.name] = self._entry(model, facts, len(models))
+        self.first_name, *self._later_names = [model.name for model in models]
+
+    def _entry(self, model: PoolModel, facts: Facts | None, num_models: int) -> _Entry:
+        """facts: None: the model was never loaded. num_models: with which it shares the memory for prefixes."""
+        settings, own = model.settings, None
+        if self._folder is not None:
+            own = self._folder / str(next(self._numbers))
+            settings = replace(settings, cache_dir=own, is_dir_memory=True, ram_tier_mib=0)
+        elif settings.cache_dir is not None:
+            settings = replace(settings, ram_tier_mib=0)  # (the system keeps files in memory anyway)
+        elif settings.ram_tier_mib is None:
+            settings = replace(settings, ram_tier_mib=int(KEPT_SHARE * self._budget / num_models) // MIB)
+        engine = PooledEngine(model.name, settings, facts, self.loader, self.handle)
+        return _Entry(engine, own, FactsFile(self._data_dir, model.settings), trio.CancelScope())
 
     @property
     def engines(self) -> list[PooledEngine]:
@@ -122,8 +123,8 @@ class EnginePool:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        for engine in self.engines:
-            self._nursery.start_soon(engine.follow)
+        for entry in self._entries.values():
+            self._nursery.start_soon(_follow, entry)
         self.handle(Looked())
         measure_at = trio.current_time() + MEASURE_S
         while True:
@@ -161,11 +162,52 @@ class EnginePool:
             await self._entries[self.first_name].engine.detokenize([])
         return engine
 
+    async def add(self, model: PoolModel) -> Engine:
+        """Another model's engine, when it is known what the model is. Raises LocalError, and then it is forgotten."""
+        if model.name in self._entries:
+            raise LocalError(f"the model {model.name} is served already")
+        facts = FactsFile(self._data_dir, model.settings).load()
+        entry = self._entries[model.name] = self._entry(model, facts, len(self._entries) + 1)
+        self._nursery.start_soon(_follow, entry)
+        self.handle(_declared(model, facts))
+        try:
+            return await self.known(model.name)
+        except LocalError:
+            await self.remove(model.name)
+            raise
+
+    async def remove(self, name: str) -> None:
+        """Forgets a model when its last request is over. New ones are refused."""
+        entry = self._entries[name]
+        self._save(entry)
+        entry.engine.retire()
+        self.handle(Withdrawn(name))
+        while name in self.loader.states:
+            await self._looked.wait()
+        entry.scope.cancel()
+        del self._entries[name]
+        if entry.folder is not None:
+            await trio.to_thread.run_sync(trim, entry.folder, 0)
+
+    def asked_per_hour(self, name: str) -> float:
+        """See ``Loader.asked_per_hour``."""
+        return self.loader.asked_per_hour(name, trio.current_time())
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._entries)
+
+    def room_beside(self, name: str) -> int:
+        """Memory for the engine of one more model, beside those that stay loaded. name: a model that does not count;
+        empty: none."""
+        loader = self.loader
+        others = sum(loader.num_bytes(one) for one in self._entries if one != name and loader.stays(one))
+        return loader.room_bytes - others
+
     async def later(self) -> AsyncIterator[Engine]:
-        """The other engines, each when it is known what its model is. Those that cannot be loaded are left out."""
-        for name in self._entries:
-            if name == self.first_name:
-                continue
+        """The other engines of the start, each when it is known what its model is. Those that cannot be loaded are left
+        out."""
+        for name in self._later_names:
             try:
                 yield await self.known(name)
             except LocalError as exc:
@@ -237,13 +279,24 @@ class EnginePool:
         await entry.engine.end()
         log.info("model_unloaded", model=entry.engine.name)
         self.handle(Unloaded(entry.engine.name))
-        if entry.folder is not None:
+        if entry.folder is not None and entry.engine.name in self.loader.states:
             await trio.to_thread.run_sync(trim, entry.folder, self.loader.kept_bytes(entry.engine.name))
 
     def _measure(self) -> None:
         for entry in self._entries.values():
             if (pid := entry.engine.pid) and self.loader.states[entry.engine.name] is State.LOADED:
                 self.handle(Measured(entry.engine.name, resident_bytes(pid)))
+
+
+async def _follow(entry: _Entry) -> None:
+    with entry.scope:
+        await entry.engine.follow()
+
+
+def _declared(model: PoolModel, facts: Facts | None) -> Declared:
+    if facts is not None:
+        return Declared(model.name, facts.memory_bytes, facts.load_s, model.stays, is_measured=True)
+    return Declared(model.name, guessed_bytes(model.settings), guessed_load_s(model.settings), model.stays)
 
 
 @asynccontextmanager

@@ -30,7 +30,7 @@ from mycelia.node.errors import BusyError
 from mycelia.node.signals import Signal
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.config import RoutingConfig
-from mycelia.proto.loading.loader import Asked, Ended, Event, Loader, State
+from mycelia.proto.loading.loader import RETRY_S, Asked, Ended, Event, Loader, State
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_SMALL, Conversation, Vitals
 
@@ -54,6 +54,8 @@ class PooledEngine:
         self._rates = (facts.prefill_rate, facts.decode_rate) if facts is not None else (0, 0)
         if facts is not None:
             self._inner.recall(facts.loaded)
+        self._is_retired = False
+        """Whether the node serves the model no more."""
         self._is_open = False
         """Whether calls may begin: the model is loaded and shall stay so."""
         self._changed = Signal()
@@ -116,6 +118,10 @@ class PooledEngine:
         """New calls wait from now on."""
         self._is_open = False
         self._note_change()
+
+    def retire(self) -> None:
+        """New calls are refused from now on."""
+        self._is_retired = True
 
     async def end(self) -> None:
         """Ends the engine's process when the calls that have begun are over. It is closed."""
@@ -237,8 +243,10 @@ class PooledEngine:
 
     @asynccontextmanager
     async def _using(self, num_tokens: int = 0) -> AsyncIterator["_Use"]:
-        """The model is loaded during the block. num_tokens: what waits. Raises BusyError when too many calls wait,
-        LocalError when the model cannot be loaded."""
+        """The model is loaded during the block. num_tokens: what waits. Raises BusyError when too many calls wait or
+        the node serves the model no more, LocalError when the model cannot be loaded."""
+        if self._is_retired:
+            raise BusyError("the node serves this model no more", RETRY_S)
         if not self._is_open and self._num_waiting >= MAX_WAITING:
             raise BusyError(f"{self._num_waiting} requests wait for the model", self._loader.load_s(self.name))
         use, num_failures = _Use(), self._num_failures

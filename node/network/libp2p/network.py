@@ -259,6 +259,12 @@ class Libp2pNetwork:
     async def join(self, namespace: bytes) -> None:
         await self.join_cell(namespace, ROOT)
 
+    async def leave(self, namespace: bytes) -> None:
+        for joined, cell in [key for key in self._joined if key[0] == namespace]:
+            self._joined.pop((joined, cell)).cancel()
+            if self.gossip is not None:
+                await self.gossip.leave(namespace, cell)
+
     async def join_cell(self, namespace: bytes, cell: Cell) -> None:
         if self.gossip is None:
             raise NetworkError("a light client joins no namespace")

@@ -55,6 +55,17 @@ def test_the_proposals_are_taken_and_changed_later(file: Path) -> None:
     assert written(file) == {"model": ["other"]}
 
 
+def test_the_node_may_choose_its_model(file: Path) -> None:
+    file.write_text('[node]\nmodel = ["small"]\n')
+    assert run(file, "--yes", "--no-boot", "--auto").exit_code == 0
+    assert written(file) == {"auto": True, "memory": 8.0, "polite": True}
+    done = run(file, answers="auto\n1\n\nn\n")
+    assert done.exit_code == 0 and written(file) == {"auto": True, "memory": 8.0, "polite": True}, done.output
+    assert run(file, "--yes", "--no-boot", "--model", "small").exit_code == 0
+    assert written(file) == {"model": ["small"], "memory": 8.0, "polite": True}
+    assert "not both" in run(file, "--auto", "--model", "small").output
+
+
 def test_without_a_terminal_nothing_is_asked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("")
     monkeypatch.setattr(command, "has_terminal", lambda: False)

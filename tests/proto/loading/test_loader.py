@@ -27,6 +27,7 @@ from mycelia.proto.loading.loader import (
     State,
     Unload,
     Unloaded,
+    Withdrawn,
 )
 from mycelia.proto.loading.plan import KEPT_SHARE, LEAST_CHANGE, divided, room_of_engines
 
@@ -303,3 +304,30 @@ def test_random_requests_are_all_answered_within_the_plan(seed: int) -> None:
     world.run(at + 2_000)
     assert len(world.waits) == num and not world.refused
     assert max(world.waits) < 4 * (TURN + 2) * 40
+
+
+def test_a_model_that_comes_later_is_loaded_and_one_that_goes_is_forgotten_after_its_last_request() -> None:
+    loader = Loader([model("a", 6, stays=True)], BUDGET)
+    loader.handle(Looked(), 0.0)
+    loader.handle(Loaded("a", 10.0), 10.0)
+    (load,) = changes(loader.handle(model("b", 6, stays=True), 20.0))
+    assert isinstance(load, Load) and load.model == "b"
+    loader.handle(Loaded("b", 10.0), 30.0)
+    loader.handle(Asked("a"), 40.0)
+    assert changes(loader.handle(Withdrawn("a"), 41.0)) == []
+    assert changes(loader.handle(Ended("a"), 42.0)) == [Unload("a")]
+    loader.handle(Unloaded("a"), 43.0)
+    assert set(loader.states) == {"b"} and loader.kept_bytes("a") == 0
+    loader.check_invariants()
+    assert loader.asked_per_hour("b", 50.0) == 0
+
+
+def test_a_model_that_goes_while_it_is_loaded_or_was_never_loaded() -> None:
+    loader = Loader([model("a", 6, stays=True), model("b", 4)], BUDGET)
+    loader.handle(Looked(), 0.0)
+    loader.handle(Withdrawn("a"), 1.0)
+    loader.handle(Withdrawn("b"), 1.0)
+    assert set(loader.states) == {"a"}
+    assert changes(loader.handle(Loaded("a", 10.0), 10.0)) == [Unload("a")]
+    assert changes(loader.handle(Unloaded("a"), 11.0)) == [] and not loader.states
+    loader.handle(Looked(), 12.0)

@@ -118,3 +118,36 @@ async def test_prefixes_survive_the_unload(tmp_path: Path) -> None:
             again = await answer(one, prompt)
             assert isinstance(again, EngineDone) and again.usage.cached_tokens >= 0.9 * len(prompt)
             assert not isinstance(again, EngineFailed)
+
+
+async def test_models_come_and_go_while_the_pool_runs(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_pool([fake("fake-a", False)], tmp_path, AMPLE) as pool:
+            await pool.first()
+            other = await pool.add(fake("fake-b"))
+            assert pool.names == {"fake-a", "fake-b"} and 0 < pool.room_beside("") < pool.room_beside("fake-b")
+            with pytest.raises(LocalError, match="already"):
+                await pool.add(fake("fake-b"))
+            async with trio.open_nursery() as nursery, other.generate(request([1, 2, 3], max_tokens=64)) as items:
+                first = await anext(items)
+                nursery.start_soon(pool.remove, "fake-b")
+                rest = [item async for item in items]
+            assert not isinstance(first, EngineFailed) and isinstance(rest[-1], EngineDone), "what has begun ends"
+            assert pool.names == {"fake-a"}
+            refused = await answer(other, [1])
+            assert isinstance(refused, EngineFailed) and refused.retryable
+            again = await pool.add(fake("fake-b"))
+            assert isinstance(await answer(again, [1]), EngineDone) and pool.asked_per_hour("fake-b") > 0
+
+
+async def test_a_model_that_cannot_be_loaded_does_not_come(tmp_path: Path) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with open_pool([fake("fake-a", False)], tmp_path, 200 * MIB) as pool:
+            await pool.first()
+            large = tmp_path / "large.gguf"
+            large.write_bytes(b"")
+            with large.open("r+b") as file:
+                file.truncate(10**9)
+            with pytest.raises(LocalError, match="--memory"):
+                await pool.add(PoolModel(EngineSettings(large, "large")))
+            assert pool.names == {"fake-a"}

@@ -1,0 +1,326 @@
+"""``mycelia node --auto``: the node that serves the model of the catalogue which the swarm lacks most.
+
+``proto/supply/chooser.py`` decides; here it gets what it sees, and its moves are made. A model is fetched by a process
+of its own, ``mycelia model pull``. It is served before the one that it replaces is withdrawn; answers that have begun
+end as usual.
+"""
+
+import random
+import subprocess
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, assert_never
+
+import msgspec
+import structlog
+import trio
+from msgspec import Struct
+
+from mycelia.node.app import Node
+from mycelia.node.auto.machine import UNKNOWN_LINE, Machine, free_disk_bytes, memory_rate, options
+from mycelia.node.engine.engine import Engine
+from mycelia.node.engine.pool.facts import FactsFile
+from mycelia.node.engine.pool.pool import PoolModel
+from mycelia.node.engine.probe.probe import free_gpu_bytes
+from mycelia.node.engine.shares import EngineShares
+from mycelia.node.errors import one_line
+from mycelia.node.models.catalogue import Catalogue, load_catalogue, one_name
+from mycelia.node.models.find import find_model
+from mycelia.node.models.hub_cache import cache_folder
+from mycelia.node.service.manager import program
+from mycelia.node.storage.sealed import SealedFile
+from mycelia.proto.supply.chooser import Began, Chooser, Effect, Failed, Looked, Move, Option, Stay, View
+from mycelia.proto.wire.errors import LocalError
+
+log = structlog.get_logger()
+
+run_in_thread = trio.to_thread.run_sync
+
+LISTEN_EVERY_S = 60.0
+SHORTEST_PULL_S = 2.0
+"""A shorter download says nothing about the line."""
+
+
+class Kept(Struct, frozen=True):
+    """What a node that chooses its model knows of its last run."""
+
+    model: str = ""
+    """The catalogue's name of the chosen model; empty: none."""
+    decided_at: float = 0.0
+    """Unix time of the last decision."""
+    line_rate: float = UNKNOWN_LINE
+
+
+AUTO_FILE = SealedFile("auto.msgpack", Kept, "the node chooses its model anew")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The node in one of the swarms that the process is in, and its share of an engine."""
+
+    node: Node
+    share_of: Callable[[EngineShares], Engine]
+
+
+class Pool(Protocol):
+    """See ``EnginePool``."""
+
+    @property
+    def names(self) -> set[str]: ...
+
+    def room_beside(self, name: str) -> int: ...
+
+    def asked_per_hour(self, name: str) -> float: ...
+
+    async def add(self, model: PoolModel) -> Engine: ...
+
+    async def remove(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The chosen model, served."""
+
+    name: str
+    served_as: str
+    engines: Sequence[Engine]
+    """One for each part."""
+    scope: trio.CancelScope
+
+
+async def pull(name: str) -> None:
+    """Fetch a model of the catalogue in a process of its own. Raises LocalError."""
+    done = await trio.run_process(
+        [*program(), "model", "pull", name],
+        stdin=subprocess.DEVNULL,
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise LocalError(one_line(lines[-1])[:300] if lines else f"the download ended with {done.returncode}")
+
+
+class Auto:
+    """The choice of one process, for all swarms that it is in. ``run`` does everything."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        parts: Sequence[Part],
+        data_dir: Path,
+        nursery: trio.Nursery,
+        pool_model: Callable[[str], PoolModel],
+        allowed: Callable[[str], bool] = lambda name: True,
+        is_first: bool = True,
+        find: Callable[[str], Path] = find_model,
+        fetch: Callable[[str], Awaitable[None]] = pull,
+        catalogue: Callable[[], Catalogue] = load_catalogue,
+        rng: random.Random | None = None,
+    ) -> None:
+        """nursery: lives as long as the pool. pool_model: the settings of the engine for a model's file. allowed:
+        whether the swarm serves a model of the catalogue. is_first: prompts that name no model get the chosen one.
+        find: the file of a model; it and fetch raise LocalError."""
+        self._pool = pool
+        self._parts = parts
+        self._data_dir = data_dir
+        self._nursery = nursery
+        self._pool_model = pool_model
+        self._allowed = allowed
+        self._is_first = is_first
+        self._find = find
+        self._fetch = fetch
+        self._catalogue = catalogue
+        self._kept = AUTO_FILE.load(data_dir) or Kept()
+        first = parts[0].node
+        self._now = first.now
+        own = [part.node.demand.own for part in parts]
+        rng = rng or random.SystemRandom()
+        self.chooser = Chooser(first.peer, own, rng, self._now(), self._kept.decided_at)
+        for part in parts:
+            part.node.demand.choose(self._coming)
+        self._held: _Held | None = None
+        self._gpu_bytes, self._memory_rate = 0, 0.0
+        """The most that was measured."""
+        self._reason = "it listens first to what is asked for"
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            await self._resume()
+            while True:
+                await trio.sleep(max(0.0, self.chooser.due_at - self._now()))
+                await self.decide()
+
+    def text(self) -> str:
+        """What was chosen and why, for people."""
+        held = f"serves {self._held.name}: " if self._held else ""
+        minutes = max(0, round((self.chooser.due_at - self._now()) / 60))
+        return f"{held}{self._reason}; decides again in {minutes} min"
+
+    async def decide(self) -> None:
+        """Look at what is asked for, and move if that helps."""
+        view = await self._look()
+        effects = self.chooser.handle(Looked(view), self._now())
+        self._keep(decided_at=self._now())
+        for effect in effects:
+            await self._perform(effect)
+
+    async def listen(self) -> None:
+        """Ask some peers of each swarm what their clients ask for."""
+        for part in self._parts:
+            for report in await part.node.demand.ask(bool(part.node.swarm)):
+                self.chooser.handle(report, self._now())
+
+    async def _listen(self) -> None:
+        while True:
+            await self.listen()
+            await trio.sleep(LISTEN_EVERY_S * random.uniform(0.75, 1.25))  # noqa: S311  jitter, no secret
+
+    def _coming(self) -> tuple[str, ...]:
+        return self.chooser.coming(self._now())
+
+    # --- what it sees -------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> View:
+        held = self._held.served_as if self._held else ""
+        others = {one_name(name) for name in self._pool.names - {held}}
+        found = await run_in_thread(self._options, others, self._pool.room_beside(held))
+        nodes = sum(row.nodes for part in self._parts for row in part.node.swarm_models.known_rows())
+        answered = self._pool.asked_per_hour(held) if held else 0.0
+        return View(
+            options=found,
+            serving=[one for part in self._parts for one in part.node.demand.serving(bool(part.node.swarm))],
+            answered=answered,
+            scale=nodes / (1 + self.chooser.heard.num_fresh(self._now())),
+        )
+
+    def _options(self, others: Collection[str], room_bytes: int) -> list[Option]:
+        """Runs in a thread. others: models that the node serves besides the chosen one."""
+        try:
+            catalogue = self._catalogue()
+        except LocalError as exc:
+            log.warning("catalogue_unusable", reason=str(exc))
+            return []
+        wanted = {name: one for name, one in catalogue.items() if name not in others and self._allowed(name)}
+        here = {name: self._found(name) for name in wanted}
+        rates = {name: rate for name, path in here.items() if path is not None and (rate := self._rate(path))}
+        # (what the chosen model takes of a GPU, and of the memory's rate, would be free for another one)
+        self._gpu_bytes, self._memory_rate = (
+            max(self._gpu_bytes, free_gpu_bytes()),
+            max(self._memory_rate, memory_rate()),
+        )
+        disk_bytes = free_disk_bytes(cache_folder())
+        machine = Machine(
+            room_bytes, self._gpu_bytes, disk_bytes, round(self._memory_rate), round(self._kept.line_rate)
+        )
+        log.info("auto_measured", **msgspec.structs.asdict(machine))
+        return options(wanted, machine, lambda name: here[name] is not None, rates)
+
+    def _found(self, name: str) -> Path | None:
+        """The file of a model of the catalogue, if it is here."""
+        with suppress(LocalError):
+            return self._find(name)
+        return None
+
+    def _rate(self, path: Path) -> int:
+        """Tokens/s of one answer, as measured when the model ran here; 0: it never did."""
+        with suppress(LocalError, OSError):
+            facts = FactsFile(self._data_dir, self._pool_model(str(path)).settings).load()
+            return facts.decode_rate if facts else 0
+        return 0
+
+    # --- what it does -------------------------------------------------------------------------------------------------
+
+    async def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Stay():
+                self._reason = effect.reason
+                log.info("auto_stays", model=self._held.name if self._held else "", reason=effect.reason)
+            case Move():
+                self._reason = f"fetches {effect.model}: {effect.reason}"
+                log.info("auto_moves", model=effect.model, instead=effect.instead, reason=effect.reason)
+                await self._move(effect)
+            case _:
+                assert_never(effect)
+
+    async def _move(self, move: Move) -> None:
+        before = self._held
+        try:
+            await self._obtain(move.model)
+            await self._serve(move.model)
+        except (LocalError, OSError) as exc:
+            log.warning("auto_failed", model=move.model, reason=str(exc))
+            self._reason = f"{move.model} cannot be served here: {exc}"
+            self.chooser.handle(Failed(move.model), self._now())
+            return
+        self._reason = move.reason
+        if before is not None:
+            await self._withdraw(before)
+
+    async def _resume(self) -> None:
+        """Serve the model of the last run, if its file is still here."""
+        name = self._kept.model
+        if name and self._held is None:
+            try:
+                await self._serve(name)
+                self._reason = "it served this model before its restart"
+            except LocalError as exc:
+                log.info("auto_not_resumed", model=name, reason=str(exc))
+
+    async def _obtain(self, name: str) -> None:
+        """Fetch the model if it is not here. Raises LocalError."""
+        if await run_in_thread(self._found, name) is not None:
+            return
+        entry = (await run_in_thread(self._catalogue))[name]
+        began = trio.current_time()
+        await self._fetch(name)
+        took_s = trio.current_time() - began
+        if took_s >= SHORTEST_PULL_S:
+            self._keep(line_rate=entry.size_bytes / took_s)
+
+    async def _serve(self, name: str) -> None:
+        """Serve a model that is here, in all swarms. Raises LocalError."""
+        model = self._pool_model(str(await run_in_thread(self._find, name)))
+        shares = EngineShares(await self._pool.add(model))
+        engines = [part.share_of(shares) for part in self._parts]
+        scope = trio.CancelScope()
+        self._nursery.start_soon(_run_shares, shares, scope)
+        held = _Held(name, model.name, engines, scope)
+        try:
+            for part, engine in zip(self._parts, engines, strict=True):
+                await part.node.serve(engine)
+        except LocalError:
+            await self._pool.remove(model.name)
+            scope.cancel()
+            raise
+        for part, engine in zip(self._parts, engines, strict=True):
+            if self._is_first:
+                part.node.prefer(engine)
+        self._held = held
+        self.chooser.handle(Began(name), self._now())
+        self._keep(model=name)
+        log.info("serving", model=model.name, reuse=engines[0].info.reuse)
+
+    async def _withdraw(self, held: _Held) -> None:
+        for part, engine in zip(self._parts, held.engines, strict=True):
+            await part.node.withdraw(engine)
+        await self._pool.remove(held.served_as)
+        held.scope.cancel()
+        log.info("withdrawn", model=held.served_as)
+
+    def _keep(self, **changes: str | float) -> None:
+        self._kept = msgspec.structs.replace(self._kept, **changes)
+        try:
+            AUTO_FILE.save(self._data_dir, self._kept)
+        except LocalError as exc:
+            log.warning("choice_not_saved", reason=str(exc))
+
+
+async def _run_shares(shares: EngineShares, scope: trio.CancelScope) -> None:
+    with scope:
+        await shares.run()

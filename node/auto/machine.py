@@ -1,0 +1,91 @@
+"""What this machine has for a model, and which models of the catalogue it could serve. The measurements block."""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from mycelia.node.engine.kinds import TEXT
+from mycelia.node.engine.pool.facts import GUESSED_BYTES
+from mycelia.node.models.catalogue import Catalogue, Entry
+from mycelia.proto.supply.chooser import Option
+
+LEAST_RATE = 5.0
+"""Tokens/s of one answer below which a model is too slow here: as fast as people read."""
+REQUESTS_PER_RATE = 24.0
+"""Requests per hour for each token/s of one answer: 300 tokens each, with twice that rate for several at once."""
+GPU_BYTES_PER_S = 250e9
+"""Assumed of a GPU, whose memory is measured only by a model that runs there."""
+UNKNOWN_LINE = 2e6
+"""Bytes/s assumed of a download before there was one."""
+SPARE_DISK_BYTES = 2_000_000_000
+CONTEXT_TOKENS = 8_192
+_BLOCK = 64_000_000
+_TRIES = 3
+
+
+class Machine(Struct, frozen=True):
+    room_bytes: int
+    """Memory for the engine of the chosen model."""
+    gpu_bytes: int
+    """Free memory of all GPUs."""
+    disk_bytes: int
+    """Free where models are kept."""
+    memory_rate: int
+    """Bytes/s that the processor copies."""
+    line_rate: int
+    """Bytes/s of the last download."""
+
+
+def memory_rate() -> float:
+    """Bytes/s at which the processor copies memory. Takes some hundredths of a second."""
+    source, target = np.ones(_BLOCK, np.uint8), np.zeros(_BLOCK, np.uint8)
+    best_s = float("inf")
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        best_s = min(best_s, time.perf_counter() - began)
+    return 2 * _BLOCK / best_s
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Free in ``folder`` or, while it does not exist, in the folder above."""
+    for place in (folder, *folder.parents):
+        with suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0
+
+
+def options(
+    catalogue: Catalogue, machine: Machine, is_here: Callable[[str], bool], measured: Mapping[str, float]
+) -> list[Option]:
+    """The models that this machine can hold and serve at a usable rate, the best one first: the largest. is_here:
+    whether a model is on this disk. measured: tokens/s of models that ran here."""
+    found: list[tuple[int, Option]] = []
+    for name, entry in catalogue.items():
+        if entry.kind != TEXT:
+            continue  # (what is asked of other kinds is not counted)
+        here = is_here(name)
+        rate = measured.get(name) or _rate(entry, machine)
+        if _needs(entry) > machine.room_bytes or rate < LEAST_RATE:
+            continue
+        if not here and entry.size_bytes + SPARE_DISK_BYTES > machine.disk_bytes:
+            continue
+        fetch_s = 0.0 if here else entry.size_bytes / machine.line_rate
+        found.append((entry.size_bytes, Option(name, REQUESTS_PER_RATE * rate, fetch_s)))
+    return [option for _, option in sorted(found, key=lambda one: (-one[0], one[1].name))]
+
+
+def _needs(entry: Entry) -> int:
+    """Memory of the engine: what is planned with before a model was loaded, or more for a long context."""
+    return max(entry.size_bytes + GUESSED_BYTES, entry.memory_bytes(CONTEXT_TOKENS))
+
+
+def _rate(entry: Entry, machine: Machine) -> float:
+    """Tokens/s of one answer: each token reads all active weights."""
+    is_on_gpu = entry.memory_bytes(CONTEXT_TOKENS) <= machine.gpu_bytes
+    return (GPU_BYTES_PER_S if is_on_gpu else machine.memory_rate) / entry.active_bytes

@@ -1,0 +1,211 @@
+"""The choice of a model: gains, losses, turns, and what liars can do to it."""
+
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from mycelia.proto.supply.chooser import (
+    COMING_S,
+    INTERVAL_S,
+    LISTEN_S,
+    RETRY_S,
+    Began,
+    Chooser,
+    Effect,
+    Failed,
+    Looked,
+    Move,
+    Option,
+    Reported,
+    Serving,
+    Stay,
+    View,
+)
+from mycelia.proto.supply.demand import OwnDemand
+from mycelia.proto.wire.messages import MAX_SMALL, Demand, ModelDemand
+
+BIG, SMALL = Option("big", 100.0), Option("small", 400.0)
+OPTIONS = (BIG, SMALL)
+
+
+def chooser(me: bytes = b"me", held: str = "small", own: OwnDemand | None = None) -> Chooser:
+    made = Chooser(me, [own or OwnDemand()], random.Random(1), 0.0)
+    if held:
+        made.handle(Began(held), 0.0)
+    return made
+
+
+def hear(one: Chooser, refused: Sequence[int], model: str = "big", now: float = 0.0, chooses: bool = False) -> None:
+    """Reports of as many nodes in networks of their own."""
+    for number, rate in enumerate(refused):
+        rows = (ModelDemand(model=model, asked=rate, refused=rate),)
+        one.handle(Reported(b"p%d" % number, f"h{number}", Demand(models=rows, coming=(), chooses=chooses)), now)
+
+
+def look(one: Chooser, now: float = 1_000.0, answered: float = 0.0, serving: Sequence[Serving] = ()) -> Effect:
+    (effect,) = one.handle(Looked(View(OPTIONS, serving, answered)), now)
+    return effect
+
+
+def test_it_listens_first_and_then_looks_at_most_once_an_hour() -> None:
+    one = chooser()
+    assert LISTEN_S[0] <= one.due_at <= LISTEN_S[1]
+    now = one.due_at
+    for _ in range(20):
+        look(one, now)
+        assert one.due_at - now >= INTERVAL_S
+        now = one.due_at
+    restarted = Chooser(b"me", [], random.Random(1), now + 60, decided_at=now)
+    assert restarted.due_at >= now + INTERVAL_S
+    assert Chooser(b"me", [], random.Random(1), 0.0, decided_at=1e12).due_at <= INTERVAL_S + LISTEN_S[1]
+
+
+def test_an_idle_node_moves_to_what_is_lacking_and_says_why() -> None:
+    one = chooser()
+    hear(one, [128, 128, 128])
+    move = look(one)
+    assert isinstance(move, Move) and (move.model, move.instead) == ("big", "small")
+    assert "lack an answer" in move.reason and "small" in move.reason
+    assert one.coming(1_000.0) == ("big", "small")
+    assert isinstance(look(one, 5_000.0), Stay), "the download goes on"
+    one.handle(Began("big"), 6_000.0)
+    assert one.held == "big" and one.coming(6_000.0) == ("big",) and one.coming(6_001.0 + COMING_S) == ()
+
+
+def test_a_node_that_is_needed_stays_and_goes_when_others_have_room() -> None:
+    one = chooser()
+    hear(one, [128, 128, 128])
+    assert isinstance(look(one, answered=90.0), Stay), (
+        "100 requests an hour do not make up for 90 by half as much again"
+    )
+    idle = [Serving("small", f"h{number}", 0.1) for number in range(3)]
+    assert isinstance(look(one, answered=90.0, serving=idle), Move)
+    busy = [Serving("small", f"h{number}", 1.0) for number in range(3)]
+    other = chooser()
+    hear(other, [128, 128, 128])
+    assert isinstance(look(other, answered=90.0, serving=busy), Stay)
+
+
+def test_nodes_that_are_overloaded_are_helped_without_any_report() -> None:
+    full = [Serving("big", f"h{number}", 2.0) for number in range(3)]
+    assert isinstance(look(chooser(), serving=full), Move)
+
+
+def test_own_clients_are_believed_alone() -> None:
+    own = OwnDemand()
+    for _ in range(60):
+        own.ended("big", False, 990.0)
+    move = look(chooser(own=own))
+    assert isinstance(move, Move) and move.model == "big"
+
+
+@pytest.mark.parametrize("num_keys", [1, 8])
+def test_a_lone_liar_moves_nobody(num_keys: int) -> None:
+    """Whatever one subnet claims: refusals, overload, room elsewhere; for hours."""
+    one = chooser()
+    rows = tuple(ModelDemand(model=name, asked=MAX_SMALL, refused=MAX_SMALL) for name in ("big", "small"))
+    for hour in range(30):
+        now = 3_600.0 * hour
+        hear(one, [0, 0, 0], now=now)
+        for number in range(num_keys):
+            report = Demand(models=rows, coming=("small",), chooses=True)
+            one.handle(Reported(b"liar%d" % number, "liar", report), now)
+        lies = [Serving("big", "liar", math.inf)] * num_keys + [Serving("small", "liar", 0.0)] * num_keys
+        assert isinstance(look(one, now, answered=5.0, serving=lies), Stay)
+
+
+def test_a_lone_liar_does_not_keep_nodes_from_a_model() -> None:
+    """It claims to come, and that there is no lack; with keys that are first in each order."""
+    one = chooser()
+    moved = 0
+    for hour in range(8):
+        now = 3_600.0 * hour
+        hear(one, [64, 64, 64, 64], now=now)
+        for number in range(8):
+            report = Demand(models=(), coming=("big",), chooses=True)
+            one.handle(Reported(b"liar%d" % number, "liar", report), now)
+        moved += isinstance(look(one, now, serving=[Serving("big", "liar", 0.0)] * 8), Move)
+        if moved:
+            break
+    assert moved
+
+
+def moves(num_nodes: int, refused: Sequence[int], hour: int) -> int:
+    """How many of equal idle nodes that all hear the same move in their first hour."""
+    peers = [b"p%d" % number for number in range(num_nodes)]
+    count = 0
+    for me in peers:
+        one = chooser(me)
+        for number, peer in enumerate(peers):
+            rate = refused[number] if number < len(refused) else 0
+            rows = (ModelDemand(model="big", asked=rate, refused=rate),)
+            if peer != me:
+                one.handle(Reported(peer, peer.decode(), Demand(models=rows, coming=(), chooses=True)), hour * 3_600.0)
+        count += isinstance(look(one, hour * 3_600.0 + 900), Move)
+    return count
+
+
+def test_of_many_nodes_that_see_the_same_lack_as_many_move_as_it_needs() -> None:
+    """200 requests an hour are believed, which two nodes answer."""
+    counts = [moves(40, [64, 64, 64, 64], hour) for hour in range(10)]
+    assert all(1 <= count <= 4 for count in counts), counts
+    assert 15 <= sum(counts) <= 25, counts
+
+
+def test_turns_double_while_nobody_begins() -> None:
+    """A model that fits this machine alone is served within hours, although twenty others choose as well."""
+    one = chooser()
+    for hour in range(8):
+        now = 3_600.0 * hour
+        hear(one, [4] * 4 + [0] * 16, now=now, chooses=True)
+        if isinstance(look(one, now), Move):
+            break
+    else:
+        raise AssertionError("never")
+
+
+def test_what_failed_is_left_alone_for_hours() -> None:
+    one = chooser()
+    hear(one, [128, 128, 128])
+    assert isinstance(look(one), Move)
+    one.handle(Failed("big"), 2_000.0)
+    assert isinstance(look(one, 5_000.0), Stay)
+    hear(one, [128, 128, 128], now=2_000.0 + RETRY_S)
+    assert isinstance(look(one, 2_000.0 + RETRY_S), Move)
+
+
+def test_a_download_has_to_pay_within_a_day() -> None:
+    one = chooser()
+    hear(one, [128, 128, 128])
+    slow = Option("big", 100.0, fetch_s=100_000.0)
+    (effect,) = one.handle(Looked(View((slow, SMALL))), 1_000.0)
+    assert isinstance(effect, Stay)
+
+
+def test_the_first_model_is_the_best_one_unless_something_is_asked_for() -> None:
+    assert isinstance(look(chooser(held="")), Move)
+    (move,) = chooser(held="").handle(Looked(View(OPTIONS)), 1_000.0)
+    assert isinstance(move, Move) and (move.model, move.instead) == ("big", "")
+    one = chooser(held="")
+    hear(one, [16, 16, 16], model="small")
+    move = look(one)
+    assert isinstance(move, Move) and move.model == "small"
+    (none,) = chooser(held="").handle(Looked(View(())), 1_000.0)
+    assert isinstance(none, Stay) and "fits" in none.reason
+    assert chooser(held="").coming(0.0) == ()
+
+
+def test_first_choices_are_spread_by_how_much_is_lacking() -> None:
+    counts = {"big": 0, "small": 0}
+    for number in range(60):
+        one = chooser(b"n%d" % number, held="")
+        hear(one, [32, 32, 32], model="big")
+        for peer in range(3):
+            rows = tuple(ModelDemand(model=name, asked=32, refused=32) for name in ("big", "small"))
+            one.handle(Reported(b"p%d" % peer, f"h{peer}", Demand(models=rows, coming=(), chooses=False)), 0.0)
+        move = look(one)
+        assert isinstance(move, Move)
+        counts[move.model] += 1
+    assert min(counts.values()) >= 18, counts
