@@ -25,6 +25,7 @@ from mycelia.proto.wire.messages import Answered
 from tests.node.members import Member, an_ask, frames_of, open_members
 
 RATE = 100.0
+DEADLINE_S = 240.0
 
 
 def entry(size_mb: int) -> Entry:
@@ -245,7 +246,7 @@ async def test_it_moves_between_engines_in_processes(tmp_path: Path) -> None:
             find=lambda name: Path(names.get(name, "fake-x")),
             catalogue=lambda: CATALOGUE,
         )
-        with trio.fail_after(60):
+        with trio.fail_after(DEADLINE_S):
             await auto.decide()
             assert one.node.own_models == ["fake-c", "fake"] and pool.names == {"fake-a", "fake-c"}, auto.text()
             for _ in range(300):
@@ -264,5 +265,5 @@ async def test_a_download_that_fails_says_why(tmp_path: Path, monkeypatch: pytes
     for name in ("HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with trio.fail_after(60), pytest.raises(LocalError, match="Qwen3-4B-GGUF"):
+    with trio.fail_after(DEADLINE_S), pytest.raises(LocalError, match="Qwen3-4B-GGUF"):
         await pull("qwen3-4b")
