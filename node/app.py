@@ -53,7 +53,7 @@ from mycelia.proto.digests.budget import Plane, Traffic
 from mycelia.proto.effects import RequestEffect
 from mycelia.proto.events import CacheChanged, Leaving, ModelServed, ModelWithdrawn, Paused, VitalsChanged
 from mycelia.proto.overlay import Overlay, PeerView
-from mycelia.proto.planes.failure import LEAVING, LEAVING_MESSAGE, PAUSED_MESSAGE
+from mycelia.proto.planes.failure import LEAVING, PAUSED_MESSAGE
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 
@@ -114,11 +114,10 @@ class Node:
         self._started_at = self._driver.now()
         self._drain = drain or Drain()
         # The part of ``Api`` that a room answers alone.
-        self.models = self.swarm_models.rows
         texts = OwnTexts(self._own)
         self.tokenize, self.tokenize_text, self.detokenize = texts.tokenize, texts.tokenize_text, texts.detokenize
-        self.vocabulary_texts = texts.vocabulary
-        self._vectors = Vectors(self._own, network, self.swarm_models, self._driver.handle)
+        self.models, self.vocabulary_texts = self.swarm_models.rows, texts.vocabulary
+        self._vectors = Vectors(self._own, network, self.swarm_models, self.overlay, self._driver.handle)
         self.model_for, self.embed, self.rank = self._own.model_for, self._vectors.embed, self._vectors.rank
         self.recent_requests, self.requests_changed = self.requests.rows, self.requests.changed
         self.tree = self._trees.rows
@@ -142,7 +141,7 @@ class Node:
                 serve_ask = partial(serve_ask_stream, self._ask_of_peer)
                 self._network.serve(ASK, partial(self._work, serve_ask), is_forgiving=True)
                 self._network.serve(MODELS, self.swarm_models.serve_stream)
-                self._network.serve(VECTORS, partial(self._work, self._serve_vectors))
+                self._network.serve(VECTORS, partial(self._work, self._vectors.serve_stream))
                 self._network.serve(DEMAND, self.demand.serve_stream)
                 nursery.start_soon(self.swarm_models.keep_asking)
                 self._drain.on_begin.append(begin_leaving)
@@ -216,7 +215,7 @@ class Node:
         find = partial(self.swarm_models.find, ask.model, client)
         if engine is not None and not engine.residence.is_loaded and self.swarm_models.sooner(engine):
             ask = msgspec.structs.replace(ask, model=engine.info.name)
-            there = self._relayed(partial(self._find_sooner, engine), ask, deadline_s, client, is_own=True)
+            there = self._relayed(partial(self.swarm_models.find_sooner, engine), ask, deadline_s, client, is_own=True)
             return there_or_here(there, partial(self.entry.ask, ask, deadline_s, client))
         return self._ask(find, ask, deadline_s, client, is_own=True)
 
@@ -226,9 +225,6 @@ class Node:
             return ask
         model = served_as(ask.model, [row.model for row in self.swarm_models.known_rows()])
         return ask if model == ask.model else msgspec.structs.replace(ask, model=model)
-
-    async def _find_sooner(self, engine: Engine) -> list[bytes]:
-        return self.swarm_models.sooner(engine) or self.swarm_models.servers(engine.info.name)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """A prompt from another node is passed on only to a connected node that serves its model: the sender has
@@ -255,12 +251,6 @@ class Node:
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         ask = msgspec.structs.replace(ask, cache_salt=self._salts.passed_on(ask.cache_salt, client))
         return self._relay.relayed(find, ask, deadline_s, client, is_own)
-
-    async def _serve_vectors(self, stream: MessageStream) -> None:
-        refusal = ""
-        if self._is_paused or self._drain.is_leaving:
-            refusal = PAUSED_MESSAGE if self._is_paused else LEAVING_MESSAGE
-        await self._vectors.serve_stream(stream, refusal)
 
     async def keep_reachable(self, mappers: Mapping[str, PortMapper] | None = None) -> None:
         """Runs until cancelled, see ``node/queries/reach.py``."""

@@ -167,6 +167,7 @@ def _check_free(where: Path) -> None:
 
 
 def _machine() -> "tuple[Machine, list[Offer]]":
+    from mycelia.node.engine.kinds import TEXT
     from mycelia.node.engine.models import PACKAGED_MODELS, resolve_model
     from mycelia.node.engine.probe.probe import free_gpu_bytes
     from mycelia.node.engine.settings import available_memory_bytes
@@ -182,7 +183,8 @@ def _machine() -> "tuple[Machine, list[Offer]]":
         except (LocalError, OSError):
             continue
         here.append(Offer(name, "135M, to try things out", size, size + 600_000_000, is_here=True))
-    return machine, offers(load_catalogue(), machine, here[:1])
+    talking = {name: entry for name, entry in load_catalogue().items() if entry.kind == TEXT}
+    return machine, offers(talking, machine, here[:1])
 
 
 def _fetch(name: str) -> None:

@@ -158,6 +158,10 @@ class SwarmModels:
         own_s, waits = wait_here_s(engine.vitals(), 0, self._routing), self._waits(engine.info.namespace)
         return [peer for peer in sorted(waits, key=lambda peer: waits[peer]) if waits[peer] < own_s][:MAX_ENTRIES]
 
+    async def find_sooner(self, engine: Engine) -> list[bytes]:
+        """The same, or those that serve the model, if it begins sooner at none."""
+        return self.sooner(engine) or self.servers(engine.info.name)
+
     def others(self, engine: Engine) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes that serve the model of ``engine``, those where a prompt would begin
         soonest first."""

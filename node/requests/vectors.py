@@ -32,7 +32,8 @@ from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 from mycelia.proto.events import Event, Malformed
-from mycelia.proto.planes.failure import LEAVING
+from mycelia.proto.overlay import Overlay
+from mycelia.proto.planes.failure import LEAVING, LEAVING_MESSAGE, PAUSED_MESSAGE
 from mycelia.proto.wire.errors import LocalError, RemoteError
 from mycelia.proto.wire.messages import (
     MAX_SMALL,
@@ -110,11 +111,19 @@ class _Wanted:
 class Vectors:
     """See ``Api.embed`` and ``Api.rank``."""
 
-    def __init__(self, own: OwnModels, network: Network, models: SwarmModels, handle: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        own: OwnModels,
+        network: Network,
+        models: SwarmModels,
+        overlay: Overlay,
+        handle: Callable[[Event], None],
+    ) -> None:
         """handle: passes an event to the overlay."""
         self._own = own
         self._network = network
         self._models = models
+        self._overlay = overlay
         self._handle = handle
         self._places = Places(MAX_ASKED, MAX_ASKED_PER_KEY)
 
@@ -207,9 +216,9 @@ class Vectors:
 
     # --- questions of peers -----------------------------------------------------------------------------------------
 
-    async def serve_stream(self, stream: MessageStream, refusal: str) -> None:
-        """Answers one question of a peer, which cancels it by ending the stream. refusal: why this node takes none now;
-        empty: it does. Raises RemoteError for another message."""
+    async def serve_stream(self, stream: MessageStream) -> None:
+        """Answers one question of a peer, which cancels it by ending the stream. Raises RemoteError for another
+        message."""
         question = await receive_opening(stream)
         if isinstance(question, UsesQuery):
             infos = [engine.info for engine in self._own]
@@ -217,8 +226,10 @@ class Vectors:
             return
         if not isinstance(question, EmbedTexts):
             raise RemoteError(f"a {type(question).__name__} where an EmbedTexts belongs")
-        if refusal:
-            await stream.send(Failed(code=LEAVING, message=refusal, retryable=True))
+        members = self._overlay.members
+        if members.is_leaving or members.is_paused:
+            message = LEAVING_MESSAGE if members.is_leaving else PAUSED_MESSAGE
+            await stream.send(Failed(code=LEAVING, message=message, retryable=True))
             return
         async with cancelled_at_end(stream):
             await stream.send(await self._answer(question, stream.peer))

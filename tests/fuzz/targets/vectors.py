@@ -6,6 +6,7 @@ one width, or to a LocalError.
 
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import trio
@@ -20,6 +21,7 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import EmbedTexts, Failed, LinksQuery, Message, TextVectors
 
 _OWN, _RANKER = FakeEngine(FakeSettings()), FakeEngine(FakeSettings(model_name="ranker", kind=RERANK))
+_OVERLAY = SimpleNamespace(members=SimpleNamespace(is_leaving=False, is_paused=False))
 _NAMESPACES = (b"", _OWN.info.namespace, _RANKER.info.namespace, bytes(16), b"x")
 _TEXTS = ("", "a", "a cat", "\ud800", "é😀", "\x00")
 _LONG = ("y" * 20_000, "y" * 100_001)
@@ -123,7 +125,7 @@ async def _check(item: Item) -> bool:
     model, namespace, query, texts, is_passed_on, answers = item
     own, events = OwnModels(_OWN), list[Event]()
     own.add(_RANKER)
-    vectors = Vectors(own, _Network(answers), _Models(), events.append)  # type: ignore[arg-type]
+    vectors = Vectors(own, _Network(answers), _Models(), _OVERLAY, events.append)  # type: ignore[arg-type]
     try:
         made = await (vectors.rank(query, texts, b"c", model) if query else vectors.embed(texts, b"c", model))
     except LocalError:
@@ -142,7 +144,7 @@ async def _check(item: Item) -> bool:
         return is_made
     stream = _Stream(question)
     with trio.fail_after(20):
-        await vectors.serve_stream(stream, "")
+        await vectors.serve_stream(stream)
     (answer,) = stream.sent
     assert isinstance(answer, TextVectors | Failed) and decode(encode(answer)) == answer
     return is_made or isinstance(answer, TextVectors)

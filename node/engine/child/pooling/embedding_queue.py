@@ -73,10 +73,8 @@ class EmbeddingStep(NamedTuple):
 class EmbeddingQueue:
     """Requests for embeddings. For the engine's main thread."""
 
-    def __init__(self, embedder: Embeds, num_places: int, num_vocab: int, stays_open: bool = False) -> None:
-        """stays_open: the embedder keeps its memory while nothing waits."""
+    def __init__(self, embedder: Embeds, num_places: int, num_vocab: int) -> None:
         self._embedder = embedder
-        self._stays_open = stays_open
         self._num_vocab = num_vocab
         self._waiting = FairQueue[EmbeddingRequest](num_places, slack=0.0)  # (a text is slack enough)
         self._current: EmbeddingRequest | None = None
@@ -165,7 +163,7 @@ class EmbeddingQueue:
         return ipc.Embedded(request.message.key, vectors, error)
 
     def _rest(self) -> None:
-        if not self._waiting and not self._stays_open:
+        if not self._waiting:  # (to open it again takes 1 to 2 ms)
             self._embedder.close()
 
     def _error(self, message: ipc.Embed) -> str:

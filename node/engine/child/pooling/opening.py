@@ -30,7 +30,7 @@ def open_pooled(message: ipc.Load, loaded: LoadedModel, kind: str, replies: ipc.
     model, no_text = PooledModel(loaded), cannot(loaded.path.stem, kind, TEXT)
     embedder = Embedder(model, message.threads, model.is_whole)
     limit = PromptLimit(embedder.max_tokens, model.longest_piece())
-    texts = EmbeddingQueue(embedder, message.max_waiting, model.num_vocab, stays_open=True)
+    texts = EmbeddingQueue(embedder, message.max_waiting, model.num_vocab)
     loop = PooledLoop(texts, message.slots, replies, no_text, message.share)
     renders = Renders(
         PooledTexts(model, limit, no_text), model.spelling, replies, lambda *read: loop.inbox.put(TextRead(*read))

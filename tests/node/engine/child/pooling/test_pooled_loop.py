@@ -18,7 +18,7 @@ class Loop:
 
     def __init__(self, read: int, write: int, slots: int = 2) -> None:
         self.embedder = CountingEmbedder()
-        texts = EmbeddingQueue(self.embedder, 8, VOCAB, stays_open=True)
+        texts = EmbeddingQueue(self.embedder, 8, VOCAB)
         self.loop = PooledLoop(texts, slots, ipc.Replies(write), "it writes no text")
         self._read = read
         self._frames = ipc.FrameBuffer()
@@ -54,7 +54,7 @@ def test_texts_are_computed_in_steps_and_the_load_is_told(loop: Loop) -> None:
     assert [message.key for message in said if isinstance(message, ipc.Embedded)] == [1, 2, 3]
     last = said[-1]
     assert isinstance(last, ipc.LoadChanged) and last.vitals.queued_tokens == 0 and last.vitals.prefill_rate > 0
-    assert loop.embedder.is_open, "it keeps its memory"
+    assert not loop.embedder.is_open, "no memory is kept while nothing waits"
 
 
 def test_what_it_refuses(loop: Loop) -> None:
