@@ -20,7 +20,11 @@ make_base() { # RELEASE FOLDER [PACKAGE...]: a Debian with nothing but these pac
     rm -rf "$folder"
     mkdir -p "$folder"
     packages=$(printf ',%s' "$@")
-    debootstrap --variant=minbase ${1:+--include=${packages#,}} "$release" "$folder" "$(mirror)" >"$folder.log" 2>&1 ||
+    # (an older debootstrap does not know the names of later releases)
+    script=/usr/share/debootstrap/scripts/$release
+    [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
+    debootstrap --variant=minbase ${1:+--include=${packages#,}} "$release" "$folder" "$(mirror)" "$script" \
+        >"$folder.log" 2>&1 ||
         { tail -n 5 "$folder.log" >&2; give_up "debootstrap failed; all of its output is in $folder.log"; }
     rm -rf "$folder/var/cache/apt/archives"/*.deb
     touch "$folder/.complete"
