@@ -316,7 +316,7 @@ async def test_remembered_nodes_are_left_alone_while_enough_are_connected(monkey
         known = [two.addresses()[0], three.addresses()[0]]
         async with opened(node(remembered=lambda: known)) as (one, log):
             assert (await log.has(Connected)).peer == two.peer_id
-            await trio.testing.wait_all_tasks_blocked(0.2)
+            await trio.testing.wait_all_tasks_blocked(0.02)  # (the nodes look at their connections four times a second)
             assert one.peers() == [two.peer_id]
             await one.disconnect(two.peer_id)  # (it was dialled a moment ago, so the next node is tried)
             assert (await log.has(Connected, lambda event: event.peer == three.peer_id)).peer == three.peer_id
