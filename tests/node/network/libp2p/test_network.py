@@ -512,6 +512,21 @@ async def test_gossip_of_a_cell_reaches_its_nodes_alone_until_they_leave(monkeyp
             assert not any(log.of(Malformed) for log in (log_one, log_two, log_three))
 
 
+async def test_a_namespace_that_is_left_has_no_gossip_in_any_cell_and_may_be_joined_again() -> None:
+    async with opened(node()) as (one, _):
+        cell = cell_of(NAMESPACE, one.peer_id, 1)
+        for _ in range(2):
+            await one.join(NAMESPACE)
+            await one.join_cell(NAMESPACE, cell)
+            for joined in (ROOT, cell):
+                await one.publish(NAMESPACE, announce(one.peer_id), joined)
+            await one.leave(NAMESPACE)
+            await one.leave(NAMESPACE)
+            for left in (ROOT, cell):
+                with pytest.raises(NetworkError, match="was not joined"):
+                    await one.publish(NAMESPACE, announce(one.peer_id), left)
+
+
 async def test_in_a_cell_a_node_looks_for_its_own_kind_also_when_it_has_peers_enough() -> None:
     async with opened(node(target_peers=2)) as (one, _), opened(node()) as (two, _), opened(node()) as (three, _):
         await connect(one, two)
