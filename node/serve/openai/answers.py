@@ -1,5 +1,6 @@
 """Turns the frames of answers into OpenAI's responses, whole or as a stream of server-sent events."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,6 +42,7 @@ TOO_MANY_LOGPROBS = Failed(
     code="bad_request", message="the logprobs of these prompts are too many for one response", retryable=False
 )
 _MAX_HEADER_CHARS = 256
+_UNPRINTABLE = re.compile("[^ -~]")
 _COMMENT = b": waiting for the next token\n\n"
 
 
@@ -300,4 +302,4 @@ async def _begin(send: Send, status: int, content_type: bytes, headers: Sequence
 
 def header_value(text: str) -> bytes:
     """``text``, which may come from a peer, as a header's value: printable ASCII, and not too long."""
-    return "".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_HEADER_CHARS]).strip().encode()
+    return _UNPRINTABLE.sub("?", text[:_MAX_HEADER_CHARS]).strip().encode()
