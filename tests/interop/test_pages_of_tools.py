@@ -105,4 +105,5 @@ async def test_an_agent_does_what_its_page_shows(name: str, swarm: LocalSwarm, t
             CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
             CLAUDE_CODE_MAX_OUTPUT_TOKENS="60",
         )
-    assert told.strip() and "error" not in told.lower()
+    # (each program's word for a failed request; aider also says so of its list of prices, which it does not find)
+    assert told.strip() and not any(word in told for word in ("API Error", "ERROR", "litellm."))
