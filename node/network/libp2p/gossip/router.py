@@ -140,7 +140,6 @@ class Router(GossipSub):
     async def emit_control_message(self, control_msg: rpc_pb2.ControlMessage, to_peer: ID) -> None:
         """Queues a control message. libp2p's own adds a signed record of this node's addresses, which no node reads."""
         self.send_rpc(to_peer, rpc_pb2.RPC(control=control_msg), priority=True)
-        await trio.lowlevel.checkpoint()
 
     def _check_equivocation(self, msg: rpc_pb2.Message) -> bool:
         """True: two messages of one author and number have the same id, so the second counts as seen."""
