@@ -89,6 +89,17 @@ class Totals:
     shared: DayRow = DayRow("")  # noqa: RUF009  immutable
     """What was given to others and received from them, without the traffic."""
 
+    def add_usage(self, usage: Usage) -> None:
+        """A request that was served here has ended."""
+        self.cached_tokens += usage.cached_tokens
+        self.computed_tokens += usage.prompt_tokens - usage.cached_tokens
+        self.generated_tokens += usage.completion_tokens
+
+    def add_shared(self, **added: float) -> None:
+        """added: to fields of ``shared``."""
+        sums = {name: getattr(self.shared, name) + value for name, value in added.items()}
+        self.shared = msgspec.structs.replace(self.shared, **sums)
+
 
 class RequestLog:
     """See the module's text. One caller at a time: no method waits."""
@@ -254,7 +265,7 @@ class RequestLog:
         self.totals.entered_prompt_tokens += usage.prompt_tokens
         self.totals.entered_cached_tokens += usage.cached_tokens
         if self._is_own(request_id) and request_id not in self._served:
-            self._share(received_requests=1, received_tokens=_computed(usage))
+            self.totals.add_shared(received_requests=1, received_tokens=_computed(usage))
         self._ended(
             request_id,
             "answered",
@@ -303,7 +314,9 @@ class RequestLog:
                     if not self._is_own(request_id):
                         given_s = (item.usage.prefill_ms + item.usage.decode_ms) / 1000
                         answered = int(outcome == "answered")
-                        self._share(given_requests=answered, given_tokens=_computed(item.usage), given_s=given_s)
+                        self.totals.add_shared(
+                            given_requests=answered, given_tokens=_computed(item.usage), given_s=given_s
+                        )
                 case EngineFailed():
                     outcome = item.code
                 case _:
@@ -320,10 +333,7 @@ class RequestLog:
         self.totals.served["handed_back"] += 1
 
     def _used(self, usage: Usage) -> None:
-        totals = self.totals
-        totals.cached_tokens += usage.cached_tokens
-        totals.computed_tokens += usage.prompt_tokens - usage.cached_tokens
-        totals.generated_tokens += usage.completion_tokens
+        self.totals.add_usage(usage)
         self.queue.observe(usage.queue_ms / 1000)
         if usage.completion_tokens > 1:
             self.per_token.observe(usage.decode_ms / 1000 / (usage.completion_tokens - 1))
@@ -332,11 +342,6 @@ class RequestLog:
         """Whether a client of this node's HTTP sent the request."""
         record = self._entered.get(request_id)
         return record is not None and record.row is not None and not is_peer(record.row.client)
-
-    def _share(self, **added: float) -> None:
-        shared = self.totals.shared
-        sums = {name: getattr(shared, name) + value for name, value in added.items()}
-        self.totals.shared = msgspec.structs.replace(shared, **sums)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
