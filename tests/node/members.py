@@ -67,12 +67,14 @@ async def open_members(
         nursery.cancel_scope.cancel()
 
 
-def an_ask(text: str, max_tokens: int = 8, model: str = "", cache_salt: str = "public") -> Ask:
+def an_ask(
+    text: str, max_tokens: int = 8, model: str = "", cache_salt: str = "public", temperature: float = 1.0
+) -> Ask:
     return Ask(
         request_id=bytes(16),
         model=model,
         messages=(ChatMessage(role="user", content=text),),
-        sampling=Sampling(max_tokens=max_tokens),
+        sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
         cache_salt=cache_salt,
     )
 
