@@ -142,10 +142,16 @@ def hundred(plan: plans.HundredBench) -> "Report":
     return run(partial(bench_hundred, plan))
 
 
-@_measures(
-    plans.SoakBench, "--minutes 5 --model fake --plot soak.svg", "--minutes 480 --nodes 8 --every 60 --json > soak.json"
+@bench.command(
+    epilog=epilog(
+        "bench soak",
+        "bench soak --minutes 5 --model fake --plot soak.svg",
+        "bench soak --minutes 480 --nodes 8 --every 60 --json > soak.json",
+    )
 )
-def soak(plan: plans.SoakBench) -> "Report":
+@options_of(plans.SoakBench)
+@as_json
+def soak(plan: plans.SoakBench, as_json: bool) -> None:
     """Real nodes under mixed load while others are killed, machines sleep, lines fail and models change: whether they
     leak memory, files, tasks, streams or disk.
 
@@ -155,6 +161,7 @@ def soak(plan: plans.SoakBench) -> "Report":
     from mycelia.bench.chaos.soak import bench_soak, failures_of, plot_of
     from mycelia.bench.report.atomic import replaced
     from mycelia.bench.report.extra import check_extra
+    from mycelia.bench.report.report import show
 
     if plan.plot is not None:
         check_extra("matplotlib", "--plot")
@@ -162,11 +169,11 @@ def soak(plan: plans.SoakBench) -> "Report":
         report, measured = run(partial(bench_soak, plan))
         if file is not None:
             file.write(plot_of(measured))
+    show(report, as_json)
     missed = failures_of(measured)
     click.echo(f"missed: {'; '.join(missed)}" if missed else "no bar was missed", err=True)
     if missed:
-        click.get_current_context().call_on_close(partial(sys.exit, 1))
-    return report
+        sys.exit(1)
 
 
 @_measures(plans.OverloadBench, "--load 1 --load 3 --seeds 1", "--real --json > overload.json")

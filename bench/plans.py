@@ -15,7 +15,7 @@ KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, CLOCK = "kill", "freeze", "engine"
 SLOW_DISK, DELAY, LOSS, PARTITION = "slow-disk", "delay", "loss", "partition"
 SLEEP = "sleep"
 FAULTS = (KILL, FREEZE, ENGINE, STORM, FLAP, FULL_DISK, SLOW_DISK, CLOCK, DELAY, LOSS, PARTITION)
-"""The faults of real nodes, described in ``chaos/faults.py``."""
+"""The faults of ``bench chaos``, described in ``chaos/faults.py``."""
 ATTACK_GROUPS = ("newcomer", "http", "floods", "bans", "engine", "prefix", "liar")
 RANDOM = "random"
 MODEL_GROUPS = ("node", "swarm")

@@ -138,8 +138,9 @@ def needs(*programs: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
-async def test_commands_beside_a_node_succeed(shell: Shell) -> None:
+async def test_commands_beside_a_node_succeed(tmp_path: Path) -> None:
     needs("curl", "jq", "openssl")
+    shell = Shell(tmp_path, MYCELIA_NODE_MODEL="fake fake-rerank")
     (shell.home / "prompt.txt").write_text(PROMPT)
     texts = shown(ASKED)
     assert len(texts) > 30
@@ -157,7 +158,8 @@ async def test_commands_beside_a_node_succeed(shell: Shell) -> None:
                     text = f"mycelia trace {row['id'][:8]}"
                 if text.startswith("curl "):
                     header = f" -fsS -H 'Authorization: Bearer {key}'"
-                    text = exports + text.replace("http://127.0.0.1:7118", url).replace("smollm2", "fake") + header
+                    text = text.replace("smollm2", "fake").replace("bge-reranker-v2-m3", "fake-rerank")
+                    text = exports + text.replace("http://127.0.0.1:7118", url) + header
                 told = await shell.run(text)
                 if text.startswith("mycelia key add"):
                     key = told.strip().splitlines()[-1]

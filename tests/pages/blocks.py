@@ -12,26 +12,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "proto").glob("*.md")])
-PROGRAMS = frozenset(
-    (
-        *(
-            "mycelia",
-            "make",
-            "python",
-            "python3",
-            "pip",
-            "pipx",
-            "uv",
-            "sh",
-            "sudo",
-            "docker",
-            "git",
-            "export",
-            "umask",
-        ),
-        *("umask", "curl", "lm_eval", "llm", "aider", "codex", "claude"),
-    )
+SYSTEMS = frozenset(
+    {"make", "python", "python3", "pip", "pipx", "uv", "sh", "sudo", "docker", "git", "export", "umask"}
 )
+PROGRAMS = SYSTEMS | {"mycelia", "curl", "lm_eval", "llm", "aider", "codex", "claude"}
 INLINE = re.compile(r"`((?:\.venv/bin/)?(?:mycelia|make)(?: [^`]*)?)`")
 
 
@@ -65,7 +49,7 @@ class Command:
 def blocks(page: Path) -> Iterator[Block]:
     fence, first, lines = "", 0, list[str]()
     before = ""
-    for number, line in enumerate([*page.read_text("utf-8").splitlines(), ""], 1):
+    for number, line in enumerate([*page.read_text("utf-8").splitlines(), "the end"], 1):
         if fence or line.startswith("```"):
             if fence and line.startswith("```"):
                 yield Block(page, first, fence, "\n".join(lines))
@@ -84,9 +68,6 @@ def blocks(page: Path) -> Iterator[Block]:
         elif lines:
             lines.append("")
         before = line
-    if "".join(lines).strip():
-        text = "\n".join(lines).rstrip()
-        yield Block(page, first, "sh" if _program(text.splitlines()[0]) in PROGRAMS else "", text)
 
 
 def commands(page: Path) -> Iterator[Command]:
@@ -94,16 +75,17 @@ def commands(page: Path) -> Iterator[Command]:
     shows what a terminal shows, commands are after ``$``."""
     for block in blocks(page):
         if block.language == "sh":
-            yield from commands_of(block)
+            yield from _commands_of(block)
         elif block.text.startswith("$ "):
             yield Command(page, block.line, _plain(block.text.splitlines()[0].removeprefix("$ ")))
 
 
-def commands_of(block: Block) -> Iterator[Command]:
+def _commands_of(block: Block) -> Iterator[Command]:
     text, first = "", block.line
     for number, line in enumerate(block.text.splitlines(), block.line):
         first = first if text else number
         text += line.removesuffix("\\")
+        assert not line.endswith("\\") or text.count("'") % 2 == 0, f"{block.page}:{number}: a backslash inside quotes"
         if not line.endswith("\\"):
             if plain := _plain(text):
                 yield Command(block.page, first, plain)

@@ -117,10 +117,6 @@ RULES: tuple[tuple[str, How], ...] = (
     (r"umask 077; .* > swarm\.key", ASKED),
     # Clients
     (r"export OPENAI_BASE_URL=.*", ASKED),
-    (
-        r"curl \$OPENAI_BASE_URL/rerank .*",
-        _small("node/serve/openai/test_rerank.py", "test_the_best_documents_come_first"),
-    ),
     (r"curl .*", ASKED),
     (
         r"export .*|aider .*|claude|codex|llm .*",

@@ -1,6 +1,7 @@
 """Links and names in the pages exist."""
 
 import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,13 @@ MADE = "docs/api-reference.md"
 """What only the site has."""
 BY_FILE_UNDER_TESTS = "security.md"
 """The page that, as it says itself, names tests by their file under ``tests/``."""
+
+
+@cache
+def files() -> list[Path]:
+    """Those of FOLDERS, without what was installed or compiled there."""
+    found = [file for folder in FOLDERS.split("|") for file in (ROOT / folder).rglob("*") if file.is_file()]
+    return [file for file in found if not {"node_modules", "__pycache__"} & set(file.parts)]
 
 
 def anchors(page: Path) -> set[str]:
@@ -40,7 +48,12 @@ def test_lists_and_tables_begin_after_an_empty_line(page: Path) -> None:
         for before, line in pairwise(lines)
         if item.match(line) and before.strip() and not before.startswith("  ") and not item.match(before)
     ]
-    assert [line for line in tables if line.strip()] + lists == []
+    cut_off = [
+        line
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False)
+        if not before.strip() and line.startswith("|") and not re.fullmatch(r"\|[-:| ]+\|", after)
+    ]
+    assert [line for line in tables if line.strip()] + lists + cut_off == []
 
 
 def test_every_page_is_in_the_sites_navigation() -> None:
@@ -64,8 +77,9 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program() -> 
 
 def test_pages_that_the_program_names_exist() -> None:
     """Also the places in them: a message that names a page leads to what the user needs."""
-    files = [file for folder in FOLDERS.split("|") for file in (ROOT / folder).rglob("*") if file.suffix != ".md"]
-    texts = [file.read_text("utf-8", "ignore") for file in files if file.is_file() and file.stat().st_size < 200_000]
+    texts = [
+        file.read_text("utf-8", "ignore") for file in files() if file.suffix != ".md" and file.stat().st_size < 200_000
+    ]
     named = {found for text in texts for found in re.findall(r"\b(docs/[\w/-]+\.md)(?:#([\w-]+))?", text)}
     assert len(named) > 5
     named = {(page, place) for page, place in named if page != MADE}
@@ -78,7 +92,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", page.read_text("utf-8"))
     roots = (ROOT, ROOT / "tests") if page.name == BY_FILE_UNDER_TESTS else (ROOT,)
     assert [name for name in named if not any((root / name).exists() for root in roots)] == []
-    modules = {file.name for folder in FOLDERS.split("|") for file in (ROOT / folder).rglob("*.py")}
+    modules = {file.name for file in files() if file.suffix == ".py"}
     assert set(re.findall(r"`(\w+\.py)`", page.read_text("utf-8"))) <= modules | {"setup.py"}
 
 
