@@ -141,7 +141,8 @@ class Vectors:
         if engine is None:
             return await self._elsewhere(wanted, name, b"", partial(self._models.find, name, client), client)
         wanted.check(engine)
-        if not engine.residence.is_loaded and self._models.sooner(engine):
+        may_go = all(isinstance(text, str) for text in wanted.texts)  # (tokens are read here only)
+        if may_go and not engine.residence.is_loaded and self._models.sooner(engine):
             try:
                 return await self._at_others(wanted, engine, client)
             except (BusyError, FailedError):
@@ -149,8 +150,7 @@ class Vectors:
         try:
             return await wanted.made_by(engine, client)
         except BusyError:
-            is_own = not all(isinstance(text, str) for text in wanted.texts)
-            if is_own or not self._models.others(engine):
+            if not (may_go and self._models.others(engine)):
                 raise
         return await self._at_others(wanted, engine, client)
 

@@ -123,6 +123,15 @@ async def test_a_model_that_is_not_loaded_is_asked_where_it_begins_sooner(
         assert (len(away.clients), len(engine.clients)) == (1, 2), "it is loaded here if the peer has no room"
 
 
+async def test_tokens_of_a_model_that_is_not_loaded_are_read_here(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_ranker(EMBEDDING) as (one, _, there):
+        here = AwayEngine("r", EMBEDDING)
+        await one.node.serve(here)
+        await trio.sleep(2)
+        made = await one.node.embed([[5, 6, 7]], model="r")
+        assert len(made.vectors) == 1 and (here.clients, there.clients) == ([b""], [])
+
+
 async def test_each_kind_of_model_says_what_it_is_not_for(autojump_clock: trio.testing.MockClock) -> None:
     async with open_ranker() as (one, other, _):
         for member in (one, other):
