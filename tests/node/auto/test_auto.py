@@ -23,6 +23,7 @@ from mycelia.proto.supply.chooser import INTERVAL_S
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Answered
 from tests.node.members import Member, an_ask, frames_of, open_members
+from tests.node.threads import run_here
 
 RATE = 100.0
 DEADLINE_S = 240.0
@@ -113,10 +114,6 @@ class Choosing:
 
 @pytest.fixture(autouse=True)
 def _quick_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run_here(function: object, *args: object) -> object:
-        await trio.lowlevel.checkpoint()
-        return function(*args)  # type: ignore[operator]
-
     monkeypatch.setattr(auto_module, "run_in_thread", run_here)
     monkeypatch.setattr(auto_module, "memory_rate", lambda: 20e9)
     monkeypatch.setattr(auto_module, "free_gpu_bytes", lambda: 0)

@@ -34,6 +34,7 @@ from mycelia.proto.config import OverlayConfig, RoutingConfig, TrustConfig
 from mycelia.proto.wire.messages import Answered
 from tests import profiles
 from tests.node.members import an_ask
+from tests.node.threads import run_here
 
 BEGAN = 1_700_000_000.0
 DAY_S = 86_400.0
@@ -126,12 +127,6 @@ async def _engine() -> AsyncIterator[FakeEngine]:
     yield FakeEngine(FakeSettings(cells=2_048))
 
 
-async def _here(work: object, *arguments: object) -> object:
-    """Virtual time does not wait for threads."""
-    await trio.lowlevel.checkpoint()
-    return work(*arguments)  # type: ignore[operator]
-
-
 @pytest.fixture
 async def world(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +139,7 @@ async def world(
         monkeypatch.setattr(run, "parse_listen", lambda address: None)  # (no port of this machine)
         monkeypatch.setattr(run, "Node", partial(Node, config=CONFIG))
         for module in (saving, journal, days, usage):
-            monkeypatch.setattr(module, "run_in_thread", _here)
+            monkeypatch.setattr(module, "run_in_thread", run_here)
         monkeypatch.setattr(journal, "RequestLog", partial(requests.RequestLog, wall=made.wall))
         monkeypatch.setattr(days, "Days", partial(days.Days, wall=made.wall))
         monkeypatch.setattr(usage, "UsageMeter", partial(usage.UsageMeter, wall=made.wall))

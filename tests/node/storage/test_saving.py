@@ -1,6 +1,5 @@
 """The times at which a node writes its state. After a kill at any moment only the latest changes are missing."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from mycelia.node.storage.saving import AT_ONCE_S, FLOORS_FILE, NEW_PEER_S, SAVE
 from mycelia.proto.events import Malformed
 from tests.damage import contents
 from tests.node.members import Member, open_members
+from tests.node.threads import run_here
 
 NOW = 2_000_000_000.0
 STABLE_ENOUGH_S = 11.0
@@ -25,12 +25,6 @@ STABLE_ENOUGH_S = 11.0
 
 @pytest.fixture(autouse=True)
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs the writes without threads, for which virtual time would not wait."""
-
-    async def run_here(work: Callable[..., None], *args: object) -> None:
-        await trio.lowlevel.checkpoint()
-        work(*args)
-
     monkeypatch.setattr(saving, "run_in_thread", run_here)
 
 

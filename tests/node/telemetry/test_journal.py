@@ -29,18 +29,13 @@ from mycelia.proto.wire.messages import Answered, TraceStep
 from tests.damage import contents, damaged, fill_disk
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
 from tests.node.telemetry.test_telemetry import ANSWERED, request_id
+from tests.node.threads import run_here
 
 WALL_S = 1_800_000_000.0
 
 
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual time does not wait for threads."""
-
-    async def run_here(work: object, *args: object) -> None:
-        await trio.lowlevel.checkpoint()
-        work(*args)  # type: ignore[operator]
-
     monkeypatch.setattr(journal_module, "run_in_thread", run_here)
 
 

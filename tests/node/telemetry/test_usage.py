@@ -14,6 +14,7 @@ from mycelia.node.telemetry import usage as usage_module
 from mycelia.node.telemetry.usage import FOLDER, MAX_DAYS, MAX_ROWS, OTHER, UsageMeter, Use, open_usage, read_usage
 from mycelia.node.views import UsageRow
 from mycelia.proto.wire.messages import Answered, Begun, EntryFrame, Failed, Route, Text, Usage
+from tests.node.threads import run_here
 
 ALICE, BOB = ApiKey("alice", b"a" * 32), ApiKey("bob", b"b" * 32)
 DAY_S = 86_400
@@ -165,7 +166,7 @@ async def test_a_disk_that_cannot_be_written_is_tried_again(
     clock = Clock()
     meter = UsageMeter(tmp_path, [ALICE], clock)
     (tmp_path / FOLDER).write_text("a file is in the way")
-    monkeypatch.setattr(usage_module, "run_in_thread", _at_once)
+    monkeypatch.setattr(usage_module, "run_in_thread", run_here)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(meter.run)
         for _ in range(10):
@@ -176,9 +177,3 @@ async def test_a_disk_that_cannot_be_written_is_tried_again(
         await trio.sleep(60)
         nursery.cancel_scope.cancel()
     assert 1 <= len(read_usage(tmp_path / FOLDER, "")) <= usage_module.MAX_UNSAVED_DAYS + 1
-
-
-async def _at_once(function: object, *arguments: object) -> object:
-    await trio.lowlevel.checkpoint()
-    assert callable(function)
-    return function(*arguments)

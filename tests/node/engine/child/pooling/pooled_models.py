@@ -19,14 +19,14 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!"
 _BLANK = "\u2581"
 
 
-def write_bert(path: Path, pooling: int, seed: int = 0, layers: int = LAYERS, width: int = WIDTH) -> Path:
+def write_bert(path: Path, pooling: int) -> Path:
     """A model of BERT's kind; of RANK with a classification head of two layers. Returns ``path``."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(_BLANK + letter for letter in _LETTERS), *_LETTERS]
     metadata: dict[str, Value] = {
         "general.architecture": "bert",
         "bert.context_length": CONTEXT,
-        "bert.embedding_length": width,
-        "bert.block_count": layers,
+        "bert.embedding_length": WIDTH,
+        "bert.block_count": LAYERS,
         "bert.feed_forward_length": FEED,
         "bert.attention.head_count": HEADS,
         "bert.attention.layer_norm_epsilon": 1e-12,
@@ -42,26 +42,26 @@ def write_bert(path: Path, pooling: int, seed: int = 0, layers: int = LAYERS, wi
         "tokenizer.ggml.padding_token_id": PAD,
     }
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (len(tokens), width),
-        "position_embd.weight": (CONTEXT, width),
-        "token_types.weight": (2, width),
-        "token_embd_norm.weight": (width,),
-        "token_embd_norm.bias": (width,),
+        "token_embd.weight": (len(tokens), WIDTH),
+        "position_embd.weight": (CONTEXT, WIDTH),
+        "token_types.weight": (2, WIDTH),
+        "token_embd_norm.weight": (WIDTH,),
+        "token_embd_norm.bias": (WIDTH,),
     }
-    for layer in range(layers):
+    for layer in range(LAYERS):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            shapes |= {f"blk.{layer}.{name}.weight": (width, width), f"blk.{layer}.{name}.bias": (width,)}
+            shapes |= {f"blk.{layer}.{name}.weight": (WIDTH, WIDTH), f"blk.{layer}.{name}.bias": (WIDTH,)}
         for name in ("attn_output_norm", "layer_output_norm"):
-            shapes |= {f"blk.{layer}.{name}.weight": (width,), f"blk.{layer}.{name}.bias": (width,)}
-        shapes |= {f"blk.{layer}.ffn_up.weight": (FEED, width), f"blk.{layer}.ffn_up.bias": (FEED,)}
-        shapes |= {f"blk.{layer}.ffn_down.weight": (width, FEED), f"blk.{layer}.ffn_down.bias": (width,)}
+            shapes |= {f"blk.{layer}.{name}.weight": (WIDTH,), f"blk.{layer}.{name}.bias": (WIDTH,)}
+        shapes |= {f"blk.{layer}.ffn_up.weight": (FEED, WIDTH), f"blk.{layer}.ffn_up.bias": (FEED,)}
+        shapes |= {f"blk.{layer}.ffn_down.weight": (WIDTH, FEED), f"blk.{layer}.ffn_down.bias": (WIDTH,)}
     if pooling == RANK:
-        shapes |= {"cls.weight": (width, width), "cls.bias": (width,)}
-        shapes |= {"cls.output.weight": (1, width), "cls.output.bias": (1,)}
-    return _write(path, metadata, shapes, seed)
+        shapes |= {"cls.weight": (WIDTH, WIDTH), "cls.bias": (WIDTH,)}
+        shapes |= {"cls.output.weight": (1, WIDTH), "cls.output.bias": (1,)}
+    return _write(path, metadata, shapes)
 
 
-def write_qwen3(path: Path, pooling: int, template: str = TEMPLATE, seed: int = 0) -> Path:
+def write_qwen3(path: Path, pooling: int, template: str = TEMPLATE) -> Path:
     """A model of Qwen3's kind, whose tokens attend to earlier ones only; of RANK with a head of two classes, and a
     template for pairs if ``template`` is not empty. Returns ``path``."""
     head, tokens = WIDTH // HEADS, ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -106,11 +106,11 @@ def write_qwen3(path: Path, pooling: int, template: str = TEMPLATE, seed: int = 
         shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in own.items()}
     if pooling == RANK:
         shapes["cls.output.weight"] = (2, WIDTH)
-    return _write(path, metadata, shapes, seed)
+    return _write(path, metadata, shapes)
 
 
-def _write(path: Path, metadata: dict[str, Value], shapes: dict[str, tuple[int, ...]], seed: int) -> Path:
-    rng = np.random.default_rng(seed)
+def _write(path: Path, metadata: dict[str, Value], shapes: dict[str, tuple[int, ...]]) -> Path:
+    rng = np.random.default_rng(0)
     tensors = {}
     for name, shape in shapes.items():
         if "norm" in name:
