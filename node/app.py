@@ -107,7 +107,7 @@ class Node:
         )
         self.swarm_models = SwarmModels(network, self.overlay, self._driver, self._own)
         self.demand = DemandExchange(network, self.overlay, self._driver, lambda: self.own_models)
-        self._relay = Relay(network, self.requests, lambda: [row.model for row in self.swarm_models.known_rows()])
+        self._relay = Relay(network, self.requests, self._known_names)
         self._trees = OwnTrees(network.peer_id, self._own, self._salts)
         self._following: dict[bytes, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -219,11 +219,14 @@ class Node:
             return there_or_here(there, partial(self.entry.ask, ask, deadline_s, client))
         return self._ask(find, ask, deadline_s, client, is_own=True)
 
+    def _known_names(self) -> list[str]:
+        return [row.model for row in self.swarm_models.known_rows()]
+
     def _as_served(self, ask: Ask) -> Ask:
         """``ask`` with the model's name in the swarm, if it has the one of the catalogue."""
         if self._own.named(ask.model) is not None:
             return ask
-        model = served_as(ask.model, [row.model for row in self.swarm_models.known_rows()])
+        model = served_as(ask.model, self._known_names)
         return ask if model == ask.model else msgspec.structs.replace(ask, model=model)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:

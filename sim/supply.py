@@ -21,6 +21,8 @@ from mycelia.proto.loading.plan import Faded
 from mycelia.proto.supply.chooser import (
     INTERVAL_S,
     LEAST_GAIN,
+    LEAST_RATE,
+    REQUESTS_PER_RATE,
     Began,
     Chooser,
     Looked,
@@ -38,10 +40,6 @@ CONNECTED, HEARD_PER_STEP = 50, 6
 """Real nodes hear 15 reports in that time."""
 LOAD_S = 60.0
 """Time to load a model that is on the disk."""
-LEAST_RATE = 5.0
-"""Tokens/s below which a model is too slow for a machine."""
-REQUESTS_PER_RATE = 24.0
-"""Requests per hour for each token/s of one answer: 300 tokens each, with twice that rate for several at once."""
 LIE = 1_000_000
 WARM_S = 21_600.0
 """Before, nodes make their first choices; requests do not count yet."""
@@ -99,7 +97,6 @@ DEMANDS: Mapping[str, Callable[[float], Shares]] = {
     "jumping": jumping,
     "appearing": appearing,
 }
-RULES = ("auto", "fixed", "greedy", "planner")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,8 @@ from msgspec import Struct
 from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.pool.facts import GUESSED_BYTES
 from mycelia.node.models.catalogue import Catalogue, Entry
-from mycelia.proto.supply.chooser import Option
+from mycelia.proto.supply.chooser import LEAST_RATE, REQUESTS_PER_RATE, Option
 
-LEAST_RATE = 5.0
-"""Tokens/s of one answer below which a model is too slow here: as fast as people read."""
-REQUESTS_PER_RATE = 24.0
-"""Requests per hour for each token/s of one answer: 300 tokens each, with twice that rate for several at once."""
 GPU_BYTES_PER_S = 250e9
 """Assumed of a GPU, whose memory is measured only by a model that runs there."""
 UNKNOWN_LINE = 2e6

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -96,13 +96,13 @@ def _served() -> dict[str, str]:
         return {}
 
 
-def served_as(name: str, models: Collection[str]) -> str:
+def served_as(name: str, models: Callable[[], Collection[str]]) -> str:
     """The one of ``models``, the names in a swarm, that ``name`` means: itself, or the one of which the catalogue says
-    so; ``name`` if there is none."""
-    if name in models:
-        return name
+    so; ``name`` if there is none. models: called only if the catalogue has the name."""
     file = _served().get(name.lower())
-    return next((model for model in models if model.casefold() == file), name)
+    if file is None or name in (known := models()):
+        return name
+    return next((model for model in known if model.casefold() == file), name)
 
 
 @cache

@@ -12,7 +12,6 @@ from mycelia.node.models.catalogue import catalogue_names, one_name
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network
 from mycelia.node.queries.questions import ask_all
-from mycelia.proto.admission.subnets import is_local, subnet_of
 from mycelia.proto.overlay import Overlay
 from mycelia.proto.supply.chooser import Reported, Serving
 from mycelia.proto.supply.demand import OwnDemand
@@ -90,8 +89,7 @@ class DemandExchange:
         ]
 
     def _counted_as(self, peer: bytes, is_private: bool) -> str:
-        subnet = subnet_of(self._network.remote_address(peer))
-        return peer.hex() if is_private or not subnet or is_local(subnet) else subnet
+        return peer.hex() if is_private else self._overlay.subnet(peer)
 
 
 def _load(vitals: Vitals) -> float | None:

@@ -131,9 +131,8 @@ class SwarmModels:
         )
         told = [name for name in num_nodes if not num_connected[name]]
         order = shared_room(connected, told, MAX_ROWS)
-        facts = {
-            served.model: ("", self._uses.kind_of(served.namespace)) for view in self._peers() for served in view.served
-        }
+        spaces = {served.model: served.namespace for view in self._peers() for served in view.served}
+        facts = {model: ("", self._uses.kind_of(space)) for model, space in spaces.items()}
         facts |= {engine.info.name: (engine.info.reuse, engine.info.kind) for engine in self._own}
         rows = [
             ModelRow(name, num_nodes[name], context_tokens[name], num_connected[name], *facts.get(name, ()))
@@ -155,8 +154,8 @@ class SwarmModels:
     def sooner(self, engine: Engine) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes at which a prompt for the model of ``engine``, which is not loaded here,
         would begin sooner, the best first."""
-        own_s, waits = wait_here_s(engine.vitals(), 0, self._routing), self._waits(engine.info.namespace)
-        return [peer for peer in sorted(waits, key=lambda peer: waits[peer]) if waits[peer] < own_s][:MAX_ENTRIES]
+        own_s = wait_here_s(engine.vitals(), 0, self._routing)
+        return [peer for peer, wait_s in self._soonest(engine) if wait_s < own_s]
 
     async def find_sooner(self, engine: Engine) -> list[bytes]:
         """The same, or those that serve the model, if it begins sooner at none."""
@@ -165,17 +164,17 @@ class SwarmModels:
     def others(self, engine: Engine) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes that serve the model of ``engine``, those where a prompt would begin
         soonest first."""
-        waits = self._waits(engine.info.namespace)
-        return sorted(waits, key=lambda peer: waits[peer])[:MAX_ENTRIES]
+        return [peer for peer, _ in self._soonest(engine)]
 
-    def _waits(self, namespace: bytes) -> dict[bytes, float]:
-        """Connected node that serves ``namespace`` -> seconds until a prompt would begin there."""
-        return {
+    def _soonest(self, engine: Engine) -> list[tuple[bytes, float]]:
+        """(Connected node that serves the model of ``engine``, seconds until a prompt would begin there)."""
+        waits = {
             view.peer: wait_here_s(served.vitals, 0, self._routing) + self._overlay.round_trip_s(view.peer)
             for view in self._peers()
             for served in view.served
-            if served.namespace == namespace and served.vitals.slots
+            if served.namespace == engine.info.namespace and served.vitals.slots
         }
+        return sorted(waits.items(), key=lambda one: one[1])[:MAX_ENTRIES]
 
     async def find(self, model: str, client: bytes = b"", peer: bytes = b"") -> list[bytes]:
         """Connected peers at which a prompt for ``model`` can enter, the best first. These are nodes that serve it,

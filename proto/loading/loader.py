@@ -276,7 +276,8 @@ class Loader:
             case Declared():
                 self._models[event.name] = _Model.of(event)
             case Withdrawn():
-                self._models[event.model].is_going = True
+                model = self._models[event.model]
+                model.is_going, model.stays = True, False
             case Looked():
                 pass
         self._forget_gone()
@@ -347,15 +348,13 @@ class Loader:
         if self._free() < 0 and idle and len(loaded) > 1:
             return [self._unload(min(idle, key=lambda model: model.worth(now)))]
         over = {
-            model.name: -math.inf if model.is_going else model.used_at + IDLE_S
-            for model in idle
-            if model.is_going or not model.stays
+            model.name: -math.inf if model.is_going else model.used_at + IDLE_S for model in idle if not model.stays
         }
         for name, at in over.items():
             if at <= now:
                 return [self._unload(self._models[name])]
         for model in self._models.values():
-            if model.stays and not model.is_going and model.state is State.UNLOADED and model.num_bytes <= self._free():
+            if model.stays and model.state is State.UNLOADED and model.num_bytes <= self._free():
                 if model.retry_at <= now:
                     return [self._load(model)]
                 over[model.name] = model.retry_at

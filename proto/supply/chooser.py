@@ -21,12 +21,12 @@ No claim of other nodes is believed alone: see ``demand.believed``. A node's own
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
 
-from mycelia.proto.supply.demand import HeardDemand, OwnDemand, believed, by_subnet
+from mycelia.proto.supply.demand import HeardDemand, OwnDemand, believed
 from mycelia.proto.wire.messages import Demand
 
 LISTEN_S = (300.0, 900.0)
@@ -44,6 +44,10 @@ RETRY_S = 21_600.0
 """Pause before a model that could not be fetched or loaded is chosen again."""
 PAYS_S = 86_400.0
 """A download has to pay within this time."""
+LEAST_RATE = 5.0
+"""Tokens/s of one answer below which a model is too slow for a machine: as fast as people read."""
+REQUESTS_PER_RATE = 24.0
+"""Requests per hour for each token/s of one answer: 300 tokens each, with twice that rate for several at once."""
 MAX_SCALE = 16.0
 MAX_LOAD = 2.0
 
@@ -233,7 +237,7 @@ class Chooser:
         """Requests per hour of those that were heard which nobody answers."""
         name, most = option.name, option.per_hour
         refused = sum(own.refused(name, now) for own in self._own) + self.heard.refused(name, most, now)
-        over = believed(_of_nodes(view, name, lambda load: max(0.0, min(load, MAX_LOAD) - 1)), 1.0)
+        over = believed([(net, max(0.0, min(load, MAX_LOAD) - 1)) for net, load in _loads(view, name)], 1.0)
         return max(refused, over * most) - self.heard.coming(name, now) * most
 
     def _asked(self, option: Option, now: float) -> float:
@@ -244,7 +248,7 @@ class Chooser:
         held = next((one for one in view.options if one.name == self.held), None)
         if held is None or self._lack(held, view, now) > LEAST_GAIN:
             return view.answered
-        room = believed(_of_nodes(view, self.held, lambda load: max(0.0, 1 - load)), 1.0)
+        room = believed([(net, max(0.0, 1 - load)) for net, load in _loads(view, self.held)], 1.0)
         return max(0.0, view.answered - room * held.per_hour)
 
     def _has_turn(self, option: Option, view: View, now: float) -> bool:
@@ -276,9 +280,9 @@ def _num_nodes(view: View, model: str) -> int:
     return sum(one.model == model for one in view.serving)
 
 
-def _of_nodes(view: View, model: str, claim_of: Callable[[float], float]) -> dict[str, float]:
-    """Subnet -> its nodes' mean claim, made of their loads."""
-    return by_subnet((one.subnet, claim_of(one.load)) for one in view.serving if one.model == model)
+def _loads(view: View, model: str) -> list[tuple[str, float]]:
+    """(Subnet, load) of each node that serves ``model``."""
+    return [(one.subnet, one.load) for one in view.serving if one.model == model]
 
 
 def _hashed(peer: bytes, model: str, now: float) -> tuple[float, float]:

@@ -28,19 +28,15 @@ MAX_HEARD, MAX_OF_SUBNET = 256, 4
 HEARD_S = 3_600.0
 
 
-def believed(claims: Mapping[str, float], most: float) -> float:
-    """The sum of what subnets claim, each at most ``most``, without the largest claim."""
-    sizes = sorted(claims.values())[:-1]
-    return sum(min(size, most) for size in sizes)
-
-
-def by_subnet(claims: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The mean claim of each subnet."""
+def believed(claims: Iterable[tuple[str, float]], most: float) -> float:
+    """The sum of what subnets claim, each at most ``most``, without the largest. claims: (subnet, what a node of it
+    claims); of a subnet the mean counts."""
     sums: dict[str, tuple[float, int]] = {}
     for subnet, size in claims:
         total, num = sums.get(subnet, (0.0, 0))
         sums[subnet] = total + size, num + 1
-    return {subnet: total / num for subnet, (total, num) in sums.items()}
+    sizes = sorted(total / num for total, num in sums.values())[:-1]
+    return sum(min(size, most) for size in sizes)
 
 
 @dataclass(slots=True)
@@ -133,15 +129,15 @@ class HeardDemand:
 
     def asked(self, model: str, most: float, now: float) -> float:
         """Requests per hour for ``model`` that are believed."""
-        return believed(by_subnet((one.subnet, one.asked.get(model, 0)) for one in self._fresh(now)), most)
+        return believed([(one.subnet, one.asked.get(model, 0)) for one in self._fresh(now)], most)
 
     def refused(self, model: str, most: float, now: float) -> float:
         """Requests per hour for ``model`` that nobody answered, as believed."""
-        return believed(by_subnet((one.subnet, one.refused.get(model, 0)) for one in self._fresh(now)), most)
+        return believed([(one.subnet, one.refused.get(model, 0)) for one in self._fresh(now)], most)
 
     def coming(self, model: str, now: float) -> float:
         """Nodes that are about to serve ``model``, as believed."""
-        return believed(by_subnet((one.subnet, model in one.coming) for one in self._fresh(now)), 1.0)
+        return believed([(one.subnet, model in one.coming) for one in self._fresh(now)], 1.0)
 
     def choosers(self, now: float) -> list[bytes]:
         """The nodes that choose their models themselves."""

@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
 from mycelia.node.engine import ipc
 from mycelia.node.engine.backends import no_gpu_reason
 from mycelia.node.engine.child.chat import ChatTemplate
@@ -123,10 +121,9 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Loo
     if message.lora_path:  # (an adapter changes the cells)
         adapted = ADAPTED + model_digest(Path(message.lora_path)).hex()
     if kind != TEXT:
-        pooled = open_pooled(message, model, kind, replies)
+        pooled = open_pooled(message, model, kind, digest, KV_SETTINGS + adapted, replies)
         service.renders, service.loop = pooled.renders, pooled.loop
-        kept = {"model_digest": digest, "kv_settings": KV_SETTINGS + adapted}
-        return pooled.loop, msgspec.structs.replace(pooled.loaded, **kept)
+        return pooled.loop, pooled.loaded
     kv_settings = (EXACT_KV_SETTINGS if message.exact else KV_SETTINGS) + adapted
     budget = CellBudget(message.slots, None if memory is None else memory - message.ram_tier_bytes)
     llama = _open_llama(message, path, model, budget)

@@ -96,16 +96,18 @@ class EnginePool:
         self._folder = folder if most_kept else None
         self._looked = Signal()
         self._numbers = count()
-        known = [FactsFile(data_dir, model.settings).load() for model in models]
+        stored = [FactsFile(data_dir, model.settings) for model in models]
+        known = [file.load() for file in stored]
         declared = (_declared(model, facts) for model, facts in zip(models, known, strict=True))
         self.loader = Loader(declared, budget, most_kept if self._folder else 0)
         self._entries: dict[str, _Entry] = {}
-        for model, facts in zip(models, known, strict=True):
-            self._entries[model.name] = self._entry(model, facts, len(models))
+        for model, file, facts in zip(models, stored, known, strict=True):
+            self._entries[model.name] = self._entry(model, file, facts, len(models))
         self.first_name, *self._later_names = [model.name for model in models]
 
-    def _entry(self, model: PoolModel, facts: Facts | None, num_models: int) -> _Entry:
-        """facts: None: the model was never loaded. num_models: with which it shares the memory for prefixes."""
+    def _entry(self, model: PoolModel, file: FactsFile, facts: Facts | None, num_models: int) -> _Entry:
+        """facts: those in ``file``; None: the model was never loaded. num_models: with which it shares the memory for
+        prefixes."""
         settings, own = model.settings, None
         if self._folder is not None:
             own = self._folder / str(next(self._numbers))
@@ -115,7 +117,7 @@ class EnginePool:
         elif settings.ram_tier_mib is None:
             settings = replace(settings, ram_tier_mib=int(KEPT_SHARE * self._budget / num_models) // MIB)
         engine = PooledEngine(model.name, settings, facts, self.loader, self.handle)
-        return _Entry(engine, own, FactsFile(self._data_dir, model.settings), trio.CancelScope())
+        return _Entry(engine, own, file, trio.CancelScope())
 
     @property
     def engines(self) -> list[PooledEngine]:
@@ -166,8 +168,9 @@ class EnginePool:
         """Another model's engine, when it is known what the model is. Raises LocalError, and then it is forgotten."""
         if model.name in self._entries:
             raise LocalError(f"the model {model.name} is served already")
-        facts = FactsFile(self._data_dir, model.settings).load()
-        entry = self._entries[model.name] = self._entry(model, facts, len(self._entries) + 1)
+        file = FactsFile(self._data_dir, model.settings)
+        facts = file.load()
+        entry = self._entries[model.name] = self._entry(model, file, facts, len(self._entries) + 1)
         self._nursery.start_soon(_follow, entry)
         self.handle(_declared(model, facts))
         try:

@@ -50,8 +50,8 @@ def test_swarms_know_models_by_their_files(folders: Path) -> None:
     (other,) = read_catalogue("own.toml", GOOD.replace("b:Q4_0", "b-GGUF:some/B-00001-of-00002.gguf")).values()
     assert other.served == "B"
     models = ["small", "qwen3-4b-q4_k_m", "Qwen3-8B"]
-    assert served_as("Qwen3-4B", models) == "qwen3-4b-q4_k_m" and served_as("small", models) == "small"
-    assert [served_as(name, models) for name in ("qwen3-8b", "", "none")] == ["qwen3-8b", "", "none"]
+    assert served_as("Qwen3-4B", lambda: models) == "qwen3-4b-q4_k_m" and served_as("small", lambda: models) == "small"
+    assert [served_as(name, lambda: models) for name in ("qwen3-8b", "", "none")] == ["qwen3-8b", "", "none"]
 
 
 @pytest.mark.parametrize("text", WRONG)

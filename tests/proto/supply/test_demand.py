@@ -23,8 +23,8 @@ def told(refused: int, model: str = "m", coming: tuple[str, ...] = (), chooses: 
 
 
 def test_the_largest_claim_is_not_believed_and_the_others_up_to_a_limit() -> None:
-    assert believed({}, 10) == believed({"a": 99}, 10) == 0
-    assert believed({"a": 99, "b": 4, "c": 50}, 10) == 14
+    assert believed([], 10) == believed([("a", 99)], 10) == 0
+    assert believed([("a", 99), ("b", 4), ("c", 50)], 10) == 14
 
 
 def test_a_subnet_with_many_keys_is_one_claim() -> None:

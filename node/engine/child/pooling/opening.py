@@ -22,11 +22,13 @@ class Pooled(NamedTuple):
     loop: PooledLoop
     renders: Renders
     loaded: ipc.Loaded
-    """Without the digest and the settings of its namespace."""
 
 
-def open_pooled(message: ipc.Load, loaded: LoadedModel, kind: str, replies: ipc.Replies) -> Pooled:
-    """The loop and the readers of texts for a model of ``kind``. Raises LocalError."""
+def open_pooled(
+    message: ipc.Load, loaded: LoadedModel, kind: str, digest: bytes, kv_settings: str, replies: ipc.Replies
+) -> Pooled:
+    """The loop and the readers of texts for a model of ``kind``. digest, kv_settings: those of its namespace. Raises
+    LocalError."""
     model, no_text = PooledModel(loaded), cannot(loaded.path.stem, kind, TEXT)
     embedder = Embedder(model, message.threads, model.is_whole)
     limit = PromptLimit(embedder.max_tokens, model.longest_piece())
@@ -37,7 +39,7 @@ def open_pooled(message: ipc.Load, loaded: LoadedModel, kind: str, replies: ipc.
     )
     placement = place_layers(int(L.llama_model_n_layer(model.model)), loaded.offload, loaded.gpus)
     facts = ipc.Loaded(
-        b"",
+        digest,
         embedder.max_tokens,
         model.num_vocab,
         "none",
@@ -47,6 +49,7 @@ def open_pooled(message: ipc.Load, loaded: LoadedModel, kind: str, replies: ipc.
         begin_text=model.special_texts["bos_token"],
         end_text=model.special_texts["eos_token"],
         begin_token=model.bos_token,
+        kv_settings=kv_settings,
         kind=kind,
     )
     return Pooled(loop, renders, facts)

@@ -70,13 +70,16 @@ class PooledTexts:
         return [*head, *self._plain(document)[: most - len(head) - len(after)], *after]
 
     def _templated(self, template: str, query: str, document: str) -> list[int]:
-        most, num_bare = self._limit.context_tokens, len(self._rendered(template, query, ""))
+        most, tokens = self._limit.context_tokens, self._rendered(template, query, document)
+        if len(tokens) < most:
+            return tokens
+        num_bare, num_cuts = len(self._rendered(template, query, "")), 0
         self._check_query(num_bare)
-        num_cuts = 0
-        while len(tokens := self._rendered(template, query, document)) > most:
+        while len(tokens) > most:
             share = (most - num_bare) / (len(tokens) - num_bare) if num_cuts < _PATIENT_CUTS else 0.5
             document = document[: min(int(len(document) * share), len(document) - 1)]
             num_cuts += 1
+            tokens = self._rendered(template, query, document)
         return tokens
 
     def _rendered(self, template: str, query: str, document: str) -> list[int]:
