@@ -67,14 +67,12 @@ async def open_members(
         nursery.cancel_scope.cancel()
 
 
-def an_ask(
-    text: str, max_tokens: int = 8, model: str = "", cache_salt: str = "public", temperature: float = 1.0
-) -> Ask:
+def an_ask(text: str, max_tokens: int = 8, model: str = "", cache_salt: str = "public") -> Ask:
     return Ask(
         request_id=bytes(16),
         model=model,
         messages=(ChatMessage(role="user", content=text),),
-        sampling=Sampling(max_tokens=max_tokens, temperature=temperature),
+        sampling=Sampling(max_tokens=max_tokens),
         cache_salt=cache_salt,
     )
 

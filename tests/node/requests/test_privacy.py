@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 import pytest
 import trio
+import trio.testing
 from blake3 import blake3
 
 from mycelia.node.requests.entry import GENERATE
@@ -178,9 +179,10 @@ def test_owners_are_told_apart_and_none_can_be_claimed() -> None:
 async def test_a_key_sees_its_own_texts_in_the_tree(autojump_clock: trio.testing.MockClock) -> None:
     async with open_members(1) as (_, (one,)):
         for client, text in ((b"k" * 16, "of the first key"), (b"l" * 16, "of the second key")):
-            async with one.node.ask(an_ask(text, cache_salt="", temperature=0.0), client=client) as frames:
+            async with one.node.ask(an_ask(text, cache_salt=""), client=client) as frames:
                 assert [frame async for frame in frames]
-        await frames_of(one, an_ask("of everybody", temperature=0.0))
+        await frames_of(one, an_ask("of everybody"))
+        await trio.testing.wait_all_tasks_blocked()  # The engine's last change has reached the node's tree.
         shown = {client: "".join(row.text for row in await one.node.tree(client)) for client in (b"", b"k" * 16)}
     assert all(name in shown[b""] for name in ("first", "second", "everybody"))
     assert "first" in shown[b"k" * 16] and "everybody" in shown[b"k" * 16] and "second" not in shown[b"k" * 16]
