@@ -1,5 +1,6 @@
 """Fixtures and output for all tests."""
 
+import gc
 import os
 import sys
 from collections import defaultdict
@@ -22,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     profiles.choose(full=config.getoption("--full"))
+    gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _rank(parts: tuple[str, ...]) -> int:
     folder = parts[1] if len(parts) > 2 else ""
     return SLOW_FIRST.index(folder) if folder in SLOW_FIRST else len(SLOW_FIRST)
+
+
+def pytest_collection_finish() -> None:
+    """No collection of garbage looks at what was imported: it stays."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

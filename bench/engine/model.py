@@ -44,7 +44,7 @@ async def bench_model(name: str, plan: ModelBench) -> Report:
         ram_tier_mib=0,
     )
     rng = random.Random(plan.seed)  # noqa: S311  no secret
-    runs, memory_mb = list[Run](), 0.0
+    runs = list[Run]()
     with Progress(plan.runs + 1) as progress:
         progress.step("loading")
         async with open_engine(settings) as engine:
@@ -68,9 +68,7 @@ async def bench_model(name: str, plan: ModelBench) -> Report:
                     tokens = sum(timing.completion_tokens for timing in timings)
                     rates[count] = max(tokens - count, 0) / max(decode_s, 1e-6)
                 runs.append(Run(prompt_tokens / cold.ttft_s, rates))
-            if engine.pid is not None:
-                memory_mb = psutil.Process(engine.pid).memory_info().rss / 1e6
-            cells = engine.num_cells or 0
+            memory_mb, cells = _memory_mb(engine), engine.num_cells or 0
     return _report(runs, memory_mb, cells)
 
 
@@ -83,9 +81,12 @@ async def _bench_texts(engine: ProcessEngine, plan: ModelBench, rng: random.Rand
         began = trio.current_time()
         await engine.embed([[rng.randrange(engine.info.num_vocab) for _ in range(length)] for _ in range(_TEXTS)])
         rates.append(_TEXTS * length / (trio.current_time() - began))
-    memory_mb = psutil.Process(engine.pid).memory_info().rss / 1e6 if engine.pid is not None else 0.0
-    rows = [row_of("text_rate", "tokens/s", rates[1:]), row_of("engine_memory", "MB", [memory_mb])]
+    rows = [row_of("text_rate", "tokens/s", rates[1:]), row_of("engine_memory", "MB", [_memory_mb(engine)])]
     return report_of("model", rows)
+
+
+def _memory_mb(engine: ProcessEngine) -> float:
+    return psutil.Process(engine.pid).memory_info().rss / 1e6 if engine.pid is not None else 0.0
 
 
 def _counts(slots: int) -> list[int]:

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mycelia.proto.wire.errors import LocalError
+from mycelia.node.errors import FailedError
 
 PIECE_CHARS = 8_192
 _LAST_CHARS = 4_096
@@ -28,8 +28,11 @@ _PLACES = tuple(
 """Places to cut, the best first: after words, before other white space, before what may be a user-defined token."""
 
 
-class TooLongError(LocalError):
+class TooLongError(FailedError):
     """The prompt does not fit the model's context."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "too_long")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from mycelia.proto.wire.errors import LocalError
 
 DAY_MINUTES = 24 * 60
-LEAST_MBIT = 1.0
 """With less, one large message delays the answers to pings for so long that peers take the node for dead."""
 _TIME = re.compile(r"(\d{1,2}):(\d{2})")
 

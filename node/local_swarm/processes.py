@@ -189,7 +189,7 @@ class LocalSwarm:
         )
         node = LocalNode(name, data_dir, process, tuple(options))
         self.nodes.append(node)
-        self._nursery.start_soon(self._follow, node)
+        self._nursery.start_soon(follow, node)
         return node
 
     async def start_again(self, node: LocalNode, bootstrap: Sequence[str]) -> LocalNode:
@@ -216,22 +216,23 @@ class LocalSwarm:
             await node.wait_peers(count - 1)
         return nodes
 
-    async def _follow(self, node: LocalNode) -> None:
-        """Copies the node's log into ``events`` and a file until the node ends."""
-        assert node.process.stderr is not None
-        rest = b""
-        with (node.data_dir / "mycelia.node.log").open("ab") as file:
-            async for chunk in node.process.stderr:
-                file.write(chunk)
-                file.flush()
-                *lines, rest = (rest + bytes(chunk)).split(b"\n")
-                for line in lines:
-                    node.note(line)
-        await node.process.wait()
-        if node.process.stdin is not None:
-            await node.process.stdin.aclose()
-        node.is_drained = True
-        node.wake()
+
+async def follow(node: LocalNode) -> None:
+    """Copies the node's log into ``events`` and a file until the node ends."""
+    assert node.process.stderr is not None
+    rest = b""
+    with (node.data_dir / "mycelia.node.log").open("ab") as file:
+        async for chunk in node.process.stderr:
+            file.write(chunk)
+            file.flush()
+            *lines, rest = (rest + bytes(chunk)).split(b"\n")
+            for line in lines:
+                node.note(line)
+    await node.process.wait()
+    if node.process.stdin is not None:
+        await node.process.stdin.aclose()
+    node.is_drained = True
+    node.wake()
 
 
 @asynccontextmanager

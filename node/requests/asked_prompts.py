@@ -1,6 +1,5 @@
 """From a client's Ask to the tokens of its prompt, or to the refusal of it."""
 
-import math
 from collections.abc import Sequence
 
 import msgspec
@@ -8,25 +7,15 @@ import msgspec
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.kinds import TEXT, cannot
 from mycelia.node.engine.prompts import TooLongError, prompt_over_context
-from mycelia.node.errors import BusyError
+from mycelia.node.errors import BusyError, FailedError
 from mycelia.node.network.network import Network
 from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS
-from mycelia.proto.admission.overload import OVERLOADED
-from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.cache.radix import common_prefix
 from mycelia.proto.wire.blocks import token_array
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError, RemoteError
-from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, Ask, Failed, Logprob, Sampling, TokenLogprobs
-
-
-class RefusedError(Exception):
-    def __init__(self, code: str, message: str, retry_s: float | None = None) -> None:
-        """retry_s: seconds after which the request may come again; None: never."""
-        super().__init__(message)
-        retry_ms = math.ceil(1_000 * min(retry_s or 0.0, MAX_RETRY_S))
-        self.failed = Failed(code=code, message=message[:512], retryable=retry_s is not None, retry_after_ms=retry_ms)
+from mycelia.proto.wire.messages import MAX_TEXT_BYTES_PER_TOKEN, Ask, Logprob, Sampling, TokenLogprobs
 
 
 class AskedPrompts:
@@ -37,47 +26,42 @@ class AskedPrompts:
         self._network = network
 
     async def prepare(self, ask: Ask, client: bytes) -> tuple[Sequence[int], Sampling]:
-        """The tokens of a prompt and its sampling within the model's context. Raises RefusedError."""
+        """The tokens of a prompt and its sampling within the model's context. Raises LocalError, also as BusyError or
+        FailedError."""
         info = self._engine.info
         if ask.model and ask.model != info.name:
-            raise RefusedError("unknown_model", f"this node serves {info.name!r}, not {ask.model!r}")
+            raise FailedError(f"this node serves {info.name!r}, not {ask.model!r}", "unknown_model")
         if info.kind != TEXT:
-            raise RefusedError("bad_request", cannot(info.name, info.kind, TEXT))
+            raise LocalError(cannot(info.name, info.kind, TEXT))
         if ask.namespace and ask.namespace != info.namespace:
-            raise RefusedError("unknown_model", "this node's model is not the one that began the answer")
+            raise FailedError("this node's model is not the one that began the answer", "unknown_model")
         if sum(map(bool, (ask.messages, ask.text, ask.tokens))) > 1:
-            raise RefusedError("bad_request", "a prompt is a conversation, a text or tokens, not several of them")
+            raise LocalError("a prompt is a conversation, a text or tokens, not several of them")
         if not (ask.tokens or ask.text or ask.messages):
-            raise RefusedError("bad_request", "the prompt is empty")
-        try:
-            check_sampling(ask.sampling)
-            prompt = await self._tokens_of(ask, client)
-            num_answered = len(self._known_tokens(ask.answered)) if ask.answered else 0
-        except BusyError as exc:
-            raise RefusedError(OVERLOADED, str(exc), exc.retry_s) from exc
-        except TooLongError as exc:
-            raise RefusedError("too_long", str(exc)) from exc
-        except LocalError as exc:
-            raise RefusedError("bad_request", str(exc)) from exc
+            raise LocalError("the prompt is empty")
+        check_sampling(ask.sampling)
+        prompt = await self._tokens_of(ask, client)
+        num_answered = len(self._known_tokens(ask.answered)) if ask.answered else 0
         if not prompt:
-            raise RefusedError("bad_request", "the prompt is empty")
+            raise LocalError("the prompt is empty")
         room = info.context_tokens - len(prompt)
         if room < 1:
-            raise RefusedError("too_long", prompt_over_context(info.context_tokens, len(prompt)))
+            raise TooLongError(prompt_over_context(info.context_tokens, len(prompt)))
         sampling = msgspec.structs.replace(ask.sampling, max_tokens=min(ask.sampling.max_tokens, room))
         if num_answered > sampling.max_tokens:
-            raise RefusedError("bad_request", f"{num_answered} tokens of an answer are more than the request allows")
+            raise LocalError(f"{num_answered} tokens of an answer are more than the request allows")
         if not sampling.prompt_logprobs:
             return prompt, sampling
         if len(prompt) * (1 + sampling.prompt_logprobs) > MAX_PROMPT_RECORDS:
             most = MAX_PROMPT_RECORDS // (1 + sampling.prompt_logprobs)
-            raise RefusedError("bad_request", f"with so many alternatives a prompt may have {most} tokens")
+            raise LocalError(f"with so many alternatives a prompt may have {most} tokens")
         # (a client that has tokens of the answer has all logprobs of the prompt)
         start = len(prompt) if num_answered else min(sampling.logprobs_from, len(prompt))
         return prompt, msgspec.structs.replace(sampling, logprobs_from=start)
 
     async def open_tokens(self, ask: Ask, prompt: Sequence[int], client: bytes) -> int:
-        """The number of leading prompt tokens that belong to the messages without secrets. Raises RefusedError."""
+        """The number of leading prompt tokens that belong to the messages without secrets. Raises LocalError, also
+        as BusyError."""
         if not ask.shared_messages or not ask.messages:
             return 0
         if ask.shared_messages >= len(ask.messages):
@@ -85,8 +69,10 @@ class AskedPrompts:
         shared = msgspec.structs.replace(ask, messages=ask.messages[: ask.shared_messages], continues_final=False)
         try:
             return common_prefix(prompt, await self._tokens_of(shared, client))
+        except BusyError:
+            raise
         except LocalError as exc:
-            raise RefusedError("bad_request", f"the shared messages by themselves: {exc}") from exc
+            raise LocalError(f"the shared messages by themselves: {exc}") from exc
 
     def first_logprobs(self, prompt: Sequence[int]) -> TokenLogprobs:
         """Stands for the first token of a prompt, which has no probability."""

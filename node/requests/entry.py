@@ -18,7 +18,8 @@ from mycelia.node.formats.families import format_named
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.requests.answer_frames import MAX_WAITING_BYTES, AnswerFrames
-from mycelia.node.requests.asked_prompts import AskedPrompts, RefusedError, network_of
+from mycelia.node.requests.asked_prompts import AskedPrompts, network_of
+from mycelia.node.requests.failures import failed_of
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.prompt_logprobs import Owner, PromptReports
 from mycelia.node.requests.running import RunningAnswer
@@ -32,7 +33,7 @@ from mycelia.proto.effects import Abandon, Begin, Deliver, DeliverPromptLogprobs
 from mycelia.proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
 from mycelia.proto.routing.choose import Decision
 from mycelia.proto.wire.blocks import unpack_tokens
-from mycelia.proto.wire.errors import MyceliaError, RemoteError
+from mycelia.proto.wire.errors import LocalError, MyceliaError, RemoteError
 from mycelia.proto.wire.messages import (
     KEEP_ALIVE,
     MAX_CANDIDATES,
@@ -170,9 +171,9 @@ class Entry:
                 first = prompts.first_logprobs(prompt)
                 running.report = await self._reports.begin(owner, prompt, first, sampling.logprobs_from)
                 sampling = msgspec.structs.replace(sampling, logprobs_from=running.report.num_reported)
-        except RefusedError as exc:
+        except LocalError as exc:
             if request_id in self._running:
-                self._end(request_id, exc.failed)
+                self._end(request_id, failed_of(exc))
         else:
             if request_id in self._running:
                 self._requests.tokenized(request_id, len(prompt))
@@ -333,16 +334,11 @@ async def serve_ask_stream(
         if not isinstance(ask, Ask):
             raise RemoteError(f"a {type(ask).__name__} where an Ask belongs")
     except RemoteError as exc:  # (clients are also written by hand, and have to learn what is wrong)
-        await stream.send(refused_ask(exc))
+        await stream.send(failed_of(exc))
         return
     async with cancelled_at_end(stream), ask_of(ask, stream.peer) as frames:
         async for frame in frames:
             await stream.send(frame)
-
-
-def refused_ask(error: RemoteError) -> Failed:
-    """The answer to bytes that are no Ask."""
-    return Failed(code="bad_request", message=str(error)[:512], retryable=False)
 
 
 def _reason(exc: Exception) -> str | None:

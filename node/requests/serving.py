@@ -3,7 +3,6 @@
 Used for peers' requests (over a stream) and for this node's own (no hop), so both get the same frames.
 """
 
-import math
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -20,9 +19,9 @@ from mycelia.node.engine.engine import (
 )
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream
+from mycelia.node.requests.failures import retry_after_ms
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.cache.sharing import PUBLIC, Owner, owner_of
 from mycelia.proto.overlay import Overlay
@@ -92,10 +91,8 @@ def _frame(item: EngineItem, position: int, engine: Engine) -> ServingFrame:
         case EngineDone():
             return Final(reason=item.reason, usage=item.usage, vitals=engine.vitals())
         case EngineFailed():
-            retry_after_ms = math.ceil(1000 * min(item.retry_after_s, MAX_RETRY_S))
-            return Failed(
-                code=item.code, message=item.message[:512], retryable=item.retryable, retry_after_ms=retry_after_ms
-            )
+            wait_ms = retry_after_ms(item.retry_after_s)
+            return Failed(code=item.code, message=item.message[:512], retryable=item.retryable, retry_after_ms=wait_ms)
         case EnginePromptLogprobs():
             return PromptLogprobs(position=item.position, logprobs=item.logprobs)
         case EngineTokens():

@@ -6,7 +6,6 @@ texts: each text is computed by itself, so parts need not go to the same peer. B
 of different models cannot be compared. A peer that does not serve the model passes a part on to one that does, once.
 """
 
-import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.kinds import EMBEDDING, RERANK, can_do, cannot
-from mycelia.node.engine.prompts import TooLongError
 from mycelia.node.errors import BusyError, FailedError, no_such_model
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.queries.models import SwarmModels
 from mycelia.node.queries.questions import answer_of
 from mycelia.node.queries.uses import VECTORS
+from mycelia.node.requests.failures import failed_of
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.serve.api import Embedded
 from mycelia.proto.admission.overload import OVERLOADED
-from mycelia.proto.admission.shares import MAX_RETRY_S
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 from mycelia.proto.events import Event, Malformed
 from mycelia.proto.overlay import Overlay
@@ -241,13 +239,8 @@ class Vectors:
             if engine is None:
                 return await self._passed_on(question, peer, subnet)
             made = await _Wanted(question.texts, question.query).made_by(engine, peer, subnet)
-        except BusyError as exc:
-            retry_ms = math.ceil(1_000 * min(exc.retry_s, MAX_RETRY_S))
-            return Failed(code=OVERLOADED, message=str(exc)[:512], retryable=True, retry_after_ms=retry_ms)
         except LocalError as exc:
-            code = exc.code if isinstance(exc, FailedError) else "bad_request"
-            code = "too_long" if isinstance(exc, TooLongError) else code
-            return Failed(code=code, message=str(exc)[:512], retryable=code not in _FINAL)
+            return failed_of(exc)
         if len(made.vectors[0]) > MAX_WIDTH:
             return Failed(code="bad_request", message="the model's vectors are too wide to be sent", retryable=False)
         data = b"".join(vector.astype("<f4").tobytes() for vector in made.vectors)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mycelia.node.local_swarm.processes import LocalNode
+from mycelia.node.local_swarm.processes import LocalNode, follow
 from mycelia.node.storage.rundir import find_running
 from tests.e2e.conftest import DEADLINE_S
 from tests.node.serve.http.test_tls import make_certificate
@@ -98,6 +98,7 @@ class Shell:
 
     async def start(self, nursery: trio.Nursery, text: str) -> LocalNode:
         """A node, as it runs in a terminal."""
+        self.data_dir.mkdir(exist_ok=True)
         process = await trio.lowlevel.open_process(
             [*COMMAND, *shlex.split(text)[1:]],
             stdin=subprocess.DEVNULL,
@@ -113,16 +114,8 @@ class Shell:
 
 
 async def _follow(node: LocalNode) -> None:
-    assert node.process.stderr is not None
-    rest = b""
     try:
-        async for chunk in node.process.stderr:
-            *lines, rest = (rest + bytes(chunk)).split(b"\n")
-            for line in lines:
-                node.note(line)
-        await node.process.wait()
-        node.is_drained = True
-        node.wake()
+        await follow(node)
     finally:
         if node.process.returncode is None:
             node.process.kill()

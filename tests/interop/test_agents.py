@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import trio
 
-from mycelia.node.local_swarm.processes import LocalSwarm, end, open_local_swarm
+from mycelia.node.local_swarm.processes import LocalSwarm, end
 from mycelia.node.serve.gateway import serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.proto.wire.messages import Ask, EntryFrame, Text
@@ -34,12 +34,6 @@ name = "mycelia"
 base_url = "{url}/v1"
 wire_api = "responses"
 """
-
-
-@pytest.fixture
-async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
-    async with open_local_swarm(tmp_path) as local_swarm:
-        yield local_swarm
 
 
 def agent(name: str) -> str:

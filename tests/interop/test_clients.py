@@ -4,13 +4,12 @@ streams, tools with nested types, structured output, errors and cancelled reques
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from mycelia.node.local_swarm.processes import LocalSwarm, open_local_swarm
+from mycelia.node.local_swarm.processes import LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, becomes_idle
 
 pytestmark = pytest.mark.interop
@@ -29,12 +28,6 @@ QUIET = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
 """No client looks for anything but the node."""
-
-
-@pytest.fixture
-async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
-    async with open_local_swarm(tmp_path) as local_swarm:
-        yield local_swarm
 
 
 async def all_ok(swarm: LocalSwarm, home: Path, *command: str | Path) -> None:

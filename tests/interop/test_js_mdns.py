@@ -6,12 +6,10 @@ import pytest
 import trio
 
 from mycelia.node.local_swarm.processes import LocalSwarm
-from tests.e2e.conftest import DEADLINE_S, swarm
+from tests.e2e.conftest import DEADLINE_S
 from tests.e2e.internet import can_make_routers, inside, run
 from tests.e2e.test_local_network import OPTIONS, Bridge
 from tests.interop.js_peer import js_peer, missing
-
-__all__ = ["swarm"]  # (a fixture)
 
 pytestmark = [
     pytest.mark.interop,

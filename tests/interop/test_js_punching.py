@@ -9,12 +9,10 @@ import pytest
 import trio
 
 from mycelia.node.local_swarm.processes import LocalSwarm
-from tests.e2e.conftest import DEADLINE_S, swarm
+from tests.e2e.conftest import DEADLINE_S
 from tests.e2e.internet import PORT, Internet, Kind, can_make_routers, public_address
 from tests.e2e.test_nat import at_home, public_peers
 from tests.interop.js_peer import JsPeer, js_peer, missing
-
-__all__ = ["swarm"]  # (a fixture)
 
 pytestmark = [
     pytest.mark.interop,

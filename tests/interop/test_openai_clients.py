@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import psutil
 import pytest
 import trio
 
-from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm, open_local_swarm
+from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm
 from tests.e2e.conftest import DEADLINE_S, becomes_idle
 from tests.node.engine.gguf_files import quick_model
 
@@ -34,12 +33,6 @@ WEATHER: Any = {
         },
     },
 }
-
-
-@pytest.fixture
-async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
-    async with open_local_swarm(tmp_path) as local_swarm:
-        yield local_swarm
 
 
 async def two_nodes(swarm: LocalSwarm, model: Path | str) -> tuple[LocalNode, LocalNode, str]:

@@ -6,13 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from mycelia.node.local_swarm.processes import LocalSwarm, open_local_swarm
+from mycelia.node.local_swarm.processes import LocalSwarm
 from tests.e2e.conftest import DEADLINE_S
 from tests.interop.test_clients import HERE, PYTHONS, QUIET
 from tests.pages.blocks import ROOT, Block, blocks
@@ -30,12 +29,6 @@ AGENTS = {
 """Page -> what is added to its last command, so that the program asks once and ends."""
 SDKS = sorted(PAGES.keys() - AGENTS.keys() - {"curl"})
 """(the commands of the other page are in tests/e2e/test_commands_of_pages.py)"""
-
-
-@pytest.fixture
-async def swarm(tmp_path: Path) -> AsyncIterator[LocalSwarm]:
-    async with open_local_swarm(tmp_path / "swarm") as local_swarm:
-        yield local_swarm
 
 
 async def run(command: list[str], home: Path, **variables: str) -> str:

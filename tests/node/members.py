@@ -8,12 +8,13 @@ from itertools import combinations
 import trio
 
 from mycelia.node.app import Node
+from mycelia.node.engine.engine import Residence
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.memory import MemoryNetwork, MemorySwarm
 from mycelia.node.network.network import NetworkSettings
 from mycelia.proto.config import OverlayConfig
-from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame, Sampling, Text
+from mycelia.proto.wire.messages import Ask, ChatMessage, EntryFrame, Sampling, Text, Vitals
 
 LONG = "the quick brown fox jumps over the lazy dog and " * 8
 
@@ -29,6 +30,22 @@ class Member:
     @property
     def peer(self) -> bytes:
         return self.network.peer_id
+
+
+class AwayEngine(FakeEngine):
+    """Its model is not loaded, and loading takes ``load_s``."""
+
+    load_s = 10.0
+
+    @property
+    def residence(self) -> Residence:
+        return Residence("unloaded", self.load_s)
+
+    def vitals(self) -> Vitals:
+        rate = 100
+        return Vitals(
+            queued_tokens=round(rate * self.load_s), active_requests=0, waiting_requests=0, slots=8, prefill_rate=rate
+        )
 
 
 @asynccontextmanager

@@ -6,31 +6,14 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from mycelia.node.engine.engine import Residence
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.network.network import MessageStream
 from mycelia.node.requests.entry import ASK, GENERATE
 from mycelia.node.swarms import Swarms
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import Answered, Failed, Vitals
-from tests.node.members import LONG, Member, an_ask, frames_of, open_members, text_of
-
-
-class AwayEngine(FakeEngine):
-    """Its model is not loaded, and loading takes ``load_s``."""
-
-    load_s = 10.0
-
-    @property
-    def residence(self) -> Residence:
-        return Residence("unloaded", self.load_s)
-
-    def vitals(self) -> Vitals:
-        rate = 100
-        return Vitals(
-            queued_tokens=round(rate * self.load_s), active_requests=0, waiting_requests=0, slots=8, prefill_rate=rate
-        )
+from mycelia.proto.wire.messages import Answered, Failed
+from tests.node.members import LONG, AwayEngine, Member, an_ask, frames_of, open_members, text_of
 
 
 @asynccontextmanager

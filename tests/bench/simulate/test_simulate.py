@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from mycelia.node.cli import cli
 
 SMALL = (
-    *("simulate", "--peers", "4", "--rate", "2", "--seconds", "20", "--warmup", "5", "--rtt", "20"),
+    *("simulate", "--peers", "4", "--rate", "2", "--seconds", "8", "--warmup", "2", "--rtt", "20"),
     *("--seeds", "2", "--jobs", "1"),
 )
 

@@ -9,7 +9,7 @@ import random
 
 import cbor2
 
-from mycelia.node.requests.entry import refused_ask
+from mycelia.node.requests.failures import failed_of
 from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES, decode, encode
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
@@ -82,7 +82,7 @@ class Codec:
         try:
             message = decode(data)
         except RemoteError as exc:
-            encode(refused_ask(exc))  # (clients are told)
+            encode(failed_of(exc))  # (clients are told)
             return False
         if len(data) > MAX_MESSAGE_BYTES or encode(message) != data:
             raise AssertionError("a message has two encodings")

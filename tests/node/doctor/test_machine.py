@@ -134,7 +134,8 @@ def test_a_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert report.model is not None and report.model.reuse == "checkpoints" and report.ok
     ranker = msgspec.structs.replace(model, kind="rerank", cells=0, cells_bytes=0)
     pretend(monkeypatch, LIBRARY, ranker)
-    report, text = examine("smollm2", tmp_path), "\n".join(lines(examine("smollm2", tmp_path)))
+    report = examine("smollm2", tmp_path)
+    text = "\n".join(lines(report))
     assert report.ok and report.model is not None and report.model.reuse == "none"
     assert "smollm2: a reranking model, llama 8B Q4_K" in text and "KV cache" not in text
 

@@ -10,7 +10,8 @@ import trio.testing
 from mycelia.node.engine.engine import ModelInfo
 from mycelia.node.engine.fake.engine import TURN_TOKEN, FakeEngine
 from mycelia.node.network.network import MessageStream
-from mycelia.node.requests.entry import ASK, refused_ask
+from mycelia.node.requests.entry import ASK
+from mycelia.node.requests.failures import failed_of
 from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import Answered, Ask, ChatMessage, Route
@@ -86,7 +87,7 @@ async def test_an_entry_node_that_knows_no_formats_is_asked_again_without(
             ask = await stream.receive()
             assert isinstance(ask, Ask)
             if ask.reads_format:
-                await stream.send(refused_ask(RemoteError("not a message: Object contains unknown field `14`")))
+                await stream.send(failed_of(RemoteError("not a message: Object contains unknown field `14`")))
                 return
             async with serve(ask) as frames:
                 async for frame in frames:

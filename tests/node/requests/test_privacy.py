@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from blake3 import blake3
 
+from mycelia.node.errors import BusyError
 from mycelia.node.requests.entry import GENERATE
 from mycelia.node.requests.salts import Salts
 from mycelia.proto.cache.sharing import CLIENTS, EVERYBODY, PUBLIC, SALTED, Owner, owner_of
@@ -146,6 +147,22 @@ async def test_shared_messages_are_their_tokens_alone(autojump_clock: trio.testi
     assert told[0] == 0 and told[2:] == [len(whole)] * 2
     shown = bytes(token % 256 for token in whole[: told[1]])
     assert LONG.encode() in shown and b"my" not in shown
+
+
+async def test_a_place_is_lacking_for_shared_messages_alone(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_members(1) as (_, (one,)):
+        tokenize, shared = one.engine.tokenize_chat, (ChatMessage(role="system", content="shared"),)
+
+        async def busy(conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
+            if conversation.messages == shared:
+                raise BusyError("too many texts wait", 3.0)
+            return await tokenize(conversation, client, subnet)
+
+        one.engine.tokenize_chat = busy  # type: ignore[method-assign]
+        ask = msgspec.structs.replace(an_ask("", cache_salt=""), messages=shared * 2, shared_messages=1)
+        failed = (await frames_of(one, ask))[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.retryable, failed.retry_after_ms) == ("overloaded", True, 3_000)
 
 
 async def test_a_salt_is_shared_by_who_knows_it_at_any_entry(autojump_clock: trio.testing.MockClock) -> None:

@@ -9,7 +9,6 @@ import trio
 from numpy.typing import NDArray
 
 from mycelia.node.app import Node
-from mycelia.node.engine.engine import Residence
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.kinds import EMBEDDING, RERANK, TEXT
 from mycelia.node.errors import BusyError, FailedError
@@ -19,8 +18,8 @@ from mycelia.node.requests import vectors
 from mycelia.node.requests.vectors import MAX_SENT_CHARS
 from mycelia.node.swarms import Swarms
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import MAX_TEXTS, Answered, EmbedTexts, Failed, Message, TextVectors, Vitals
-from tests.node.members import Member, an_ask, frames_of, open_members
+from mycelia.proto.wire.messages import MAX_TEXTS, Answered, EmbedTexts, Failed, Message, TextVectors
+from tests.node.members import AwayEngine, Member, an_ask, frames_of, open_members
 
 DOCUMENTS = ["a dog", "the cat sat", "a cat"]
 QUERY = "a cat"
@@ -43,15 +42,8 @@ class CountingEngine(FakeEngine):
         return await super().embed(texts, client, subnet)
 
 
-class AwayEngine(CountingEngine):
-    """Its model is not loaded."""
-
-    @property
-    def residence(self) -> Residence:
-        return Residence("unloaded", 10.0)
-
-    def vitals(self) -> Vitals:
-        return Vitals(queued_tokens=1_000, active_requests=0, waiting_requests=0, slots=8, prefill_rate=100)
+class AwayCountingEngine(AwayEngine, CountingEngine):
+    pass
 
 
 @asynccontextmanager
@@ -113,7 +105,7 @@ async def test_a_model_that_is_not_loaded_is_asked_where_it_begins_sooner(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_ranker() as (one, _, engine):
-        away = AwayEngine("r", RERANK)
+        away = AwayCountingEngine("r", RERANK)
         await one.node.serve(away)
         await trio.sleep(2)
         await one.node.rank(QUERY, DOCUMENTS, model="r")
@@ -125,7 +117,7 @@ async def test_a_model_that_is_not_loaded_is_asked_where_it_begins_sooner(
 
 async def test_tokens_of_a_model_that_is_not_loaded_are_read_here(autojump_clock: trio.testing.MockClock) -> None:
     async with open_ranker(EMBEDDING) as (one, _, there):
-        here = AwayEngine("r", EMBEDDING)
+        here = AwayCountingEngine("r", EMBEDDING)
         await one.node.serve(here)
         await trio.sleep(2)
         made = await one.node.embed([[5, 6, 7]], model="r")

@@ -132,14 +132,14 @@ def test_a_lone_liar_does_not_keep_nodes_from_a_model() -> None:
     assert moved
 
 
-def moves(num_nodes: int, refused: Sequence[int], hour: int) -> int:
-    """How many of equal idle nodes that all hear the same move in their first hour."""
-    peers = [b"p%d" % number for number in range(num_nodes)]
+def moves(hour: int) -> int:
+    """How many of 40 equal idle nodes that all hear the same move in their first hour."""
+    peers = [b"p%d" % number for number in range(40)]
     count = 0
     for me in peers:
         one = chooser(me)
         for number, peer in enumerate(peers):
-            rate = refused[number] if number < len(refused) else 0
+            rate = 64 if number < 4 else 0
             rows = (ModelDemand(model="big", asked=rate, refused=rate),)
             if peer != me:
                 one.handle(Reported(peer, peer.decode(), Demand(models=rows, coming=(), chooses=True)), hour * 3_600.0)
@@ -149,7 +149,7 @@ def moves(num_nodes: int, refused: Sequence[int], hour: int) -> int:
 
 def test_of_many_nodes_that_see_the_same_lack_as_many_move_as_it_needs() -> None:
     """200 requests an hour are believed, which two nodes answer."""
-    counts = [moves(40, [64, 64, 64, 64], hour) for hour in range(10)]
+    counts = [moves(hour) for hour in range(10)]
     assert all(1 <= count <= 4 for count in counts), counts
     assert 15 <= sum(counts) <= 25, counts
 

@@ -61,7 +61,6 @@ class PooledTexts:
         """The tokens of a query with a document, whose end is left out if it does not fit. Raises TooLongError when the
         query leaves no room for it."""
         most = self._limit.context_tokens
-        document = document[: most * self._limit.token_bytes]
         if self._template is not None:
             return self._templated(self._template, query, document)
         before, between, after = self._around_pairs
