@@ -5,6 +5,7 @@ The commands are in ``node/commands/``. Heavy imports happen inside them, so tha
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -129,8 +130,13 @@ def _end(exc: BaseException) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"mycelia: {one_line(message)}", err=True)
+    plain = _NUMBER.sub(lambda found: "a number" if found[1] else "a whole number", message)
+    click.echo(f"mycelia: {one_line(plain)}", err=True)
     sys.exit(code)
+
+
+_NUMBER = re.compile(r"a valid (?:(float)|integer)(?: range)?(?=[.;]| *$)")
+"""Click's words."""
 
 
 def _discard_output() -> None:

@@ -155,9 +155,9 @@ def completion(context: click.Context, shell: str) -> None:
 
 def _show_reload(console: "Console", view: "ReloadView") -> None:
     changed = f"in use from now on: {', '.join(view.changed)}" if view.changed else "nothing changed"
-    console.print(f"the node has read its configuration; {changed}")
+    console.print(f"the node has read its configuration; {changed}", soft_wrap=True)
     if view.needs_restart:
-        console.print(f"these need a restart: {', '.join(view.needs_restart)}")
+        console.print(f"these need a restart: {', '.join(view.needs_restart)}", soft_wrap=True)
 
 
 def _root(context: click.Context) -> click.Group:

@@ -92,10 +92,13 @@ def list_(context: click.Context, as_json: bool) -> None:
 
     from mycelia.node.commands.running import console
 
+    if not rows:
+        click.echo(f"no keys in {path}; make one with: mycelia key add NAME")
+        return
     table = Table("name", "requests a minute", "tokens a day", "at once")
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    console().print(table if rows else f"no keys in {path}; make one with: mycelia key add NAME")
+    console().print(table)
 
 
 @key.command(

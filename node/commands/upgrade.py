@@ -73,7 +73,8 @@ def show_upgrade(console: "Console", view: "UpgradeView") -> None:
         networks = "1 network" if view.newer_networks == 1 else f"{view.newer_networks} networks"
         console.print(
             f"the node here runs {view.version}; {view.newer_peers} of {view.peers} peers, in {networks}, report a"
-            f" newer version, the newest is {view.newest}"
+            f" newer version, the newest is {view.newest}",
+            soft_wrap=True,
         )
     elif view.peers:
         console.print(f"the node here runs {view.version}; none of {view.peers} peers reports a newer version")
@@ -81,4 +82,4 @@ def show_upgrade(console: "Console", view: "UpgradeView") -> None:
         console.print(f"this is {view.version}; no peer has reported a version")
     if view.installed != view.version:
         console.print(f"{view.installed} is installed: restart the node to run it")
-    console.print(f"to upgrade: {view.upgrade}")
+    console.print(f"to upgrade: {view.upgrade}", soft_wrap=True)

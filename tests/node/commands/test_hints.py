@@ -1,13 +1,12 @@
 """What commands say to users of other programs, and of what is not set."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from mycelia.node.cli import cli
+from mycelia.node.cli import cli, main
 from mycelia.node.doctor.machine import examine
 from mycelia.node.plugins import OTHER_NAMES
 
@@ -29,10 +28,19 @@ def test_defaults_in_words_are_shown() -> None:
     assert "(all usable processor cores)" in shown
 
 
-def test_an_error_of_click_is_one_line() -> None:
-    command = [sys.executable, "-P", "-m", "mycelia.node", "completion"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "\\" not in done.stderr
+def test_an_error_of_click_is_one_line_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, says in (
+        ("completion", "bash, zsh, fish"),
+        ("ask --temperature hot hi", "'hot' is not a number. (try"),
+        ("ask --max-tokens 1.5 hi", "'1.5' is not a whole number. (try"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["mycelia", *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.count("\n") == 1 and "\\" not in said and says in said
 
 
 def test_a_file_system_without_files_is_not_called_full() -> None:

@@ -45,6 +45,12 @@ def test_a_made_key_is_in_the_configuration_as_a_hash_alone(tmp_path: Path) -> N
     assert "alice" in run(file, "key", "list").stdout
 
 
+def test_the_command_for_a_first_key_stands_on_one_line(tmp_path: Path) -> None:
+    file = tmp_path / ("a long name " * 8) / "config.toml"
+    done = CliRunner().invoke(cli, ["--config", str(file), "key", "list"])
+    assert done.output.endswith("config.toml; make one with: mycelia key add NAME\n") and done.output.count("\n") == 1
+
+
 def test_other_settings_stay_when_keys_come_and_go(tmp_path: Path) -> None:
     file = tmp_path / "mycelia.toml"
     before = '# mine\ndata_dir = "x"\n\n[node]\nthreads = 3 # few\n\n[keys.bob]\nfile = "bob.key"\n'
