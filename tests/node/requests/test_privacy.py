@@ -153,7 +153,7 @@ async def test_a_place_is_lacking_for_shared_messages_alone(autojump_clock: trio
     async with open_members(1) as (_, (one,)):
         tokenize, shared = one.engine.tokenize_chat, (ChatMessage(role="system", content="shared"),)
 
-        async def busy(conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
+        async def busy(conversation: Conversation, client: bytes = b"", subnet: str = "") -> list[int]:
             if conversation.messages == shared:
                 raise BusyError("too many texts wait", 3.0)
             return await tokenize(conversation, client, subnet)
