@@ -23,7 +23,7 @@ from mycelia.proto.wire.messages import Reach, ReachQuery
 log = structlog.get_logger()
 
 CHECK_EVERY_S, RETRY_S = 600.0, 30.0
-INTERFACES_EVERY_S = 2.0
+INTERFACES_EVERY_S = 5.0
 NUM_ASKED = 5
 MAPPING_HEAD_START_S = 1.0
 """Time for a router to open a port before the node takes relays."""

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 PeerT = TypeVar("PeerT", bound=Hashable)
 MessageT = TypeVar("MessageT")
 
-BATCH_S = 1.0
+BATCH_S = 2.0
 """Length of an interval."""
 MAX_BATCH, MAX_BATCH_BYTES = 32, 65_536
 """Messages and bytes that wait for one neighbour; a batch of that size goes at once."""

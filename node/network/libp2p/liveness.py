@@ -26,10 +26,10 @@ from mycelia.node.peer_id import peer_text
 
 log = structlog.get_logger()
 
-PING_INTERVAL_S, LONGEST_PING_INTERVAL_S = 4.0, 12.0
+PING_INTERVAL_S, LONGEST_PING_INTERVAL_S = 4.0, 16.0
 """Longest silence before a ping: of a node with few connections, and of any. With the deadline, a silent peer is
-dropped after 5 to 9 s, or 17 s."""
-PINGS_PER_S = 4.0
+dropped after 5 to 9 s, or 21 s."""
+PINGS_PER_S = 3.0
 """A node with so many connections that it would ping more often waits longer. Pings every 4 s on 48 connections took a
 third of a resting node's processor time."""
 PING_SPREAD = 0.1

@@ -45,7 +45,7 @@ SEEN_S = 120.0
 MAX_SEEN = 16_384
 MAX_REPLY_BYTES = 128 * 1_024
 """Bytes of messages that one IWANT gets. A peer would not read a larger RPC, so more would be lost."""
-LAZY_HEARTBEATS, LAZY_PEERS = 5, 6
+LAZY_HEARTBEATS, LAZY_PEERS = 3, 6
 """Heartbeats between two announcements by IHAVE, each of the messages of so many heartbeats and to so many peers
 outside the mesh. In every heartbeat, each message would be announced as often, and a resting node would spend a fifth
 of its processor time on that."""

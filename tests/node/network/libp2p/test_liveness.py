@@ -58,7 +58,7 @@ def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "PING_SPREAD", 0.0)
 
 
-@pytest.mark.parametrize(("num_connections", "expected_s"), [(1, 4.0), (16, 4.0), (32, 8.0), (48, 12.0), (500, 12.0)])
+@pytest.mark.parametrize(("num_connections", "expected_s"), [(1, 4.0), (12, 4.0), (30, 10.0), (48, 16.0), (500, 16.0)])
 def test_a_node_with_many_connections_pings_each_less_often(num_connections: int, expected_s: float) -> None:
     assert liveness.ping_interval_s(num_connections) == expected_s
 
