@@ -75,18 +75,24 @@ def _invoke(prefix: str, sections: tuple[str, ...], typed: str = "") -> Form:
     )
 
 
-def _keyed(suffix: str, separator: str = "") -> Form:
+def _keyed(suffix: str = "", separator: str = "", *, prefix: str = "", argument: str = "arg") -> Form:
+    call, calls = f"{prefix}tool_call{suffix}", f"{prefix}tool_calls{suffix}"
+    key, value = f"{prefix}{argument}_key{suffix}", f"{prefix}{argument}_value{suffix}"
     return _form(
-        f"<tool_call{suffix}>{{_}}{{name}}{separator}",
+        f"<{call}>{{_}}{{name}}{separator}",
         "tagged",
-        f"</tool_call{suffix}>",
-        sections=((f"<tool_calls{suffix}>", f"</tool_calls{suffix}>"),),
+        f"</{call}>",
+        sections=((f"<{calls}>", f"</{calls}>"),),
         argument=(
-            f"<arg_key{suffix}>{{key}}</arg_key{suffix}>{{_}}<arg_value{suffix}>",
-            f"<arg_key{suffix}>{{key}}</arg_key{suffix}>",  # (a mark that GLM sometimes leaves out)
+            f"<{key}>{{key}}</{key}>{{_}}<{value}>",
+            f"<{key}>{{key}}</{key}>",  # (a mark that GLM sometimes leaves out)
         ),
-        argument_end=f"</arg_value{suffix}>",
+        argument_end=f"</{value}>",
     )
+
+
+def _plamo(tag: str) -> str:
+    return f"<|plamo:{tag}:plamo|>"
 
 
 _HERMES = _form("<tool_call>", "calls", "</tool_call>")
@@ -107,7 +113,9 @@ CALLS: dict[str, tuple[Form, ...]] = {
     "llama": _LLAMA,
     "qwen_xml": _xml("tool_call", "\n"),
     "seed": _xml("seed:tool_call", ""),
-    "glm": (_keyed(""), _HERMES),
+    "glm": (_keyed(), _HERMES),
+    "glm4": (_form("<|assistant|>{_}{name}\n", "json", next_chars="{"), _HERMES),
+    "telechat": (_keyed(argument="param"), _HERMES),
     "hunyuan": (_keyed(":opensource", "{_}<tool_sep:opensource>"),),
     "minimax": (_invoke("", ("minimax:tool_call",)),),
     "minimax_m1": (_form("<tool_calls>", "calls", "</tool_calls>"),),
@@ -192,12 +200,11 @@ CALLS: dict[str, tuple[Form, ...]] = {
     ),
     "lfm2": (
         _form("<|tool_call_start|>{_}[{name}(", "python", "<|tool_call_end|>"),
+        _form("<|tool_call_start|>{_}```python{_}{name}(", "python", "```{_}<|tool_call_end|>"),  # (MiniCPM 3 and 4)
         _form("<|tool_call_start|>", "calls", "<|tool_call_end|>"),
     ),
-    "python": (
-        _form("<|python_start|>{_}[{name}(", "python", "<|python_end|>"),
-        _form("[{name}(", "python", only_at_start=True),
-    ),
+    "python": (_form("<|python_start|>{_}[{name}(", "python", "<|python_end|>"),),
+    "functiongemma": (_form("<start_function_call>call:{name}", "gemma", "<end_function_call>", next_chars="{"),),
     "gemma4": (
         _form("<|tool_call>call:{name}", "gemma", "<tool_call|>", next_chars="{"),
         _form("<|tool_call>call:{name}(", "python", "<tool_call|>"),
@@ -206,7 +213,17 @@ CALLS: dict[str, tuple[Form, ...]] = {
     "phi": (_form("<|tool_call|>", "calls", "<|/tool_call|>"), _FUNCTOOLS),
     "olmo": (_form("<function_calls>{_}{name}(", "python", "</function_calls>"),),
     "internlm": (_form("<|action_start|>{_}<|plugin|>", "calls", "<|action_end|>"),),
-    "longcat": (_form("<longcat_tool_call>", "calls", "</longcat_tool_call>"),),
+    "longcat": (_form("<longcat_tool_call>", "calls", "</longcat_tool_call>"), _keyed(prefix="longcat_")),
+    "pangu": (_form("[unused11]", "calls", "[unused12]"),),
+    "plamo": (
+        _form(
+            f"{_plamo('begin_tool_request')}{{_}}{_plamo('begin_tool_name')}{{name}}{_plamo('end_tool_name')}{{_}}"
+            f"{_plamo('begin_tool_arguments')}",
+            "json",
+            f"{_plamo('end_tool_arguments')}{{_}}{_plamo('end_tool_request')}",
+            sections=((_plamo("begin_tool_requests"), _plamo("end_tool_requests")),),
+        ),
+    ),
     "step": (_invoke("steptml:", ("steptml:function_calls",)),),
     "cohere": (_form("<|START_ACTION|>", "calls", "<|END_ACTION|>"),),
     "command_r": (_form("Action:{_}```json", "calls", "```"),),
@@ -232,9 +249,11 @@ CALLS: dict[str, tuple[Form, ...]] = {
 
 ANY_MODEL = (
     _form("", "calls", only_at_start=True),
+    _form("[{name}(", "python", only_at_start=True),
+    _form("```tool_code{_}{name}(", "python", "```"),
     _form(("```json", "```tool_call", "```"), "calls", "```"),
 )
-"""Calls that models without a format of their own write: JSON, and JSON in a fence."""
+"""Calls that models without a format of their own write: JSON or a list of Python's calls, and both in a fence."""
 
 _THINK = Thoughts(("<think>",), ("</think>",))
 
@@ -243,6 +262,13 @@ THOUGHTS: dict[str, Thoughts] = {
     "think": _THINK,
     "think_kimi": Thoughts(("<think>",), ("</think>",), ends_at_call=True),
     "thought": Thoughts(("<thought>",), ("</thought>",)),
+    "answer": Thoughts(("<think>",), ("</think>",), dropped=("<answer>{_}", "\n</answer>{_}", "</answer>{_}")),
+    "glm4": Thoughts(("<think>",), ("</think>",), dropped=("<|assistant|>{_}",), turn="<|assistant|>"),
+    "kimi_vl": Thoughts(("◁think▷",), ("◁/think▷",)),
+    "longcat": Thoughts(("<longcat_think>",), ("</longcat_think>",)),
+    "minicpm": Thoughts(("<|thought_start|>",), ("<|thought_end|>",)),
+    "pangu": Thoughts(("[unused16]",), ("[unused17]",)),
+    "reka": Thoughts(("<reasoning>",), ("</reasoning>",)),
     "seed": Thoughts(("<seed:think>",), ("</seed:think>",)),
     "hunyuan": Thoughts(("<think:opensource>",), ("</think:opensource>",)),
     "minimax_m3": Thoughts(("<mm:think>",), ("</mm:think>",)),
@@ -252,7 +278,7 @@ THOUGHTS: dict[str, Thoughts] = {
         ("<|END_THINKING|>",),
         dropped=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
     ),
-    "granite": Thoughts(("<think>",), ("</think>",), dropped=("<response>", "</response>")),
+    "granite": Thoughts(("<think>",), ("</think>",), dropped=("<response>{_}", "\n</response>{_}", "</response>{_}")),
     "apriel": Thoughts(
         ("Here are my reasoning steps:",),
         ("[BEGIN FINAL RESPONSE]",),
@@ -325,6 +351,8 @@ CALL_SIGNS: list[tuple[tuple[str, ...], str]] = [
     (("<seed:tool_call>",), "seed"),
     (("tool_sep", ":opensource"), "hunyuan"),
     (("<arg_key>",), "glm"),
+    (("<param_key>",), "telechat"),
+    (("[gMASK]<sop>", "<|observation|>", "metadata"), "glm4"),
     (("<tool_call>", "<function="), "qwen_xml"),
     (("<function name=", "<param name="), "minicpm"),
     (("<|START_ACTION|>",), "cohere"),
@@ -341,6 +369,9 @@ CALL_SIGNS: list[tuple[tuple[str, ...], str]] = [
     (("<steptml:",), "step"),
     (("<|action_start|>",), "internlm"),
     (("<longcat_tool_call>",), "longcat"),
+    (("<start_function_call>",), "functiongemma"),
+    (("[unused11]",), "pangu"),
+    (("begin_tool_request:plamo",), "plamo"),
     (("<function_calls>",), "olmo"),
     (("<|tool_call_start|>",), "lfm2"),
     (("<|tool_list_start|>",), "lfm2"),
@@ -370,6 +401,17 @@ THOUGHT_SIGNS: list[tuple[tuple[str, ...], str]] = [
     (("<|inner_prefix|>",), "apertus"),
     (("[BEGIN FINAL RESPONSE]",), "apriel"),
     (("<think></think>", "<response></response>"), "granite"),
+    (("<think>", "<minimax:tool_call>"), "think"),
+    (("think>", "<response>"), "granite"),
+    (("think>", "<answer>"), "answer"),
+    (("</think>", "<|extra_0|>"), "answer"),
+    (("</think>", "hy_Assistant"), "answer"),
+    (("[gMASK]<sop>", "<|observation|>", "metadata"), "glm4"),
+    (("◁think▷",), "kimi_vl"),
+    (("longcat_think",), "longcat"),
+    (("<|thought_start|>",), "minicpm"),
+    (("[unused16]",), "pangu"),
+    (("<reasoning>",), "reka"),
     (("<think>", "<|tool_calls_section_begin|>"), "think_kimi"),
     (("<thought>",), "thought"),
     (("<think>",), "think"),
@@ -381,12 +423,20 @@ CALL_TOKENS = {
     "<|tool_calls_section_begin|>": "kimi",
     "<｜tool▁calls▁begin｜>": "deepseek",
     "<|tool_call_start|>": "lfm2",
+    "<start_function_call>": "functiongemma",
+    "<longcat_tool_call>": "longcat",
     "[TOOL_CALLS]": "mistral",
     "<|tool_call|>": "granite",
     "<|python_tag|>": "llama",
 }
 """Tokens of vocabularies whose template says nothing of calls."""
-THOUGHT_TOKENS = {"<think>": "think", "[THINK]": "mistral", "<seed:think>": "seed"}
+THOUGHT_TOKENS = {
+    "<think>": "think",
+    "[THINK]": "mistral",
+    "<seed:think>": "seed",
+    "<longcat_think>": "longcat",
+    "◁think▷": "kimi_vl",
+}
 
 MAX_NAME_CHARS = 32
 

@@ -37,6 +37,9 @@ class _Mark:
         self.pattern = pattern
         self.kind = kind
         self.form = form
+        is_bound = form is not None and not form.only_at_start
+        self.counts_in_thoughts = is_bound and not pattern.source.startswith("`")
+        """Calls that models without a format of their own write mean nothing in the middle of a thought."""
 
 
 class _Marks:
@@ -266,7 +269,7 @@ class AnswerReader:
         marks, is_end = self._marks, self._source.is_end
         while marks.search and (found := marks.search(text, at)):
             place = found.start()
-            begins = [mark.pattern for mark in marks.marks if mark.form is not None and mark.pattern.source[0] != "`"]
+            begins = [mark.pattern for mark in marks.marks if mark.form is not None and mark.counts_in_thoughts]
             matches = [begin.match(text, place, is_end) for begin in begins]
             if any(matches):
                 return place, any(isinstance(match, Match) for match in matches)

@@ -26,7 +26,7 @@ _WORDS = {"true": "true", "True": "true", "false": "false", "False": "false"}
 _WORDS |= {"null": "null", "None": "null"}
 _ESCAPES = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[^ux]|$)", re.DOTALL)
 _UNFINISHED_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,3}|x[0-9a-fA-F]{0,1})?")
-_GEMMA_QUOTE = '<|"|>'
+_GEMMA_QUOTES = ('<|"|>', "<escape>")
 
 
 class BrokenError(Exception):
@@ -158,9 +158,10 @@ class Values:
         return found.end()
 
     def _open_string(self, text: str, at: int, is_end: bool, said: list[str]) -> int:
-        quote = _GEMMA_QUOTE if text[at] == "<" else text[at]
-        if not text.startswith(quote, at):
-            if not is_end and quote.startswith(text[at:]):
+        quotes = _GEMMA_QUOTES if text[at] == "<" else (text[at],)
+        quote = next((quote for quote in quotes if text.startswith(quote, at)), "")
+        if not quote:
+            if not is_end and any(quote.startswith(text[at:]) for quote in quotes):
                 return at
             raise BrokenError("no quote")
         self._comma(said)
@@ -170,7 +171,7 @@ class Values:
 
     def _string(self, text: str, at: int, is_end: bool, said: list[str]) -> int:
         """Reads on in the running string: where it stopped."""
-        if self._quote == _GEMMA_QUOTE:
+        if self._quote in _GEMMA_QUOTES:
             return self._gemma_string(text, at, said)
         while at < len(text):
             if run := _RUNS[self._quote].match(text, at):
@@ -203,10 +204,10 @@ class Values:
         return at
 
     def _gemma_string(self, text: str, at: int, said: list[str]) -> int:
-        end = text.find(_GEMMA_QUOTE, at)
-        stop = end if end >= 0 else len(text) - overlap(text, at, _GEMMA_QUOTE)
+        end = text.find(self._quote, at)
+        stop = end if end >= 0 else len(text) - overlap(text, at, self._quote)
         said.append(as_json(text[at:stop])[1:-1])
-        return self._end_string(end + len(_GEMMA_QUOTE), said) if end >= 0 else stop
+        return self._end_string(end + len(self._quote), said) if end >= 0 else stop
 
     def _end_string(self, at: int, said: list[str]) -> int:
         said.append('"')

@@ -251,6 +251,7 @@ CASES: list[Case] = [
         [("say", {"text": 'a{"b'})],
     ),
     ("granite+granite", "<think>Hm.</think><response>Yes.</response>", "Yes.", "Hm.", []),
+    ("hermes+granite", "<think>\nHm.\n</think>\n\n<response>\nYes.\n</response>\n", "Yes.", "Hm.", []),
     ("granite", '<|tool_call|>[{"name": "now", "arguments": {}}]', "", "", [NOW]),
     (
         "cohere+cohere",
@@ -273,6 +274,66 @@ CASES: list[Case] = [
         [NOW],
     ),
     ("functionary", "<function=now>{}</function>", "", "", [NOW]),
+    (
+        "functiongemma",
+        (
+            "<start_function_call>call:say{text:<escape>a, {b<escape>,n:3}<end_function_call>"
+            "<start_function_call>call:now{}"
+        ),
+        "",
+        "",
+        [("say", {"text": "a, {b", "n": 3}), NOW],
+    ),
+    (
+        "longcat+longcat",
+        (
+            "<longcat_think>\nHm.\n</longcat_think>\n<longcat_tool_call>say\n<longcat_arg_key>text</longcat_arg_key>\n"
+            "<longcat_arg_value>x</longcat_arg_value>\n</longcat_tool_call>"
+        ),
+        "",
+        "Hm.",
+        [("say", {"text": "x"})],
+    ),
+    (
+        "telechat",
+        "<tool_call>say<param_key>text</param_key><param_value>x</param_value></tool_call>",
+        "",
+        "",
+        [("say", {"text": "x"})],
+    ),
+    (
+        "plamo",
+        (
+            "<|plamo:begin_tool_requests:plamo|><|plamo:begin_tool_request:plamo|><|plamo:begin_tool_name:plamo|>now"
+            "<|plamo:end_tool_name:plamo|><|plamo:begin_tool_arguments:plamo|>{}<|plamo:end_tool_arguments:plamo|>"
+            "<|plamo:end_tool_request:plamo|><|plamo:end_tool_requests:plamo|>"
+        ),
+        "",
+        "",
+        [NOW],
+    ),
+    (
+        "pangu+pangu",
+        '[unused16]Hm.[unused17]Yes.[unused11][{"name": "now", "arguments": {}}][unused12]',
+        "Yes.",
+        "Hm.",
+        [NOW],
+    ),
+    (
+        "lfm2+minicpm",
+        "<|thought_start|>\nHm.\n<|thought_end|>\n<|tool_call_start|>\n```python\nsay(text='x')\nnow()\n```\n<|tool_call_end|>",
+        "",
+        "Hm.",
+        [("say", {"text": "x"}), NOW],
+    ),
+    ("hermes+answer", "<think>\nHm.\n</think>\n<answer>\nYes.\n</answer>", "Yes.", "Hm.", []),
+    ("hermes+kimi_vl", "◁think▷Hm.◁/think▷Yes.", "Yes.", "Hm.", []),
+    ("hermes+reka", "<reasoning>Hm.</reasoning>Yes.", "Yes.", "Hm.", []),
+    ("hermes", '[get_weather(city="Paris"), now()]', "", "", [WEATHER, NOW]),
+    ("hermes", "[a link](https://now) [now()]", "[a link](https://now) [now()]", "", []),
+    ("hermes", "```tool_code\nget_weather(city='Paris')\n```", "", "", [WEATHER]),
+    ("hermes", "```tool_code\nprint(1)\n```", "```tool_code\nprint(1)\n```", "", []),
+    ("hermes+think", "<think>Then [now()]", "", "Then [now()]", []),
 ]
 
 
@@ -303,11 +364,18 @@ def test_without_functions_nothing_is_a_call(case: Case) -> None:
         ("harmony+harmony", "<|start|>assistant", "<|channel|>analysis<|message|>Hm.<|end|>", "", "Hm."),
         ("functionary_v3+functionary_v3", ">>>", "all\nYes.", "Yes.", ""),
         ("functionary_v3+functionary_v3", ">>>", "later\nYes.", "later\nYes.", ""),
+        ("glm4+glm4", "<|assistant|>", "\nYes.", "Yes.", ""),
+        ("glm4+glm4", "<|assistant|>", "later\n{", "later\n{", ""),
     ],
 )
 def test_a_prompt_may_have_begun_the_answer(name: str, opened: str, text: str, content: str, thought: str) -> None:
     said = read(name, text, opened=opened)
     assert (said.content, said.thought, said.calls) == (content, thought, [])
+
+
+def test_a_prompt_may_have_begun_a_call() -> None:
+    said = read("glm4+glm4", 'get_weather\n{"city": "Paris"}', opened="<|assistant|>")
+    assert (said.content, said.calls) == ("", [WEATHER])
 
 
 def test_a_call_streams_as_it_comes() -> None:
