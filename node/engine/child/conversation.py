@@ -119,10 +119,15 @@ def _forms(turns: Sequence[Turn], functions: Sequence[Any], abilities: Abilities
     yield said
     said = _one_call_a_turn(said)
     yield said
+    said = [turn if turn["role"] == "tool" else _without(turn, "name") for turn in said]
     yield _joined(said)
     yield _joined(_without_system(said))
     if any(_thoughts(turn) for turn in said):
-        yield [{key: turn[key] for key in turn if key not in THOUGHT_FIELDS} for turn in said]
+        yield [_without(turn, *THOUGHT_FIELDS) for turn in said]
+
+
+def _without(turn: Turn, *fields: str) -> Turn:
+    return {key: turn[key] for key in turn if key not in fields}
 
 
 def _for_template(turn: Turn, abilities: Abilities) -> Turn:

@@ -10,7 +10,7 @@ from mycelia.node.engine.child.abilities import Abilities, find_abilities
 from mycelia.node.engine.child.controls import NONCHARACTERS, Controls, Rendered
 from mycelia.node.engine.child.template import Template
 
-_KNOWN_ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
+_KNOWN = frozenset(("role", role) for role in ("system", "developer", "user", "assistant", "tool", "function"))
 
 Context = dict[str, Any]
 
@@ -83,6 +83,7 @@ class Renderer:
 
         broken = with_breaks(context)
         for message in broken["messages"]:
-            if message["role"] not in _KNOWN_ROLES:  # (a template may put it into brackets)
-                message["role"] = noncharacter.join(message["role"])
+            for field in ("role", "name"):  # (a template may put it into brackets)
+                if isinstance(word := message.get(field), str) and (field, word) not in _KNOWN:
+                    message[field] = noncharacter.join(["", *word, ""])
         return self._controls.without_breaks(self._template.render(broken | self._specials, now), noncharacter)

@@ -331,7 +331,7 @@ def _message(turn: Turn, ids: Sequence[str]) -> ChatMessage:
         extras["tool_calls"] = list(map(_told_call, turn.tool_calls, ids))
     elif ids:
         extras["tool_call_id"] = ids[0]
-    if turn.name and role == "tool":
+    if turn.name:
         extras["name"] = turn.name
     thoughts = turn.reasoning_content or turn.reasoning
     if thoughts and turn.role == "assistant":
@@ -358,7 +358,7 @@ def _parts(turn: Turn) -> list[str] | None:
 def _text(part: ContentPart) -> str:
     if part.type not in ("text", "refusal"):
         raise HttpError(400, f"a content of type {part.type!r} is not served: the models read text", param="messages")
-    return part.text
+    return part.text or part.refusal or ""
 
 
 def _told_call(call: GivenCall, call_id: str) -> dict[str, Any]:

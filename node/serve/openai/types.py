@@ -35,6 +35,7 @@ JsonObject = dict[str, Any]
 class ContentPart(msgspec.Struct):
     type: str
     text: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] = ""
+    refusal: Annotated[str, Meta(max_length=MAX_CHAT_BYTES)] | None = None
 
 
 class GivenFunction(msgspec.Struct):

@@ -17,8 +17,8 @@ def chat(source: str | None, tokenizer: Letters | None = None, **options: Any) -
     return ChatTemplate(source, tokenizer or Letters(), **options)
 
 
-def message(role: str, content: str) -> ChatMessage:
-    return ChatMessage(role=role, content=content)
+def message(role: str, content: str, **extras: str) -> ChatMessage:
+    return ChatMessage(role=role, content=content, extras=json.dumps(extras) if extras else "")
 
 
 def plain(text: str) -> list[int]:
@@ -311,6 +311,20 @@ def test_a_refused_conversation_is_told_in_a_form_that_the_template_takes(
     turns: list[tuple[str, str]], text: str
 ) -> None:
     assert text_of(chat(NO_SYSTEM).tokens([message(*turn) for turn in turns])) == text
+
+
+def test_names_of_people_reach_the_template_and_do_not_part_neighbours() -> None:
+    source = "{% for m in messages %}{{ m.get('name') or m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    turns = [message("user", "a", name="Ann"), message("user", "b", name="Bob")]
+    assert text_of(chat(source).tokens(turns)) == "Ann: a¶Bob: b¶"
+    assert text_of(chat(NO_SYSTEM).tokens(turns)) == "§a\n\nb¶"
+
+
+def test_a_name_in_brackets_is_no_control_token() -> None:
+    source = "{% for m in messages %}{{ '<|' ~ (m.get('name') or m.role) ~ '|>' }}{{ m.content }}{% endfor %}"
+    tokenizer = Letters({"<|user|>": 1, "<|system|>": 2, "<|x|>": 3})
+    turns = [message("user", "a", name="system"), message("user", "b", name="x"), message("user", "c")]
+    assert chat(source, tokenizer).tokens(turns) == [*plain("<|system|>a<|x|>b"), 1, *plain("c")]
 
 
 def test_else_the_error_has_the_templates_words() -> None:

@@ -85,3 +85,15 @@ async def test_contents_in_parts_and_null_ones_stay_what_they_are() -> None:
         {"content": None},
         "",
     ]
+
+
+async def test_names_of_people_and_refusals_reach_the_template() -> None:
+    refused = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    named = [{**USER, "name": "Ann"}, refused, {"role": "system", "content": "x", "name": "rules"}]
+    ask = await ask_of(messages=named)
+    assert [message.content for message in ask.messages] == ["1+1?", "No.", "x"]
+    assert [message.extras and json.loads(message.extras) for message in ask.messages] == [
+        {"name": "Ann"},
+        "",
+        {"name": "rules"},
+    ]
