@@ -12,7 +12,6 @@ Equal questions of one client at the same time are asked once: each choice of an
 """
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -73,6 +72,14 @@ class Lane:
         self._sent: dict[int, Call] = {}
         """Key -> call, in the order of sending."""
         self._bytes = ByteShares(MAX_WAITING_BYTES)
+
+    def passes(self, call: Call) -> bool:
+        """Whether ``call``, which has not joined, may be sent at once, as nothing waits. Then it counts as sent.
+        Mutates."""
+        if len(self._sent) >= self._window or not self._waiting.passes(call, call.service):
+            return False
+        self._sent[call.key] = call
+        return True
 
     def join(self, call: Call, now: float) -> float:
         """Queue ``call`` and return 0.0, or refuse it and return the retry time in seconds. Mutates."""
@@ -157,12 +164,17 @@ class Calls:
         except (LimitExceeded, UnicodeEncodeError) as exc:
             raise LocalError(str(exc)) from exc
         lane = self._lane(message)
-        wait_s = lane.join(call, trio.current_time())
-        if wait_s:
+        if self._send is not None and lane.passes(call):
+            self._send(call.frame)
+        elif wait_s := lane.join(call, trio.current_time()):
             raise BusyError("too many texts wait to be read", wait_s)
-        self._send_from(lane)
-        with self._leaving(lane, call):
+        else:
+            self._send_from(lane)
+        try:
             await call.done.wait()
+        finally:
+            if not call.done.is_set():
+                self._leave(lane, call)
         if call.answer is None and lane is self._embeds:
             raise BusyError("the engine process died", RETRY_S)  # (any of many questions may be the cause)
         return _checked(call.answer)
@@ -216,15 +228,11 @@ class Calls:
             return self._embeds
         return self._long if ipc.is_long(message) else self._short
 
-    @contextmanager
-    def _leaving(self, lane: Lane, call: Call) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            if not call.done.is_set() and lane.leave(call) and lane is self._embeds:
-                lane.answered(call.key, None)  # (the child does not answer a cancelled call)
-                if self._send is not None:
-                    self._send(ipc.encode(ipc.Cancel(call.key)))
+    def _leave(self, lane: Lane, call: Call) -> None:
+        if lane.leave(call) and lane is self._embeds:
+            lane.answered(call.key, None)  # (the child does not answer a cancelled call)
+            if self._send is not None:
+                self._send(ipc.encode(ipc.Cancel(call.key)))
 
     def _send_from(self, lane: Lane) -> None:
         while self._send is not None and (call := lane.next_to_send(trio.current_time())) is not None:

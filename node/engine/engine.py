@@ -272,7 +272,8 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:
-        """The items of one answer; the last is EngineDone or EngineFailed. Leaving the block early cancels."""
+        """The items of one answer; the last is EngineDone or EngineFailed. Leaving the block early cancels. The request
+        may be submitted by the call itself, so the result must be entered."""
         ...
 
     async def cache_changes(self) -> CacheChange:

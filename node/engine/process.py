@@ -12,8 +12,9 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import structlog
@@ -114,20 +115,19 @@ class ProcessEngine(AskedTexts):
         """See ``Engine.vitals``; no slots while there is no child."""
         return self._vitals
 
-    @asynccontextmanager
-    async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
+    def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:
         key, stream = next(self._keys), AnswerStream()
         failure = self._submit(key, request)
         if failure is not None:
             stream.put(failure)
         else:
             self._streams[key] = stream
-        try:
-            yield stream
-        finally:
-            self._streams.pop(key, None)
-            if not stream.ended and self._outbox is not None:
-                self._send(ipc.Cancel(key))
+        return _Generation(stream, partial(self._end, key, stream))
+
+    def _end(self, key: int, stream: AnswerStream) -> None:
+        self._streams.pop(key, None)
+        if not stream.ended and self._outbox is not None:
+            self._send(ipc.Cancel(key))
 
     async def vitals_changes(self) -> Vitals:
         await trio.lowlevel.checkpoint()
@@ -341,10 +341,25 @@ class ProcessEngine(AskedTexts):
             self._add_change(CacheChange(stored=(), evicted=(), reset=True))
 
 
+class _Generation(AbstractAsyncContextManager[AsyncIterator[EngineItem]]):
+    """See ``Engine.generate``."""
+
+    def __init__(self, stream: AnswerStream, end: Callable[[], None]) -> None:
+        self._stream = stream
+        self._end = end
+
+    async def __aenter__(self) -> AnswerStream:
+        return self._stream
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end()
+
+
 def _submission(key: int, request: EngineRequest) -> ipc.Submit | EngineFailed:
     """The message for the child, or the refusal of a request that it cannot run."""
-    wanted = request.sampling.max_tokens
-    sampling = msgspec.structs.replace(request.sampling, max_tokens=min(wanted, MAX_TOKENS_PER_REQUEST))
+    sampling = request.sampling
+    if sampling.max_tokens > MAX_TOKENS_PER_REQUEST:
+        sampling = msgspec.structs.replace(sampling, max_tokens=MAX_TOKENS_PER_REQUEST)
     try:
         check_sampling(sampling)
         prompt = pack_tokens(request.prompt)

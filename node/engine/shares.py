@@ -72,7 +72,9 @@ class EngineShare:
 
     def generate(self, request: EngineRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineItem]]:
         subnet = self._subnet(request.client, request.subnet)
-        return self._engine.generate(replace(request, subnet=subnet, owner=request.owner._replace(swarm=self._swarm)))
+        if self._swarm or subnet != request.subnet:
+            request = replace(request, subnet=subnet, owner=request.owner._replace(swarm=self._swarm))
+        return self._engine.generate(request)
 
     async def cache_changes(self) -> CacheChange:
         await trio.lowlevel.checkpoint()

@@ -100,4 +100,5 @@ class AskedPrompts:
 
 def network_of(client: bytes, network: Network) -> str:
     """The network from which a client asks: all clients of one network have one share of the engine."""
-    return subnet_of(network.remote_address(client)) if client else ""
+    address = network.remote_address(client) if client else ""
+    return subnet_of(address) if address else ""  # (API keys have none)

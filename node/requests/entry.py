@@ -4,8 +4,9 @@
 and when it moves. This module holds the streams to the serving nodes and the frames to the client.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from typing import assert_never
 
 import msgspec
@@ -24,7 +25,7 @@ from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.prompt_logprobs import Owner, PromptReports
 from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
-from mycelia.node.requests.serving import SendFrame, serve_request
+from mycelia.node.requests.serving import BegunAnswer, SendFrame, begun_answer, send_answer
 from mycelia.node.requests.spelled_text import SpelledText
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.admission.byte_shares import ByteShares
@@ -111,43 +112,45 @@ class Entry:
                         running.tell(KEEP_ALIVE)
                     running.was_told = False
 
-    @asynccontextmanager
-    async def ask(
+    def ask(
         self, ask: Ask, deadline_s: float | None = None, client: bytes = b""
-    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """The frames of one answer: Route, Text*, then Answered or Failed. Leaving early cancels the request.
 
         deadline_s: seconds from now after which the request is cancelled, wherever it is served, and fails with code
         ``deadline``. client: the client whose share of this node the request takes; empty for any client on this
         machine, because the local API has no keys that could tell them apart.
         """
+        return _Asked(partial(self._enter, ask, deadline_s, client), partial(self._submit, ask, client), self._leave)
+
+    def _enter(self, ask: Ask, deadline_s: float | None, client: bytes) -> tuple[bytes, RunningAnswer]:
         request_id = self._requests.new_id(ask.request_id)
         engine = self._models.named(ask.model) or self._models.first  # (which refuses what it does not serve)
         self._requests.entered(request_id, ask.model or engine.info.name, client)
-        frames = AnswerFrames(self._waiting, self._subnet(client))
-        running = self._running[request_id] = RunningAnswer(engine, frames, trio.current_time(), deadline_s, client)
+        subnet, now = self._subnet(client), trio.current_time()
+        frames = AnswerFrames(self._waiting, subnet)
+        running = self._running[request_id] = RunningAnswer(engine, frames, now, deadline_s, client, subnet)
         running.num_tokens = len(ask.answered) // 4
         if deadline_s is not None:
             assert self._nursery is not None
-            self._nursery.start_soon(self._expire, request_id, running)
-        try:
-            # (a prompt may wait before it is tokenized)
-            with nullcontext() if deadline_s is None else trio.move_on_after(max(0.0, deadline_s)):
-                await self._submit(request_id, running, ask, client)
-            yield frames
-        finally:
-            frames.leave()
-            running.expiry.cancel()
-            if running.report is not None:
-                self._reports.end(running.report)
-            if request_id in self._running:
-                self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
-                del self._running[request_id]
-                self._requests.cancelled(request_id, running.num_tokens)
+            running.expiry = trio.CancelScope()
+            self._nursery.start_soon(self._expire, request_id, running, running.expiry)
+        return request_id, running
 
-    async def _expire(self, request_id: bytes, running: RunningAnswer) -> None:
+    def _leave(self, request_id: bytes, running: RunningAnswer) -> None:
+        running.frames.leave()
+        if running.expiry is not None:
+            running.expiry.cancel()
+        if running.report is not None:
+            self._reports.end(running.report)
+        if request_id in self._running:
+            self._handle(RequestCancelled(request_id))  # (abandons the attempt, so it must still be known)
+            del self._running[request_id]
+            self._requests.cancelled(request_id, running.num_tokens)
+
+    async def _expire(self, request_id: bytes, running: RunningAnswer, expiry: trio.CancelScope) -> None:
         """Cancels a request at its deadline. A task of its own, because the client may not be reading."""
-        with running.expiry:
+        with expiry:
             await trio.sleep(max(0.0, running.left_s() or 0.0))
             self._give_up(request_id, TOO_LATE)
 
@@ -160,7 +163,7 @@ class Entry:
             self._handle(RequestCancelled(request_id))
             self._end(request_id, Failed(code=DEADLINE, message=why, retryable=False))
 
-    async def _submit(self, request_id: bytes, running: RunningAnswer, ask: Ask, client: bytes) -> None:
+    async def _submit(self, ask: Ask, client: bytes, request_id: bytes, running: RunningAnswer) -> None:
         namespace, prompts = running.engine.info.namespace, AskedPrompts(running.engine, self._network)
         try:
             prompt, sampling = await prompts.prepare(ask, client)
@@ -208,8 +211,12 @@ class Entry:
             case Dispatch():
                 assert self._nursery is not None
                 # (created here and not in the task: the client may leave before the task first runs)
-                scope = running.attempts[effect.attempt] = trio.CancelScope()
-                self._nursery.start_soon(self._attempt, effect, running, scope)
+                scope, begun = trio.CancelScope(), None
+                running.attempts[effect.attempt] = scope
+                if effect.peer == self._network.peer_id:
+                    with suppress(Exception):  # (the attempt tries it again, and reports the error)
+                        begun = self._begun_here(effect, running)
+                self._nursery.start_soon(self._attempt, effect, running, scope, begun)
             case Begin():
                 self._requests.begun(effect)
                 running.tell(Begun(served_by=effect.served_by, cached_tokens=effect.cached_tokens))
@@ -262,9 +269,18 @@ class Entry:
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, effect: Dispatch, running: RunningAnswer, scope: trio.CancelScope) -> None:
+    def _begun_here(self, effect: Dispatch, running: RunningAnswer) -> BegunAnswer:
+        """An attempt at this node: the engine has the request before a task of its own runs."""
+        generate, client = effect.generate, running.client
+        owner = owner_of(generate.tag, generate.scope, self._network.peer_id, running.subnet)
+        subnet = network_of(client, self._network)
+        return begun_answer(running.engine, generate, client, subnet, owner, running.left_s())
+
+    async def _attempt(
+        self, effect: Dispatch, running: RunningAnswer, scope: trio.CancelScope, begun: BegunAnswer | None
+    ) -> None:
         """One attempt at one node. A supervisor's edge: any error becomes an event and ends the attempt, never the
-        node."""
+        node. begun: it is at this node, and has begun."""
         request_id, attempt = effect.request_id, effect.attempt
 
         async def on_frame(frame: ServingFrame) -> None:
@@ -279,20 +295,10 @@ class Entry:
         try:
             with scope:
                 if effect.peer == self._network.peer_id:
-                    generate, client = effect.generate, running.client
-                    owner = owner_of(generate.tag, generate.scope, self._network.peer_id, self._subnet(client))
+                    begun = begun or self._begun_here(effect, running)
+                    serving = self._requests.serving(effect.generate, running.client)
                     # (the client gets the route while the engine works)
-                    await serve_request(
-                        running.engine,
-                        generate,
-                        on_frame,
-                        client,
-                        network_of(client, self._network),
-                        owner,
-                        self._requests,
-                        running.left_s(),
-                        on_submitted=tell_route,
-                    )
+                    await send_answer(begun, running.engine, on_frame, serving, on_begun=tell_route)
                 else:
                     tell_route()
                     await self._attempt_at_peer(effect, on_frame)
@@ -322,6 +328,36 @@ class Entry:
         finally:
             with trio.CancelScope(shield=True):
                 await (stream.aclose() if is_over else stream.reset())
+
+
+class _Asked(AbstractAsyncContextManager[AsyncIterator[EntryFrame]]):
+    """See ``Entry.ask``. Written out, because contextlib's generators take longer than all that is done here."""
+
+    def __init__(
+        self,
+        enter: Callable[[], tuple[bytes, RunningAnswer]],
+        submit: Callable[[bytes, RunningAnswer], Awaitable[None]],
+        leave: Callable[[bytes, RunningAnswer], None],
+    ) -> None:
+        self._enter = enter
+        self._submit = submit
+        self._leave = leave
+
+    async def __aenter__(self) -> AsyncIterator[EntryFrame]:
+        request_id, running = self._request = self._enter()
+        try:
+            if running.deadline_s is None:
+                await self._submit(request_id, running)
+            else:
+                with trio.move_on_after(max(0.0, running.deadline_s)):  # (a prompt may wait before it is tokenized)
+                    await self._submit(request_id, running)
+        except BaseException:
+            self._leave(request_id, running)
+            raise
+        return running.frames
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave(*self._request)
 
 
 async def serve_ask_stream(

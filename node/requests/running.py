@@ -20,6 +20,8 @@ from mycelia.proto.wire.messages import (
     TokenLogprobs,
 )
 
+_UTF_8 = codecs.getincrementaldecoder("utf-8")
+
 
 @dataclass
 class RunningAnswer:
@@ -33,9 +35,9 @@ class RunningAnswer:
     """Counted from ``started_at``; None: no limit."""
     client: bytes
     """See ``Entry.ask``."""
-    _decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
-    )
+    subnet: str
+    """The client's, see ``Overlay.subnet``."""
+    _decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _UTF_8("replace"))
     _untold: list[int] = field(default_factory=list)
     _held: str = ""
     """Tokens that were not sent to the client yet, and their text up to its last whole character. A frame that ends
@@ -51,8 +53,8 @@ class RunningAnswer:
     was_told: bool = True
     """Whether a frame was sent since the last check, or the request came after it."""
     attempts: dict[int, trio.CancelScope] = field(default_factory=dict)
-    expiry: trio.CancelScope = field(default_factory=trio.CancelScope)
-
+    expiry: trio.CancelScope | None = None
+    """The scope of the task that ends the answer at its deadline; None: there is no deadline."""
     report: PromptReport | None = None
     """The logprobs of the prompt, if the client asks for them."""
     is_read_too_slowly: bool = False

@@ -3,7 +3,8 @@
 Used for peers' requests (over a stream) and for this node's own (no hop), so both get the same frames.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 import msgspec
 
@@ -30,29 +31,18 @@ from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import Accepted, Bounced, Failed, Final, Generate, PromptLogprobs, ServingFrame, Tokens
 
 SendFrame = Callable[[ServingFrame], Awaitable[None]]
+BegunAnswer = AbstractAsyncContextManager[AsyncIterator[EngineItem]] | Failed
+"""The engine's answer, which has to be entered, or the refusal of the request."""
 
 
-async def serve_request(
-    engine: Engine,
-    request: Generate,
-    send: SendFrame,
-    client: bytes,
-    subnet: str,
-    owner: Owner,
-    requests: RequestLog,
-    deadline_s: float | None = None,
-    on_submitted: Callable[[], None] = lambda: None,
-) -> None:
-    """Send Accepted, PromptLogprobs*, Tokens*, then Final or Failed. Cancelling this call cancels the request in the
-    engine.
-
-    client, subnet, owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: a peer ends the stream.
-    on_submitted: called when the engine has the request, before anything is sent. Raises what ``send`` raises.
-    """
+def begun_answer(
+    engine: Engine, request: Generate, client: bytes, subnet: str, owner: Owner, deadline_s: float | None = None
+) -> BegunAnswer:
+    """Gives ``request`` to the engine. The result is for ``send_answer``, which must be called then. client, subnet,
+    owner, deadline_s: see ``EngineRequest``. The deadline is not on the wire: a peer ends the stream."""
     refusal = _refusal(engine, request)
     if refusal is not None:
-        await send(refusal)
-        return
+        return refusal
     engine_request = EngineRequest(
         request_id=request.request_id,
         prompt=token_array(request.prompt),
@@ -64,10 +54,29 @@ async def serve_request(
         owner=owner,
         open_tokens=request.open_tokens,
     )
+    return engine.generate(engine_request)
+
+
+async def send_answer(
+    begun: BegunAnswer,
+    engine: Engine,
+    send: SendFrame,
+    serving: AbstractContextManager[Callable[[EngineItem], None]],
+    on_begun: Callable[[], None] = lambda: None,
+) -> None:
+    """Send Accepted, PromptLogprobs*, Tokens*, then Final or Failed. Cancelling this call cancels the request in the
+    engine.
+
+    serving: see ``RequestLog.serving``. on_begun: called when the engine has the request, before anything is sent.
+    Raises what ``send`` raises.
+    """
+    if isinstance(begun, Failed):
+        await send(begun)
+        return
     position = 0
-    async with engine.generate(engine_request) as items:
-        on_submitted()
-        with requests.serving(request, client) as note:
+    async with begun as items:
+        on_begun()
+        with serving as note:
             async for item in items:
                 note(item)
                 frame = _frame(item, position, engine)
@@ -131,7 +140,8 @@ async def serve_generate_stream(
     engine = models.of(request.namespace) or models.first  # (which refuses prompts of other models)
     async with cancelled_at_end(stream):
         subnet = subnet_of(remote_address(stream.peer))
-        await serve_request(engine, request, send, stream.peer, subnet, owner, requests)
+        begun = begun_answer(engine, request, stream.peer, subnet, owner)
+        await send_answer(begun, engine, send, requests.serving(request, stream.peer))
 
 
 def _in_whole_blocks(frame: ServingFrame) -> ServingFrame:

@@ -7,6 +7,7 @@ the client with the most rows. All peers together count as one client here, so t
 Also, only a limited number of peers' requests per second reaches the journal and the log.
 """
 
+import logging
 import secrets
 import time
 from collections import Counter, OrderedDict, deque
@@ -60,13 +61,23 @@ _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
 class _Record:
     started_at: float
     """Seconds of the monotonic clock."""
-    row: RequestRow | None = None
-    """Only for a request that entered here."""
+    made: RequestRow | None = None
+    """The row without ``changes``; only for a request that entered here."""
     steps: list[TraceStep] = field(default_factory=list)
     matched_tokens: dict[bytes, int] = field(default_factory=dict)
     """Peer -> the cached tokens its digest promised when it was chosen."""
     is_told: bool = True
     """Whether it reaches the journal and the log."""
+    changes: dict[str, object] = field(default_factory=dict)
+    """What has changed since the row was made: rows are seldom looked at before their request has ended."""
+
+    @property
+    def row(self) -> RequestRow | None:
+        """Only for a request that entered here."""
+        if self.changes and self.made is not None:
+            self.made = msgspec.structs.replace(self.made, **self.changes)
+            self.changes.clear()
+        return self.made
 
 
 @dataclass
@@ -123,6 +134,7 @@ class RequestLog:
         self._changed = Signal()
         self._version = 0
         self._peer_bucket = TokenBucket(PEER_RATE, PEER_BURST, clock())
+        self._logs_steps = log.is_enabled_for(logging.DEBUG)
         self.totals = Totals()
         self.ttft = _histogram("mycelia_ttft", "Time to first token of prompts that entered here.")
         self.duration = _histogram("mycelia_request_duration", "Duration of answers to prompts that entered here.")
@@ -341,7 +353,7 @@ class RequestLog:
     def _is_own(self, request_id: bytes) -> bool:
         """Whether a client of this node's HTTP sent the request."""
         record = self._entered.get(request_id)
-        return record is not None and record.row is not None and not is_peer(record.row.client)
+        return record is not None and record.made is not None and not is_peer(record.made.client)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -363,14 +375,14 @@ class RequestLog:
         if len(record.steps) < MAX_TRACE_STEPS:
             step = TraceStep(at_ms=self._ms(record), name=name, detail=detail[:MAX_DETAIL_CHARS], peer=peer[:64])
             record.steps.append(step)
-        if name not in _ENDS:  # (which are logged with all facts at the end)
+        if self._logs_steps and name not in _ENDS:  # (which are logged with all facts at the end)
             log.debug(f"request_{name}", request=request_id.hex(), detail=detail, peer=id_text(peer) if peer else "")
 
     def _keep(self, request_id: bytes, record: _Record) -> None:
-        assert record.row is not None
+        assert record.made is not None
         self._remove(request_id)  # (it is there only if interrupted, see new_id)
         self._entered[request_id] = record
-        self._rows.add(request_id, record.row.client)
+        self._rows.add(request_id, record.made.client)
         if len(self._entered) > MAX_REQUESTS:
             self._remove(self._rows.surplus())
 
@@ -383,20 +395,21 @@ class RequestLog:
 
     def update(self, request_id: bytes, **changes: object) -> None:
         record = self._entered.get(request_id)
-        if record is not None and record.row is not None:
-            record.row = msgspec.structs.replace(record.row, **changes)
+        if record is not None and record.made is not None:
+            record.changes.update(changes)
             self._wake()
 
     def _ended(self, request_id: bytes, status: str, outcome: str, **changes: object) -> None:
         self.totals.entered[outcome] += 1
         record = self._entered.get(request_id)
-        if record is None or record.row is None:
+        if record is None:
             return
         self.update(request_id, status=status, total_ms=self._ms(record), **changes)
-        if record.is_told:
-            self.on_change(record.row, self.steps(request_id))
-            fields = {name: value for name in _LOGGED if (value := getattr(record.row, name)) not in ("", None)}
-            log.info(f"request_{status}", request=record.row.id, **fields)
+        row = record.row
+        if record.is_told and row is not None:
+            self.on_change(row, self.steps(request_id))
+            fields = {name: value for name in _LOGGED if (value := getattr(row, name)) not in ("", None)}
+            log.info(f"request_{status}", request=row.id, **fields)
 
     def _wake(self) -> None:
         self._version += 1

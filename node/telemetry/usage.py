@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -131,24 +132,22 @@ class UsageMeter:
         for counts in self._counts(name, ""):
             counts.refused += 1
 
-    @asynccontextmanager
-    async def counting(
+    def counting(
         self,
         opened: AbstractAsyncContextManager[AsyncIterator[EntryFrame]],
         client: bytes,
         model: str,
         on_end: Callable[[str], None] = lambda outcome: None,
-    ) -> AsyncIterator[AsyncIterator[EntryFrame]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """``opened``, an answer, whose usage is added at its end. on_end: called with ``Use.outcome``."""
-        use = Use(model)
-        try:
-            async with opened as frames:
-                yield _MeteredFrames(frames, use)
-        finally:
+
+        def end(use: Use) -> None:
             if use.routed_tokens is None:
                 use.model = ""  # (clients may name anything)
             self.add(client, use)
             on_end(use.outcome)
+
+        return _Metered(opened, Use(model), end)
 
     def _counts(self, name: str, model: str) -> tuple[Counts, Counts]:
         today = self._today()
@@ -238,6 +237,33 @@ def read_usage(folder: Path, first_day: str) -> list[UsageRow]:
     """The rows of all files from ``first_day`` on. Files that cannot be read have none."""
     days = sorted(path.stem for path in folder.glob(f"????-??-??{_SUFFIX}") if path.stem >= first_day)[-MAX_DAYS:]
     return [row for day in days for row in _file(day).peek(folder) or []]
+
+
+class _Metered(AbstractAsyncContextManager[AsyncIterator[EntryFrame]]):
+    """See ``UsageMeter.counting``."""
+
+    def __init__(
+        self,
+        opened: AbstractAsyncContextManager[AsyncIterator[EntryFrame]],
+        use: Use,
+        end: Callable[[Use], None],
+    ) -> None:
+        self._opened = opened
+        self._use = use
+        self._end = end
+
+    async def __aenter__(self) -> AsyncIterator[EntryFrame]:
+        try:
+            return _MeteredFrames(await self._opened.__aenter__(), self._use)
+        except BaseException:
+            self._end(self._use)
+            raise
+
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        try:
+            return await self._opened.__aexit__(*exc_info)
+        finally:
+            self._end(self._use)
 
 
 class _MeteredFrames:

@@ -128,6 +128,16 @@ class FairOrder(Generic[LineT]):
         self._level = self._floor()
         self._last = key
 
+    def passed(self, key: Key, service: float) -> LineT:
+        """The line of a share whose item starts at once, and receives ``service``, while nothing waits in this order:
+        ``entered``, ``starts``, ``left`` and ``charge`` in one. Mutates."""
+        floor = self._floor()
+        share = self._known(key)
+        counter = max(share.counter, floor)
+        self._last, self._level = key, counter + LEVEL_SHARE * max(service, 0.0)
+        share.counter = counter + service
+        return share.line
+
     def charge(self, key: Key, service: float) -> None:
         """A share received service; below 0: gives it back. Mutates."""
         self._known(key).counter += service

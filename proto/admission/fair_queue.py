@@ -135,6 +135,17 @@ class FairQueue(Generic[T]):
             self._num_waiting += 1
         return wait_s
 
+    def passes(self, item: T, prompt_tokens: int) -> bool:
+        """Whether nothing waits, so that ``item`` starts at once; it counts as joined and started then. Mutates."""
+        if self._num_waiting:
+            return False
+        client, subnet = item.client, item.subnet
+        service = weighted(client, subnet, prompt_tokens)
+        side, share, key = path_of(client, subnet)
+        self._order.passed(side, service).passed(share, service).passed(key, service)
+        self._shares.passed(_name(key if is_local(subnet) else share))
+        return True
+
     def blocked(self, now: float) -> None:
         """Call when something waits and nothing can start. Mutates only the pace."""
         self._shares.pace.waits(now)

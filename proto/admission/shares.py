@@ -112,6 +112,10 @@ class Shares:
             self._retry_times.popitem(last=False)
         return wait_s
 
+    def passed(self, client: bytes) -> None:
+        """``client`` took a place that was free at once: its retry time is used. Mutates."""
+        self._retry_times.pop(client, None)
+
     def _fits(self, num_own: int, num_taken: float, own_start_s: float) -> bool:
         """own_start_s: seconds between places that this client frees."""
         is_soon = num_own == 0 or num_own * own_start_s < self._max_wait_s

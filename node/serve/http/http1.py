@@ -11,8 +11,10 @@ The application reads and writes the socket itself, in the task that calls ``rec
 """
 
 import math
+import re
 import ssl
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
@@ -49,6 +51,9 @@ MAX_REST_PIECES = 64
 _FEED_BYTES = 4_096
 """Bytes given to h11 at once: 2 ms if the lines are of the shortest."""
 _GONE: Message = {"type": "http.disconnect"}
+_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+"""Headers by which h11 knows where a body ends, and whether the connection does."""
+_HEADER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class HttpConnection:
@@ -294,7 +299,7 @@ class HttpConnection:
                 is_last = is_last or self._http.their_state is h11.SEND_BODY  # (nothing will read the rest of the body)
             if is_last:
                 headers.append((b"connection", b"close"))
-            self._head = self._http.send(h11.Response(status_code=message["status"], headers=headers)) or b""
+            self._head = self._head_of(message["status"], headers)
             return
         data, self._head = self._head, b""
         body = message.get("body", b"")
@@ -303,6 +308,20 @@ class HttpConnection:
         if not message.get("more_body", False):
             data += self._http.send(h11.EndOfMessage()) or b""
         await self._socket.write(data)
+
+    def _head_of(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """The head of a response. h11 checks each header three times, so it gets only those that concern it, and the
+        others come behind its own. Raises LocalProtocolError."""
+        framing, others = list[tuple[bytes, bytes]](), list[bytes]()
+        for name, value in headers:
+            if name.lower() in _FRAMING:
+                framing.append((name, value))
+                continue
+            others.append(b"%b: %b" % (name, value))
+            if not _HEADER.fullmatch(others[-1]):
+                raise h11.LocalProtocolError(f"not a header: {others[-1]!r}")
+        head = self._http.send(h11.Response(status_code=status, headers=framing)) or b""
+        return b"\r\n".join((head.removesuffix(b"\r\n\r\n"), *others, b"", b""))
 
 
 def _date() -> bytes:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,12 +23,19 @@ _MAX_SHOWN = 64
 
 def usual(path: str) -> str:
     """``path`` as the routes spell it. Idempotent, so that every check sees the same path."""
+    return _usual_short(path) if len(path) <= _MAX_SHOWN else _usual(path)
+
+
+def _usual(path: str) -> str:
     path = re.sub("/{2,}", "/", path)
     path = _AZURES.sub("", path.rstrip("/"), count=1) or "/"
     path = _DOUBLED.sub(PREFIX, path, count=1) if _DOUBLED.match(path) else path
     if _RERANKS.fullmatch(path):
         return "/v1/rerank"
     return PREFIX + path if _UNPREFIXED.fullmatch(path) else path
+
+
+_usual_short = lru_cache(maxsize=256)(_usual)
 
 
 class UsualPaths:

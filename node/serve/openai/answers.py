@@ -12,7 +12,7 @@ from mycelia.node.peer_id import peer_text
 from mycelia.node.requests.prompt_logprobs import MAX_PROMPT_RECORDS
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.http.bodies import STREAM_HEADERS
-from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
+from mycelia.node.serve.http.disconnect import cancel_at_disconnect
 from mycelia.node.serve.openai.errors import status_of
 from mycelia.node.serve.openai.logprobs import mean_logprob, prompt_text
 from mycelia.node.serve.openai.reading import AnswerPart, ReadAnswer
@@ -61,6 +61,8 @@ class OpenAiAnswer:
         ]
         self._began_s = trio.current_time()
         self._failed: Failed | None = None
+        self._facts: list[tuple[bytes, bytes]] = []
+        """The headers of the first choice, made while its first token is awaited; empty: not made since its route."""
         self._num_records = 0
         """Logprobs of prompts that came, alternatives included."""
         self._all_routed = trio.Event()
@@ -69,10 +71,11 @@ class OpenAiAnswer:
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         out: _Whole | _Stream = _Stream(self, send) if self._wanted.is_stream else _Whole(self, send)
         is_over = False
-        async with cancelled_at_disconnect(receive) as nursery:
-            nursery.start_soon(out.keep_alive)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, receive, nursery, out)
             await self._follow_all(out)
             is_over = True
+            nursery.cancel_scope.cancel()
         if is_over:  # (otherwise the client is gone)
             await out.end(self._failed)
 
@@ -108,11 +111,13 @@ class OpenAiAnswer:
         match frame:
             case Route():
                 choice.route = frame
+                self._facts = []
                 choice.reading.begin(frame)
                 if all(one.route is not None for one in self._choices):
                     self._all_routed.set()
             case Begun():
                 choice.begun = frame
+                out.expect(choice)
             case PromptLogprobs():
                 choice.prompt += frame.logprobs
             case Text() if not is_keep_alive(frame):
@@ -180,19 +185,35 @@ class OpenAiAnswer:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The facts known by now about the first choice."""
         choice = self._choices[0]
-        told: dict[str, str] = {}
-        if choice.begun is not None:
-            told["served-by"] = peer_text(choice.begun.served_by)
-            told["cached-tokens"] = str(choice.begun.cached_tokens)
-        if choice.end is not None:
-            told["ttft-ms"] = str(choice.end.ttft_ms)
-        elif choice.first_s is not None:
-            told["ttft-ms"] = str(round((choice.first_s - self._began_s) * 1000))
-        if choice.route is not None:
-            told["route"] = choice.route.reason
-        told_bytes = [(b"x-mycelia-" + name.encode(), header_value(text)) for name, text in told.items()]
+        ttft_ms = None if choice.first_s is None else round((choice.first_s - self._began_s) * 1000)
+        ttft_ms = choice.end.ttft_ms if choice.end is not None else ttft_ms
+        facts = self._facts or self._known_facts()
+        return facts if ttft_ms is None else [*facts, (b"x-mycelia-ttft-ms", b"%d" % ttft_ms)]
+
+    def expect(self) -> None:
+        """A node has begun, and its first token is awaited: the time for work that need not be done after it."""
+        self._facts = self._known_facts()
+
+    def _known_facts(self) -> list[tuple[bytes, bytes]]:
+        choice = self._choices[0]
         request_id = self._wanted.asks[0].request_id.hex().encode()
-        return [*((name, request_id) for name in self._shape.id_headers), *told_bytes]
+        facts = [(name, request_id) for name in self._shape.id_headers]
+        if choice.begun is not None:
+            facts.append((b"x-mycelia-served-by", header_value(peer_text(choice.begun.served_by))))
+            facts.append((b"x-mycelia-cached-tokens", b"%d" % choice.begun.cached_tokens))
+        if choice.route is not None:
+            facts.append((b"x-mycelia-route", header_value(choice.route.reason)))
+        return facts
+
+
+async def _watch(receive: Receive, nursery: trio.Nursery, out: "_Whole | _Stream") -> None:
+    """Cancels the nursery when the client disconnects. Keeps the client waiting with ``out`` if the answer takes long:
+    most answers have begun before, and need no task for it."""
+    with trio.move_on_after(HOLD_S):
+        await cancel_at_disconnect(receive, nursery.cancel_scope)
+        return
+    nursery.start_soon(out.keep_alive)
+    await cancel_at_disconnect(receive, nursery.cancel_scope)
 
 
 class _Whole:
@@ -204,6 +225,9 @@ class _Whole:
 
     async def keep_alive(self) -> None:
         """Nothing can be sent before the status."""
+
+    def expect(self, choice: Choice) -> None:
+        """Nothing is made before the end."""
 
     async def still_there(self) -> None:
         """Nothing can be sent before the status."""
@@ -239,15 +263,20 @@ class _Stream:
         """What goes out with the next write."""
 
     async def keep_alive(self) -> None:
-        """Sends comments until there is text."""
-        with trio.move_on_after(HOLD_S):
-            await self._has_text.wait()
+        """Sends comments until there is text. Call it after ``HOLD_S``."""
+        if self._has_text.is_set():
+            return
         with trio.move_on_after(MAX_HELD_S):
             await self._answer.all_routed.wait()
         while not self._has_text.is_set():
             await self._write(_COMMENT)
             with trio.move_on_after(KEEP_ALIVE_S):
                 await self._has_text.wait()
+
+    def expect(self, choice: Choice) -> None:
+        """Makes what will be sent before the choice's first text."""
+        self._answer.expect()
+        choice.opening = self._answer.shape.opening_ahead(choice)
 
     async def still_there(self) -> None:
         """An answer that has begun may move and be computed again."""
@@ -277,7 +306,7 @@ class _Stream:
         if choice.index in self._opened:
             return b""
         self._opened.add(choice.index)
-        return self._answer.shape.opening(choice)
+        return choice.opening or self._answer.shape.opening(choice)
 
     async def _write(self, data: bytes, is_last: bool = False) -> None:
         try:

@@ -43,6 +43,8 @@ class Choice:
     """The prompt, if the choice begins with it."""
     has_echo: bool = False
     num_chars: int = 0
+    opening: bytes = b""
+    """Its first events, if they are made already."""
     route: Route | None = None
     begun: Begun | None = None
     first_s: float | None = None
@@ -72,6 +74,10 @@ class Shape(ABC):
 
     def opening(self, choice: Choice) -> bytes:
         """The events before the first piece of a choice."""
+        return b""
+
+    def opening_ahead(self, choice: Choice) -> bytes:
+        """``opening``, called while the first piece is awaited; empty: it can only be made then."""
         return b""
 
     @abstractmethod
@@ -128,6 +134,9 @@ class ChatShape(OpenAiShape):
 
     def opening(self, choice: Choice) -> bytes:
         return event(self._chunk([ChunkChoice(choice.index, Delta(role="assistant", content=""))]))
+
+    def opening_ahead(self, choice: Choice) -> bytes:
+        return self.opening(choice)
 
     def piece(self, choice: Choice, said: AnswerPart, is_prompt: bool = False) -> bytes:
         has_logprobs = self._wanted.with_logprobs and not said.thought and said.call is None

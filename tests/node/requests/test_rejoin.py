@@ -339,7 +339,7 @@ async def test_who_has_only_just_come_is_told_nothing(
 async def test_text_and_tokens_never_come_apart() -> None:
     """Frames may end inside a character, as those of a full batch do."""
     waiting = AnswerFrames(ByteShares(1_000_000), "")
-    running = RunningAnswer(FakeEngine(), waiting, 0.0, None, b"")
+    running = RunningAnswer(FakeEngine(), waiting, 0.0, None, b"", "")
     euro = "€".encode()
     for tokens, data in (([1], b"a" + euro[:1]), ([2], euro[1:] + b"b"), ([3], euro[:2]), ([4], b""), ([5], euro[2:])):
         running.deliver(data, tokens)

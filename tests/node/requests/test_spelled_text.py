@@ -36,7 +36,7 @@ def test_control_tokens_stand_where_the_model_wrote_them(text: bytes, tokens: li
 
 def test_a_text_that_became_longer_comes_in_several_frames() -> None:
     frames = AnswerFrames(ByteShares(1 << 24), "")
-    running = RunningAnswer(FakeEngine(), frames, 0.0, None, b"", spelled=SPELLED)
+    running = RunningAnswer(FakeEngine(), frames, 0.0, None, b"", "", spelled=SPELLED)
     running.deliver(b"Hm" * 32_000, [OPEN] * 1_000 + [1] * 32_000)
     told = [frame for frame in drained(frames) if isinstance(frame, Text)]
     assert "".join(frame.text for frame in told) == "<think>" * 1_000 + "Hm" * 32_000

@@ -139,6 +139,39 @@ def test_what_is_started_in_vain_comes_first_again_and_is_not_counted() -> None:
     queue.check_invariants()
 
 
+PLACES = [(b"", ""), (A, ""), (A, "s"), (B, "s"), (C, "local 1"), (B, "member s")]
+"""Clients with their subnets, of all kinds."""
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), st.integers(0, 5_000), st.booleans()), max_size=30))
+@settings(max_examples=examples(100), deadline=None)
+def test_what_passes_counts_as_joined_and_started(comings: list[tuple[tuple[bytes, str], int, bool]]) -> None:
+    """Two queues see the same; in one of them, what finds the queue empty passes."""
+    passing, other = FairQueue[Item](64), FairQueue[Item](64)
+    waiting: list[tuple[Item, Item]] = []
+    for (client, subnet), tokens, starts in comings:
+        items = Item(client, tokens, subnet), Item(client, tokens, subnet)
+        was_empty, passes = not other, starts and passing.passes(items[0], tokens)
+        assert passes == (starts and was_empty)
+        assert other.join(items[1], 0.0) == 0.0
+        if passes:
+            other.start(items[1], tokens, 0.0)
+        else:
+            assert passing.join(items[0], 0.0) == 0.0
+            waiting.append(items)
+        if len(waiting) > 2:
+            first = next(iter(passing))
+            pair = next(pair for pair in waiting if pair[0] is first)
+            assert next(iter(other)) is pair[1]
+            passing.start(pair[0], pair[0].tokens, 0.0)
+            other.start(pair[1], pair[1].tokens, 0.0)
+            waiting.remove(pair)
+        passing.check_invariants()
+        for level in range(3):
+            counters = [[queue.counter(*place, level) for place in PLACES] for queue in (passing, other)]
+            assert counters[0] == counters[1]
+
+
 def test_one_client_gets_half_and_each_more_of_what_is_left() -> None:
     queue = filled(*[A] * 32)
     assert queue.join(Item(A), 0.0) > 0

@@ -99,6 +99,29 @@ async def test_an_old_client_knows_no_chunks() -> None:
         assert (await until(stream, b"0\r\n\r\n")).endswith(b"\r\n\r\n4\r\none \r\n3\r\ntwo\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize("value", ["a\r\nset-cookie: b", "a\nb", "a\0b", "a\rb"])
+async def test_a_header_with_control_characters_is_never_sent(value: str) -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await reply(send, b"hello", x_odd=value)
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/", Connection="close"))
+        answer = b"".join([bytes(piece) async for piece in stream])
+    assert answer.startswith(b"HTTP/1.1 500 ") and b"x-odd" not in answer
+
+
+async def test_a_length_in_capitals_is_the_bodys_length() -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await body_of(receive)
+        await reply(send, b"hello", Content_Length="5", Tab="a\tb")
+
+    async with connected(app) as stream:
+        await stream.send_all(request("GET", "/", Connection="close"))
+        head, _, body = b"".join([bytes(piece) async for piece in stream]).partition(b"\r\n\r\n")
+    assert body == b"hello" and b"chunked" not in head and head.count(b"ength") == 1 and b"Tab: a\tb" in head
+
+
 async def test_head_has_the_headers_and_no_body() -> None:
     async with connected(echo) as stream:
         await stream.send_all(request("HEAD", "/") + request("GET", "/", Connection="close"))
