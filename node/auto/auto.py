@@ -1,12 +1,11 @@
 """``mycelia node --auto``: the node that serves the model of the catalogue which the swarm lacks most.
 
-``proto/supply/chooser.py`` decides; here it gets what it sees, and its moves are made. A model is fetched by a process
-of its own, ``mycelia model pull``. It is served before the one that it replaces is withdrawn; answers that have begun
-end as usual.
+``proto/supply/chooser.py`` decides; here it gets what it sees, and its moves are made. A model is served before the one
+that it replaces is withdrawn; answers that have begun end as usual. A download that the end of the process cut off goes
+on after the start.
 """
 
 import random
-import subprocess
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,19 +18,19 @@ import trio
 from msgspec import Struct
 
 from mycelia.node.app import Node
+from mycelia.node.auto.fetch import Say, pull
 from mycelia.node.auto.machine import UNKNOWN_LINE, Machine, free_disk_bytes, memory_rate, options
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.pool.facts import FactsFile
 from mycelia.node.engine.pool.pool import PoolModel
 from mycelia.node.engine.probe.probe import free_gpu_bytes
 from mycelia.node.engine.shares import EngineShares
-from mycelia.node.errors import one_line
 from mycelia.node.models.catalogue import Catalogue, load_catalogue, one_name
 from mycelia.node.models.find import find_model
 from mycelia.node.models.hub_cache import cache_folder
-from mycelia.node.service.manager import program
+from mycelia.node.network.network import NetworkError
 from mycelia.node.storage.sealed import SealedFile
-from mycelia.proto.supply.chooser import Began, Chooser, Effect, Failed, Looked, Move, Option, Stay, View
+from mycelia.proto.supply.chooser import Began, Chooser, Continued, Effect, Failed, Looked, Move, Option, Stay, View
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
@@ -51,6 +50,8 @@ class Kept(Struct, frozen=True):
     decided_at: float = 0.0
     """Unix time of the last decision."""
     line_rate: float = UNKNOWN_LINE
+    fetching: str = ""
+    """The catalogue's name of the model that is being fetched; empty: none."""
 
 
 AUTO_FILE = SealedFile("auto.msgpack", Kept, "the node chooses its model anew")
@@ -85,23 +86,8 @@ class _Held:
 
     name: str
     served_as: str
-    engines: Sequence[Engine]
-    """One for each part."""
+    served: Sequence[tuple[Part, Engine]]
     scope: trio.CancelScope
-
-
-async def pull(name: str) -> None:
-    """Fetch a model of the catalogue in a process of its own. Raises LocalError."""
-    done = await trio.run_process(
-        [*program(), "model", "pull", name],
-        stdin=subprocess.DEVNULL,
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise LocalError(one_line(lines[-1])[:300] if lines else f"the download ended with {done.returncode}")
 
 
 class Auto:
@@ -117,7 +103,7 @@ class Auto:
         allowed: Callable[[str], bool] = lambda name: True,
         is_first: bool = True,
         find: Callable[[str], Path] = find_model,
-        fetch: Callable[[str], Awaitable[None]] = pull,
+        fetch: Callable[[str, Say], Awaitable[None]] = pull,
         catalogue: Callable[[], Catalogue] = load_catalogue,
         rng: random.Random | None = None,
     ) -> None:
@@ -146,6 +132,8 @@ class Auto:
         self._gpu_bytes, self._memory_rate = 0, 0.0
         """The most that was measured."""
         self._reason = "it listens first to what is asked for"
+        self._progress = ""
+        """The last line about the download that goes on."""
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -160,7 +148,8 @@ class Auto:
         """What was chosen and why, for people."""
         held = f"serves {self._held.name}: " if self._held else ""
         minutes = max(0, round((self.chooser.due_at - self._now()) / 60))
-        return f"{held}{self._reason}; decides again in {minutes} min"
+        progress = f" ({self._progress})" if self._progress else ""
+        return f"{held}{self._reason}{progress}; decides again in {minutes} min"
 
     async def decide(self) -> None:
         """Look at what is asked for, and move if that helps."""
@@ -244,71 +233,95 @@ class Auto:
             case Move():
                 self._reason = f"fetches {effect.model}: {effect.reason}"
                 log.info("auto_moves", model=effect.model, instead=effect.instead, reason=effect.reason)
-                await self._move(effect)
+                await self._move(effect.model, effect.reason)
             case _:
                 assert_never(effect)
 
-    async def _move(self, move: Move) -> None:
+    async def _move(self, model: str, reason: str) -> None:
         before = self._held
         try:
-            await self._obtain(move.model)
-            await self._serve(move.model)
-        except (LocalError, OSError) as exc:
-            log.warning("auto_failed", model=move.model, reason=str(exc))
-            self._reason = f"{move.model} cannot be served here: {exc}"
-            self.chooser.handle(Failed(move.model), self._now())
+            await self._obtain(model)
+            await self._serve(model)
+        except (LocalError, NetworkError, OSError) as exc:
+            log.warning("auto_failed", model=model, reason=str(exc))
+            self._reason = f"{model} cannot be served here: {exc}"
+            self.chooser.handle(Failed(model), self._now())
             return
-        self._reason = move.reason
+        self._reason = reason
         if before is not None:
             await self._withdraw(before)
 
     async def _resume(self) -> None:
-        """Serve the model of the last run, if its file is still here."""
-        name = self._kept.model
+        """Serve the model of the last run, if its file is still here, and go on with the download of its last move."""
+        name, fetching = self._kept.model, self._kept.fetching
         if name and self._held is None:
             try:
                 await self._serve(name)
                 self._reason = "it served this model before its restart"
-            except LocalError as exc:
+            except (LocalError, NetworkError) as exc:
                 log.info("auto_not_resumed", model=name, reason=str(exc))
+        if fetching:
+            self._keep(fetching="")
+            if await run_in_thread(self._found, fetching) is None:  # (if it is whole, to load it may have been the end)
+                log.info("auto_continues", model=fetching)
+                self.chooser.handle(Continued(fetching), self._now())
+                self._reason = f"goes on fetching {fetching}, which it chose before its restart"
+                await self._move(fetching, "it chose this model before its restart")
 
     async def _obtain(self, name: str) -> None:
         """Fetch the model if it is not here. Raises LocalError."""
         if await run_in_thread(self._found, name) is not None:
             return
-        entry = (await run_in_thread(self._catalogue))[name]
+        entry = (await run_in_thread(self._catalogue)).get(name)
+        if entry is None:
+            raise LocalError(f"the catalogue has no {name} any more")
         began = trio.current_time()
-        await self._fetch(name)
+        self._keep(fetching=name)
+        try:
+            await self._fetch(name, self._say)
+        except (LocalError, OSError):
+            self._keep(fetching="")
+            raise
+        finally:
+            self._progress = ""
+        self._keep(fetching="")
         took_s = trio.current_time() - began
         if took_s >= SHORTEST_PULL_S:
             self._keep(line_rate=entry.size_bytes / took_s)
+
+    def _say(self, line: str) -> None:
+        self._progress = line
+        log.info("fetching_model", says=line)
 
     async def _serve(self, name: str) -> None:
         """Serve a model that is here, in all swarms. Raises LocalError."""
         model = self._pool_model(str(await run_in_thread(self._find, name)))
         shares = EngineShares(await self._pool.add(model))
-        engines = [part.share_of(shares) for part in self._parts]
         scope = trio.CancelScope()
         self._nursery.start_soon(_run_shares, shares, scope)
-        held = _Held(name, model.name, engines, scope)
+        served: list[tuple[Part, Engine]] = []
+        held = _Held(name, model.name, served, scope)
         try:
-            for part, engine in zip(self._parts, engines, strict=True):
-                await part.node.serve(engine)
-        except LocalError:
-            await self._pool.remove(model.name)
-            scope.cancel()
+            for part in self._parts:
+                if not part.node.ended:
+                    engine = part.share_of(shares)
+                    await part.node.serve(engine)
+                    served.append((part, engine))
+        except (LocalError, NetworkError):
+            await self._withdraw(held)
             raise
-        for part, engine in zip(self._parts, engines, strict=True):
-            if self._is_first:
+        if self._is_first:
+            for part, engine in served:
                 part.node.prefer(engine)
         self._held = held
         self.chooser.handle(Began(name), self._now())
         self._keep(model=name)
-        log.info("serving", model=model.name, reuse=engines[0].info.reuse)
+        log.info("serving", model=model.name)
 
     async def _withdraw(self, held: _Held) -> None:
-        for part, engine in zip(self._parts, held.engines, strict=True):
-            await part.node.withdraw(engine)
+        for part, engine in held.served:
+            if not part.node.ended:
+                await part.node.withdraw(engine)
         await self._pool.remove(held.served_as)
         held.scope.cancel()
         log.info("withdrawn", model=held.served_as)

@@ -1,5 +1,7 @@
 """``mycelia model``: the models on this machine. What the swarm serves: ``mycelia models``."""
 
+import os
+import threading
 from typing import TYPE_CHECKING
 
 import click
@@ -58,10 +60,13 @@ HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count.
 {NAMES}""",
 )
 @click.argument("name")
-def pull(name: str) -> None:
+@click.option("--exit-with-parent", is_flag=True, help="End when standard input ends, for programs that fetch models.")
+def pull(name: str, exit_with_parent: bool) -> None:
     from mycelia.node.models.pull import pull as fetch
     from mycelia.node.terminal.models import watching
 
+    if exit_with_parent:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     with watching() as watch:
         try:
             path = fetch(name, watch, lambda name, size: _note_memory(watch, name, size))
@@ -154,6 +159,13 @@ def catalogue(as_json: bool) -> None:
     from mycelia.node.terminal.models import show_catalogue
 
     print_view(load_catalogue(), as_json, show_catalogue)
+
+
+def _end_with_input() -> None:
+    """Ends the process when standard input ends: what was fetched stays, and the next one goes on from there."""
+    while os.read(0, 4_096):
+        pass
+    os._exit(1)
 
 
 def _note_memory(watch: "Watch", name: str, size: int) -> None:

@@ -14,7 +14,7 @@ Many nodes see the same lack. They take *turns*: each node ranks itself among th
 model and hour. With a lack of x nodes the first x in the order move, the next one with the probability of the rest. All
 nodes get the same order without a message, and each hour another one. Where those whose turn it is do not move (the
 model does not fit there, or they are needed where they are), the number of turns doubles with each decision, until
-somebody has begun.
+somebody has begun. A node that hears of no other one that chooses takes no turns.
 
 No claim of other nodes is believed alone: see ``demand.believed``. A node's own clients are believed.
 """
@@ -40,8 +40,9 @@ LEAST_GAIN = 2.0
 MAX_DOUBLINGS = 6
 COMING_S = 2_400.0
 """Time after a move in which refusals that the move has ended still show in rates."""
-RETRY_S = 21_600.0
-"""Pause before a model that could not be fetched or loaded is chosen again."""
+RETRY_S, MAX_RETRY_S = 3_600.0, 86_400.0
+"""Pause before a model that could not be fetched or loaded is chosen again, doubled by each further failure, up to a
+maximum."""
 PAYS_S = 86_400.0
 """A download has to pay within this time."""
 LEAST_RATE = 5.0
@@ -114,13 +115,20 @@ class Began:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """The Move of its last run, which did not come to its end, goes on. Answer with Began or Failed."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """The model of a Move cannot be served."""
 
     model: str
 
 
-Event = Reported | Looked | Began | Failed
+Event = Reported | Looked | Began | Continued | Failed
 
 
 # --- effects ----------------------------------------------------------------------------------------------------------
@@ -162,8 +170,8 @@ class Chooser:
         """The chosen model that the node serves; empty: none yet."""
         self._moving = ""
         self._began_at = -math.inf
-        self._set_aside: dict[str, float] = {}
-        """Model that could not be served -> until when it is not chosen."""
+        self._set_aside: dict[str, tuple[float, int]] = {}
+        """Model that could not be served -> (until when it is not chosen, failures in a row)."""
         self._passed: dict[str, tuple[int, float]] = {}
         """Model that was worth a move, but not this node's turn -> (how often in a row, nodes that served it then)."""
         self.due_at = max(now + rng.uniform(*LISTEN_S), min(decided_at, now) + INTERVAL_S)
@@ -177,9 +185,14 @@ class Chooser:
             case Began():
                 self.held, self._moving, self._began_at = event.model, "", now
                 self._passed.clear()
+                self._set_aside.pop(event.model, None)
+            case Continued():
+                self._moving = event.model
             case Failed():
                 self._moving = ""
-                self._set_aside[event.model] = now + RETRY_S
+                _, num_failed = self._set_aside.get(event.model, (now, 0))
+                pause_s = min(RETRY_S * 2.0 ** min(num_failed, MAX_DOUBLINGS), MAX_RETRY_S)
+                self._set_aside[event.model] = now + pause_s, num_failed + 1
             case Looked():
                 self.due_at = now + INTERVAL_S * (1 + self._rng.uniform(0, JITTER))
                 return [self._decide(event.view, now)]
@@ -193,10 +206,12 @@ class Chooser:
     # --- the decision -------------------------------------------------------------------------------------------------
 
     def _decide(self, view: View, now: float) -> Effect:
-        self._set_aside = {name: until for name, until in self._set_aside.items() if until > now}
-        options = [one for one in view.options if one.name not in self._set_aside]
+        aside = self._set_aside = {name: one for name, one in self._set_aside.items() if one[0] + MAX_RETRY_S > now}
+        options = [one for one in view.options if one.name not in aside or aside[one.name][0] <= now]
         if self._moving:
             return Stay(f"{self._moving} is still being fetched")
+        if not options and aside:
+            return Stay(f"no model could be fetched and loaded; {', '.join(sorted(aside))} will be tried again")
         if not options:
             return Stay("no model of the catalogue fits this machine")
         gains = {one: self._gain(one, view, now) for one in options if one.name != self.held}
@@ -258,8 +273,9 @@ class Chooser:
         num_passed = 0 if num_nodes > num_before else min(num_passed + 1, MAX_DOUBLINGS)
         self._passed[option.name] = num_passed, num_nodes
         own, fraction = self._hashed(option.name, now)
-        rank = sum(_hashed(peer, option.name, now)[0] < own for peer in self.heard.choosers(now))
-        return rank + fraction < self._lack(option, view, now) / option.per_hour * (1 << num_passed)
+        others = self.heard.choosers(now)
+        rank = sum(_hashed(peer, option.name, now)[0] < own for peer in others)
+        return not others or rank + fraction < self._lack(option, view, now) / option.per_hour * (1 << num_passed)
 
     def _hashed(self, model: str, now: float) -> tuple[float, float]:
         return _hashed(self._me, model, now)

@@ -93,6 +93,7 @@ def rounded(rate: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
+    peer: bytes
     subnet: str
     at: float
     asked: Mapping[str, int]
@@ -122,7 +123,7 @@ class HeardDemand:
         for row in demand.models:  # (a model may have several names)
             asked[row.model] = asked.get(row.model, 0) + row.asked
             refused[row.model] = refused.get(row.model, 0) + row.refused
-        self._heard[peer] = _Heard(subnet, now, asked, refused, frozenset(demand.coming), demand.chooses)
+        self._heard[peer] = _Heard(peer, subnet, now, asked, refused, frozenset(demand.coming), demand.chooses)
         self._num_of[subnet] += 1
         if len(self._heard) > MAX_HEARD:
             self._forget(next(iter(self._heard)))
@@ -141,7 +142,7 @@ class HeardDemand:
 
     def choosers(self, now: float) -> list[bytes]:
         """The nodes that choose their models themselves."""
-        return [peer for peer, heard in self._heard.items() if heard.chooses and now - heard.at <= HEARD_S]
+        return [one.peer for one in self._fresh(now) if one.chooses]
 
     def num_fresh(self, now: float) -> int:
         return len(self._fresh(now))

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from mycelia.node.auto import auto as auto_module
-from mycelia.node.auto.auto import AUTO_FILE, Auto, Kept, Part, pull
+from mycelia.node.auto.auto import AUTO_FILE, Auto, Kept, Part
+from mycelia.node.auto.fetch import Say, pull
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.pool.pool import PoolModel, open_pool
@@ -73,12 +74,12 @@ class Choosing:
         self._args = data_dir, nursery
         self.auto = self.made()
 
-    def made(self) -> Auto:
+    def made(self, *others: Member) -> Auto:
+        """others: further parts of the node."""
         data_dir, nursery = self._args
-        part = Part(self.one.node, lambda shares: shares.of(b""))
         return Auto(
             self.pool,
-            [part],
+            [Part(member.node, lambda shares: shares.of(b"")) for member in (self.one, *others)],
             data_dir,
             nursery,
             lambda path: PoolModel(EngineSettings(Path(path), Path(path).name, fake=True)),
@@ -93,7 +94,8 @@ class Choosing:
             raise MissingError(name)
         return Path(name)
 
-    async def fetch(self, name: str) -> None:
+    async def fetch(self, name: str, say: Say) -> None:
+        say(f"1 of 2 bytes of {name}")
         await trio.sleep(10)
         self.fetched.append(name)
         self.here.add(name)
@@ -180,6 +182,42 @@ async def test_after_a_restart_it_serves_the_same_and_does_not_decide_sooner(
             nursery.cancel_scope.cancel()
 
 
+async def test_a_download_that_was_cut_off_goes_on_after_a_restart(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    async with open_choosing(tmp_path) as made:
+        await made.want("qwen3-4b", 200)
+        with trio.move_on_after(TELL_EVERY_S + 6):
+            await made.decided()
+        assert made.fetched == [] and "1 of 2 bytes of qwen3-4b" not in made.auto.text(), "its process has ended"
+        again = made.made()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(again.run)
+            await trio.sleep(5)
+            assert "goes on fetching qwen3-4b" in again.text() and "(1 of 2 bytes of qwen3-4b)" in again.text()
+            assert again.chooser.coming(made.one.node.now()) == ("qwen3-4b",)
+            await trio.sleep(10)
+            assert made.one.node.own_models == ["qwen3-4b", "toy"] and made.fetched == ["qwen3-4b"]
+            nursery.cancel_scope.cancel()
+        kept = AUTO_FILE.load(tmp_path)
+        assert kept is not None and (kept.model, kept.fetching) == ("qwen3-4b", "")
+
+
+async def test_a_model_that_one_part_of_the_node_cannot_serve_is_served_by_none(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    async with open_choosing(tmp_path) as made:
+        await made.others[0].node.serve(FakeEngine(FakeSettings(model_name="smollm3-3b")))
+        AUTO_FILE.save(tmp_path, Kept("smollm3-3b", decided_at=made.one.node.now()))
+        both = made.made(made.others[0])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(both.run)
+            await trio.sleep(10)
+            assert both.chooser.held == "" and not made.pool.engines
+            assert made.one.node.own_models == ["toy"] and made.others[0].node.own_models == ["m0", "smollm3-3b"]
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_model_that_cannot_be_served_changes_nothing(
     autojump_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
@@ -262,5 +300,7 @@ async def test_a_download_that_fails_says_why(tmp_path: Path, monkeypatch: pytes
     for name in ("HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said: list[str] = []
     with trio.fail_after(DEADLINE_S), pytest.raises(LocalError, match="Qwen3-4B-GGUF"):
-        await pull("qwen3-4b")
+        await pull("qwen3-4b", said.append)
+    assert len(said) == 1

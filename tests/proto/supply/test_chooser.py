@@ -10,9 +10,11 @@ from mycelia.proto.supply.chooser import (
     COMING_S,
     INTERVAL_S,
     LISTEN_S,
+    MAX_RETRY_S,
     RETRY_S,
     Began,
     Chooser,
+    Continued,
     Effect,
     Failed,
     Looked,
@@ -166,14 +168,51 @@ def test_turns_double_while_nobody_begins() -> None:
         raise AssertionError("never")
 
 
-def test_what_failed_is_left_alone_for_hours() -> None:
+def test_a_node_that_hears_no_other_one_choose_takes_no_turns() -> None:
+    moved = []
+    for seed in range(20):
+        own = OwnDemand()
+        own.ended("big", False, 0.0, num=4)
+        alone, one_of_many = (chooser(b"me%d" % seed, own=own) for _ in range(2))
+        assert isinstance(look(alone, 0.0), Move)
+        hear(one_of_many, [0] * 10, chooses=True)
+        moved.append(isinstance(look(one_of_many, 0.0), Move))
+    assert sum(moved) <= 2, "eight requests an hour are a twelfth of what one node answers"
+
+
+def test_what_failed_is_left_alone_for_longer_each_time_up_to_a_day() -> None:
+    one, now = chooser(), 1_000.0
+    for pause_s in (RETRY_S, 2 * RETRY_S, 4 * RETRY_S, 8 * RETRY_S, 16 * RETRY_S, MAX_RETRY_S, MAX_RETRY_S):
+        hear(one, [128, 128, 128], now=now)
+        assert isinstance(look(one, now), Move)
+        one.handle(Failed("big"), now)
+        hear(one, [128, 128, 128], now=now + pause_s - 1)
+        assert isinstance(look(one, now + pause_s - 1), Stay)
+        now += pause_s
+    one.handle(Began("big"), now)
+    one.handle(Began("small"), now)
+    hear(one, [128, 128, 128], now=now)
+    assert isinstance(look(one, now), Move)
+    one.handle(Failed("big"), now)
+    hear(one, [128, 128, 128], now=now + RETRY_S)
+    assert isinstance(look(one, now + RETRY_S), Move), "it was served meanwhile: the first failure again"
+
+
+def test_where_nothing_could_be_fetched_it_says_so() -> None:
+    one = chooser(held="")
+    for option in OPTIONS:
+        one.handle(Failed(option.name), 0.0)
+    stay = look(one)
+    assert isinstance(stay, Stay) and "big, small will be tried again" in stay.reason
+
+
+def test_a_move_of_the_last_run_goes_on() -> None:
     one = chooser()
+    one.handle(Continued("big"), 0.0)
     hear(one, [128, 128, 128])
-    assert isinstance(look(one), Move)
-    one.handle(Failed("big"), 2_000.0)
-    assert isinstance(look(one, 5_000.0), Stay)
-    hear(one, [128, 128, 128], now=2_000.0 + RETRY_S)
-    assert isinstance(look(one, 2_000.0 + RETRY_S), Move)
+    assert one.coming(0.0) == ("big", "small") and isinstance(look(one), Stay)
+    one.handle(Began("big"), 2_000.0)
+    assert one.held == "big"
 
 
 def test_a_download_has_to_pay_within_a_day() -> None:
