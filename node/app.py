@@ -18,7 +18,6 @@ import trio
 
 from mycelia.node.driver import OverlayDriver
 from mycelia.node.engine.engine import FIRST_EDGE_ID, Engine
-from mycelia.node.models.catalogue import served_as
 from mycelia.node.network.identity import Identity, verify
 from mycelia.node.network.mapping.mapper import PortMapper
 from mycelia.node.network.network import MessageStream, Network
@@ -210,7 +209,7 @@ class Node:
     ) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
         """See ``Entry.ask``. A prompt for another model enters at a node that serves it, if one can be found; one for
         a model that is not loaded here, at a node where it would begin sooner."""
-        ask = self._as_served(ask)
+        ask = self._named_as_served(ask)
         engine = self._own.named(ask.model)
         find = partial(self.swarm_models.find, ask.model, client)
         if engine is not None and not engine.residence.is_loaded and self.swarm_models.sooner(engine):
@@ -222,11 +221,8 @@ class Node:
     def _known_names(self) -> list[str]:
         return [row.model for row in self.swarm_models.known_rows()]
 
-    def _as_served(self, ask: Ask) -> Ask:
-        """``ask`` with the model's name in the swarm, if it has the one of the catalogue."""
-        if self._own.named(ask.model) is not None:
-            return ask
-        model = served_as(ask.model, self._known_names)
+    def _named_as_served(self, ask: Ask) -> Ask:
+        model = self.swarm_models.name_of(ask.model)
         return ask if model == ask.model else msgspec.structs.replace(ask, model=model)
 
     def _ask_of_peer(self, ask: Ask, peer: bytes) -> AbstractAsyncContextManager[AsyncIterator[EntryFrame]]:
@@ -238,7 +234,7 @@ class Node:
 
         if self._is_paused:
             return one_frame(Failed(code=LEAVING, message=PAUSED_MESSAGE, retryable=True))
-        ask = self._as_served(ask)
+        ask = self._named_as_served(ask)
         find = servers if peer in self._connected() else partial(self.swarm_models.find, ask.model, peer=peer)
         return self._ask(find, ask, None, peer, is_own=False)
 

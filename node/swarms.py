@@ -85,6 +85,10 @@ class Swarms:
         on_end = partial(part.demand.ended, name) if part else lambda outcome: None
         return self._usage.counting(answer, client, name + suffix, on_end)
 
+    def name_of(self, named: str) -> str:
+        """See ``Api.name_of``. One with the suffix of the open network stays as it is."""
+        return self._home.swarm_models.name_of(self.aliases.get(named, named))
+
     def model_for(self, kind: str) -> str:
         """See ``Api.model_for``."""
         return self._home.model_for(kind)

@@ -244,7 +244,7 @@ def _checked(answer: Answer | None) -> Answer:
         raise LocalError("the engine process died while it read this text")
     if isinstance(answer, ipc.Embedded) and answer.is_busy:
         raise BusyError(answer.error, answer.retry_after_s)
-    if isinstance(answer, ipc.Rendered) and answer.is_too_long:
+    if isinstance(answer, ipc.Rendered | ipc.Embedded) and answer.is_too_long:
         raise TooLongError(answer.error)
     if answer.error:
         raise LocalError(answer.error)

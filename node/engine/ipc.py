@@ -249,13 +249,14 @@ class Spelled(_Frame, frozen=True):
 
 class Embedded(_Frame, frozen=True):
     """One vector of 32-bit floats per text, if ``error`` is empty. is_busy: the client may ask again after
-    ``retry_after_s``."""
+    ``retry_after_s``. is_too_long: a text does not fit."""
 
     key: int
     vectors: list[bytes]
     error: str
     is_busy: bool = False
     retry_after_s: float = 0.0
+    is_too_long: bool = False
 
 
 class StoredLeaf(_Frame, frozen=True):

@@ -16,6 +16,7 @@ import trio
 
 from mycelia.node.driver import OverlayDriver
 from mycelia.node.engine.engine import Engine
+from mycelia.node.models.catalogue import served_as
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.queries.questions import ask_all
@@ -139,6 +140,12 @@ class SwarmModels:
             for name in order
         ]
         return [*rows[: len(own)], *sorted(rows[len(own) :], key=lambda row: row.model)]
+
+    def name_of(self, model: str) -> str:
+        """The name in the swarm of the model that ``model`` means: itself, or what the catalogue says of it."""
+        if self._own.named(model) is not None:
+            return model
+        return served_as(model, lambda: [row.model for row in self.known_rows()])
 
     def servers(self, model: str) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes that serve ``model``, first those where a prompt begins soonest, to the

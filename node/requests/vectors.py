@@ -6,6 +6,7 @@ texts: each text is computed by itself, so parts need not go to the same peer. B
 of different models cannot be compared. A peer that does not serve the model passes a part on to one that does, once.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,12 +93,12 @@ class _Wanted:
         long to be sent."""
         part: list[str] = []
         if len(self.query) > MAX_SENT_CHARS:
-            raise LocalError(f"the query has {len(self.query)} characters: at most {MAX_SENT_CHARS} go to another node")
+            raise _too_long("the query", self.query)
         for text in self.texts:
             if not isinstance(text, str):
                 raise LocalError("token ids are only taken for models that this node serves itself: send texts")
             if len(text) > MAX_SENT_CHARS and not self.query:
-                raise LocalError(f"a text has {len(text)} characters: at most {MAX_SENT_CHARS} go to another node")
+                raise _too_long("a text", text)
             sent = _sendable(text[:MAX_SENT_CHARS])  # (the rest of a document would be cut there)
             if part and (len(part) == MAX_TEXTS or sum(map(len, part)) + len(sent) > PART_CHARS):
                 yield tuple(part)
@@ -132,7 +133,7 @@ class Vectors:
         return await self._made(_Wanted(documents, query), client, model)
 
     async def _made(self, wanted: _Wanted, client: bytes, model: str) -> Embedded:
-        name = model or self._own.model_for(wanted.kind)
+        name = self._models.name_of(model) if model else self._own.model_for(wanted.kind)
         if not name:
             raise LocalError("this node serves no reranking model: name one of the swarm's in the field model")
         engine = self._own.named(name)
@@ -169,7 +170,10 @@ class Vectors:
                 question = EmbedTexts(
                     model=model, namespace=namespace, query=_sendable(wanted.query), texts=part, is_passed_on=False
                 )
-                answer = await self._asked(question, await find())
+                try:
+                    answer = await self._asked(question, await find())
+                except FailedError as exc:
+                    raise FailedError(_in_input(str(exc), len(vectors)), exc.code) from exc
                 made = np.frombuffer(answer.vectors, "<f4").reshape(len(part), -1)
                 if vectors and len(vectors[0]) != made.shape[1]:
                     raise FailedError("peers disagree on what the model's vectors are", "no_peer")
@@ -233,6 +237,7 @@ class Vectors:
             await stream.send(await self._answer(question, stream.peer))
 
     async def _answer(self, question: EmbedTexts, peer: bytes) -> TextVectors | Failed:
+        question = msgspec.structs.replace(question, model=self._models.name_of(question.model))
         engine = self._own.of(question.namespace) if question.namespace else self._own.named(question.model)
         subnet = subnet_of(self._network.remote_address(peer))
         try:
@@ -253,6 +258,19 @@ class Vectors:
         with self._place(peer, subnet, is_known=False):
             passed_on = msgspec.structs.replace(question, is_passed_on=True)
             return await self._asked(passed_on, [server for server in servers if server != peer])
+
+
+_PLACE = re.compile(r"(?<=\(in text )\d{1,5}(?= of the input\))")
+
+
+def _in_input(message: str, num_before: int) -> str:
+    """The message of a peer, to which the texts came without those before them."""
+    return _PLACE.sub(lambda found: str(int(found[0]) + num_before), message)
+
+
+def _too_long(what: str, text: str) -> LocalError:
+    message = f"{what} has {len(text)} characters: at most {MAX_SENT_CHARS} go to another node"
+    return FailedError(f"{message}. Please reduce the length of the input", "too_long")
 
 
 def _sendable(text: str) -> str:

@@ -53,6 +53,10 @@ class Api(Protocol):
         """Other name that clients here may use -> the model that it means."""
         ...
 
+    def name_of(self, named: str) -> str:
+        """The name in the swarm of the model that a client names: itself, or what an alias or the catalogue says."""
+        ...
+
     def health(self) -> str:
         """``ok``; ``loading`` while the engine loads the model; ``leaving`` when the node is about to end."""
         ...
@@ -139,9 +143,10 @@ class Api(Protocol):
         ...
 
 
-def own_model(named: str | None, own: Sequence[str], aliases: Mapping[str, str]) -> str | None:
-    """The model among ``own`` that a client means, by its name or an alias, or by none; None: it means another one."""
-    name = aliases.get(named, named) if named else own[0]
+def own_model(api: Api, named: str | None) -> str | None:
+    """The model served here that a client means, by any of its names or by none; None: it means another one."""
+    own = api.own_models
+    name = api.name_of(named) if named else own[0]
     return name if name in own else None
 
 

@@ -33,7 +33,7 @@ from mycelia.node.engine.engine import (
     append_tokens,
 )
 from mycelia.node.engine.kinds import RERANK, TEXT, cannot
-from mycelia.node.engine.prompts import prompt_over_context
+from mycelia.node.engine.prompts import TooLongError, over_context, prompt_over_context
 from mycelia.node.engine.stops import TextGate
 from mycelia.node.signals import Signal
 from mycelia.proto.admission.fair_queue import FairQueue
@@ -186,7 +186,8 @@ class FakeEngine:
 
     async def tokenize_pair(self, query: str, document: str, client: bytes = b"", subnet: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
-        return [*query.encode("utf-8", "replace"), END_TOKEN, *document.encode("utf-8", "replace")]
+        whole = [*query.encode("utf-8", "replace"), END_TOKEN, *document.encode("utf-8", "replace")]
+        return whole[: self.settings.cells]
 
     async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
@@ -207,6 +208,9 @@ class FakeEngine:
         await trio.lowlevel.checkpoint()
         if not texts or not all(texts):
             raise LocalError("there is no text to embed")
+        for place, text in enumerate(texts):
+            if len(text) > (most := self.settings.cells):
+                raise TooLongError(over_context(most, f"{len(text)} tokens (in text {place} of the input)"))
         return [(_overlap if self.settings.kind == RERANK else _counts)(tokens) for tokens in texts]
 
     @asynccontextmanager

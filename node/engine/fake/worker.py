@@ -27,6 +27,7 @@ from mycelia.node.engine.engine import (
 )
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.kinds import EMBEDDING, RERANK, TEXT
+from mycelia.node.engine.prompts import TooLongError
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
 
@@ -123,7 +124,7 @@ class FakeService:
             vectors = await self._engine.embed([unpack_tokens(tokens) for tokens in message.texts], message.client)
             self._say(ipc.Embedded(message.key, [vector.tobytes() for vector in vectors], ""))
         except LocalError as exc:
-            self._say(ipc.Embedded(message.key, [], str(exc)))
+            self._say(ipc.Embedded(message.key, [], str(exc), is_too_long=isinstance(exc, TooLongError)))
 
     async def follow_cache(self) -> None:
         while True:

@@ -33,7 +33,7 @@ def anthropic_routes(api: Api) -> list[Route]:
 
     async def count(request: Request) -> Response:
         body = await read_json(request, CountRequest)
-        model = own_model(body.model, api.own_models, api.aliases)
+        model = own_model(api, body.model)
         if model is None:
             own = spelled(api.own_models)
             raise HttpError(404, f"tokens are counted for the node's own model only, {own}", "model_not_found")

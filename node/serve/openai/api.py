@@ -14,6 +14,7 @@ A prompt for a model that this node does not serve enters at one that does; so d
 import time
 from typing import cast
 
+import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
@@ -61,11 +62,12 @@ def openai_routes(api: Api) -> list[Route]:
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
         known = await listed()
-        found = next((model for model in known if model.id == name), None)
-        if found is None:
+        found = {model.id: model for model in known}
+        root = name if name in found else api.name_of(name)
+        if root not in found:
             message = no_such_model(name, [model.id for model in known])
             raise HttpError(404, message, "model_not_found", "model")
-        return json_response(found)
+        return json_response(msgspec.structs.replace(found[root], id=name))
 
     async def listed() -> list[Model]:
         """The models of the swarm, and the aliases."""
@@ -88,12 +90,12 @@ def openai_routes(api: Api) -> list[Route]:
 
     async def embed(request: Request) -> Response:
         body = await read_json(request, EmbeddingRequest)
-        wanted = wanted_embeddings(body, api.model_for("embedding"), api.aliases)
+        wanted = wanted_embeddings(body, api.model_for("embedding"), api.name_of)
         return cast(Response, EmbeddingAnswer(api, wanted, client_of(request.scope)))
 
     async def rerank(request: Request) -> Response:
         body = await read_json(request, RerankRequest)
-        wanted = wanted_ranks(body, api.model_for("rerank"), api.aliases)
+        wanted = wanted_ranks(body, api.model_for("rerank"), api.name_of)
         return cast(Response, RerankAnswer(api, wanted, client_of(request.scope)))
 
     async def document(_: Request) -> Response:

@@ -193,7 +193,8 @@ def read_prompts(prompt: str | list[Any], most: int, param: str) -> list[tuple[s
     if len(items) > most:
         raise HttpError(400, f"{len(items)} texts are too many: at most {most}", param=param)
     if not all(items):
-        raise HttpError(400, f"a text of {param} is empty", param=param)
+        which = "" if is_one else f"[{next(place for place, item in enumerate(items) if not item)}]"
+        raise HttpError(400, f"{param}{which} is empty", param=param)
     try:
         return [(item, b"") if isinstance(item, str) else ("", pack_tokens(item)) for item in items]
     except (OverflowError, TypeError) as exc:

@@ -1,6 +1,6 @@
 """POST /v1/rerank: how well documents answer a query, as Cohere, Jina and llama-server have it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec import UNSET
@@ -26,8 +26,8 @@ class WantedRanks:
     returns_documents: bool
 
 
-def wanted_ranks(body: RerankRequest, usual: str, aliases: Mapping[str, str]) -> WantedRanks:
-    """What to rank. usual: see ``wanted_embeddings``. Raises HttpError for what no node can do."""
+def wanted_ranks(body: RerankRequest, usual: str, name_of: Callable[[str], str]) -> WantedRanks:
+    """What to rank. usual, name_of: see ``wanted_embeddings``. Raises HttpError for what no node can do."""
     named = body.model or usual
     if not named:
         message = "this node serves no reranking model: name one of the swarm's; 'mycelia model catalogue' has some"
@@ -39,9 +39,7 @@ def wanted_ranks(body: RerankRequest, usual: str, aliases: Mapping[str, str]) ->
         raise HttpError(400, message, param="documents")
     documents = [one if isinstance(one, str) else one.text for one in body.documents]
     num_results = min(body.top_n or len(documents), len(documents))
-    return WantedRanks(
-        body.query, documents, named, aliases.get(named, named), num_results, bool(body.return_documents)
-    )
+    return WantedRanks(body.query, documents, named, name_of(named), num_results, bool(body.return_documents))
 
 
 class RerankAnswer(VectorAnswer):
@@ -56,7 +54,7 @@ class RerankAnswer(VectorAnswer):
         wanted = self._wanted
         return await self._api.rank(wanted.query, wanted.documents, self._client, wanted.model)
 
-    def shape(self, made: Embedded) -> Reranked:
+    async def shape(self, made: Embedded) -> Reranked:
         wanted = self._wanted
         ranks = [float(vector[0]) for vector in made.vectors]
         best = sorted(range(len(ranks)), key=lambda index: (-ranks[index], index))[: wanted.num_results]

@@ -97,7 +97,7 @@ def tokenizer_routes(api: Api) -> list[Route]:
 
 
 def _own_model(api: Api, named: str | None) -> str:
-    model = own_model(named, api.own_models, api.aliases)
+    model = own_model(api, named)
     if model is None:
         message = f"this node tokenizes for {spelled(api.own_models)}, not for {str(named)[:128]!r}"
         raise HttpError(404, message, "model_not_found", "model")

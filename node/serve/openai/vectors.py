@@ -22,7 +22,7 @@ class VectorAnswer(ABC):
         """Raises LocalError, also as BusyError and FailedError."""
 
     @abstractmethod
-    def shape(self, made: Embedded) -> Any:
+    async def shape(self, made: Embedded) -> Any:
         """The body of the response. Raises HttpError."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +34,7 @@ class VectorAnswer(ABC):
 
     async def _response(self) -> Any:
         try:
-            return json_response(self.shape(await self.make()))
+            return json_response(await self.shape(await self.make()))
         except HttpError as exc:
             return openai_refusal(exc.status, exc.message, exc.code, exc.param)
         except LocalError as exc:

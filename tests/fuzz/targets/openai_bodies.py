@@ -166,15 +166,19 @@ class OpenAiBodies:
                     response = msgspec.json.decode(body, type=ResponsesRequest)
                     asks = wanted_chat(response_to_chat(response, [])).asks
                 case "rerank":
-                    ranks = wanted_ranks(msgspec.json.decode(body, type=RerankRequest), "m", {"a": "m"})
+                    ranks = wanted_ranks(msgspec.json.decode(body, type=RerankRequest), "m", _name_of)
                     return 0 < ranks.num_results <= len(ranks.documents)
                 case _:
-                    wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), "m", {"a": "m"})
+                    wanted = wanted_embeddings(msgspec.json.decode(body, type=EmbeddingRequest), "m", _name_of)
                     return bool(wanted.texts)
         except (HttpError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # (the first of these errors is a refusal; ``read_json`` makes one of the others)
         assert asks and all(decode(encode(ask)) == ask for ask in asks), "peers would not take it"
         return True
+
+
+def _name_of(named: str) -> str:
+    return "m" if named == "a" else named
 
 
 def _spoiled(value: Any, rng: random.Random, share: float) -> Any:

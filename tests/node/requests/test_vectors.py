@@ -79,9 +79,9 @@ async def test_many_texts_go_in_parts_and_come_back_in_order(autojump_clock: tri
         made = await one.node.rank(QUERY, documents, model="r")
         assert ranks_of(made.vectors) == [float(document.startswith("a cat")) for document in documents]
         assert len(engine.clients) >= 100 // MAX_TEXTS
-        with pytest.raises(LocalError, match="characters"):
+        with pytest.raises(FailedError, match="characters"):
             await one.node.rank("x" * (MAX_SENT_CHARS + 1), documents, model="r")
-        with pytest.raises(LocalError, match="characters"):
+        with pytest.raises(FailedError, match="characters"):
             await one.node.embed(["x" * (MAX_SENT_CHARS + 1)], model="b")
 
 
@@ -153,6 +153,38 @@ async def test_the_usual_model_of_each_kind(autojump_clock: trio.testing.MockClo
         swarms = Swarms(other.node, aliases={"text-embedding-3-small": "r"})
         assert (await swarms.embed(["a"], model="text-embedding-3-small")).num_tokens == 1
         assert (await swarms.embed(["a"], model="r@public")).num_tokens == 1
+
+
+async def test_a_name_of_the_catalogue_means_its_model_here_at_a_peer_and_at_its_peer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(3, models=("a", "b", "c"), links=((0, 1), (1, 2))) as (_, (one, two, three)):
+        for member, kind, model in (
+            (one, EMBEDDING, "nomic-embed-text-v1.5.Q8_0"),
+            (three, RERANK, "bge-reranker-v2-m3-Q8_0"),
+        ):
+            await member.node.serve(CountingEngine(model, kind))
+        await trio.sleep(2)
+        vectors = [await member.node.embed(["a"], model="nomic-embed-text-v1.5") for member in (one, two)]
+        assert np.array_equal(vectors[0].vectors, vectors[1].vectors)
+        for member in (three, two):
+            made = await member.node.rank(QUERY, DOCUMENTS, model="bge-reranker-v2-m3")
+            assert ranks_of(made.vectors) == [0.5, 0.5, 1.0]
+        passed_on = await ask(one, two, model="bge-reranker-v2-m3")
+        assert isinstance(passed_on, TextVectors)
+        swarms = Swarms(one.node, aliases={"text-embedding-3-small": "nomic-embed-text-v1.5"})
+        names = ["text-embedding-3-small", "nomic-embed-text-v1.5", "a", "none", "nomic-embed-text-v1.5@public"]
+        assert list(map(swarms.name_of, names)) == [*["nomic-embed-text-v1.5.Q8_0"] * 2, *names[2:]]
+
+
+async def test_a_text_that_is_too_long_is_refused_as_such_here_and_by_a_peer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_members(2, models=("a", "b"), cells=100) as (_, (one, other)):
+        for member in (other, one):
+            with pytest.raises(FailedError, match=r"maximum context length is 100 tokens.* text 20 of the input") as no:
+                await member.node.embed(["x"] * 20 + ["x" * 101], model="b")
+            assert no.value.code == "too_long"
 
 
 async def test_a_peer_of_both_passes_a_question_on_once(autojump_clock: trio.testing.MockClock) -> None:

@@ -12,6 +12,7 @@ import trio
 from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.server import bind_api, serve_http
+from mycelia.node.serve.openai import embeddings
 from mycelia.node.swarms import Swarms
 from mycelia.node.version import VERSION
 from tests.node.members import open_members
@@ -148,6 +149,25 @@ async def test_aliases_are_models_of_their_own_name() -> None:
         assert "fake, org/other, gpt-4o-mini, claude" in missing["message"]
 
 
+class Catalogued(ScriptedNode):
+    """Its model has another name in the catalogue."""
+
+    def name_of(self, named: str) -> str:
+        return "fake" if named == "short" else super().name_of(named)
+
+
+async def test_a_name_of_the_catalogue_means_its_model_at_every_path() -> None:
+    gateway = Gateway()
+    gateway.open(Catalogued(answer("Hi")))
+    async with gateway_served(gateway) as http:
+        assert (await http.get("/v1/models/short")).json()["root"] == "fake"
+        vector = await embed(http, model="short", input=[1, 2], tokenizer="fake")
+        assert vector.status_code == 200 and vector.json()["model"] == "short"
+        assert (await http.post("/tokenize", json={"prompt": "x", "model": "short"})).json()["count"] == 1
+        counted = {"model": "short", "messages": [{"role": "user", "content": "x"}]}
+        assert (await http.post("/v1/messages/count_tokens", json=counted)).status_code == 200
+
+
 async def embed(http: httpx.AsyncClient, **body: Any) -> httpx.Response:
     return await http.post("/v1/embeddings", json=body)
 
@@ -162,6 +182,22 @@ async def test_tokens_to_embed_need_the_name_of_their_model(tokens: Any) -> None
         other = await embed(http, model="fake", input=tokens, tokenizer="cl100k_base")
         assert other.status_code == 400 and "cl100k_base" in other.json()["error"]["message"]
         assert (await embed(http, model="fake", input=tokens, tokenizer="fake")).status_code == 200
+
+
+async def test_many_texts_and_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served() as (_, http):
+        assert len((await embed(http, input=["ab"] * 1_000)).json()["data"]) == 1_000
+        for texts, says in (
+            (["a"] * 2_049, "at most 2048"),
+            (["a", "b", ""], "input[2] is empty"),
+            ("", "input is empty"),
+        ):
+            refused = await embed(http, input=texts)
+            assert refused.status_code == 400 and says in refused.json()["error"]["message"]
+        monkeypatch.setattr(embeddings, "MAX_ANSWER_BYTES", 100)
+        large = await embed(http, input=["ab"] * 3)
+        assert large.status_code == 400 and "send at most 2 texts" in large.json()["error"]["message"]
+        assert (await embed(http, input=["ab"] * 3, encoding_format="base64")).status_code == 200
 
 
 async def test_only_models_made_for_it_give_shorter_vectors() -> None:

@@ -37,6 +37,9 @@ class Unobserved:
 
     aliases: Mapping[str, str] = {}
 
+    def name_of(self, named: str) -> str:
+        return self.aliases.get(named, named)
+
     def health(self) -> str:
         return "ok"
 

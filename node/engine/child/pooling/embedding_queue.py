@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mycelia.node.engine import ipc
-from mycelia.node.engine.prompts import over_context
+from mycelia.node.engine.prompts import TooLongError, over_context
 from mycelia.proto.admission.fair_queue import FairQueue, share_of
 from mycelia.proto.admission.shares import has_room
 from mycelia.proto.wire.blocks import token_array, unpack_tokens
@@ -102,9 +102,10 @@ class EmbeddingQueue:
     def add(self, message: ipc.Embed, now: float, tokens_per_s: float) -> ipc.Embedded | None:
         """Queue a request; returns the refusal if it cannot be served. tokens_per_s: the assumed rate while none is
         measured. Mutates."""
-        error = self._error(message)
-        if error:
-            return ipc.Embedded(message.key, [], error)
+        try:
+            self._check(message)
+        except LocalError as exc:
+            return ipc.Embedded(message.key, [], str(exc), is_too_long=isinstance(exc, TooLongError))
         size = sum(map(len, message.texts)) // TOKEN_BYTES
         request = EmbeddingRequest(message, deque(message.texts), size)
         queued, own = self.queued_tokens, self.tokens_of(request)
@@ -166,20 +167,20 @@ class EmbeddingQueue:
         if not self._waiting:  # (to open it again takes 1 to 2 ms)
             self._embedder.close()
 
-    def _error(self, message: ipc.Embed) -> str:
-        """The reason why such a request cannot be served; empty if it can."""
+    def _check(self, message: ipc.Embed) -> None:
+        """Raises LocalError for a request that cannot be served, as TooLongError for a text that does not fit."""
         if not message.texts or not all(message.texts):
-            return "there is no text to embed"
+            raise LocalError("there is no text to embed")
         most = self._embedder.max_tokens
         for place, text in enumerate(message.texts):
             length = len(text) // TOKEN_BYTES
             if length > most:
-                return over_context(most, f"{length} tokens (in text {place} of the input)")
+                raise TooLongError(over_context(most, f"{length} tokens (in text {place} of the input)"))
             if max(token_array(text)) >= self._num_vocab:
-                return f"token ids of this model are below {self._num_vocab}"
+                raise LocalError(f"token ids of this model are below {self._num_vocab}")
         if (total := sum(map(len, message.texts)) // TOKEN_BYTES) > MAX_REQUEST_TOKENS:
-            return f"the texts have {total} tokens, and one request may have {MAX_REQUEST_TOKENS}: send fewer at once"
-        return ""
+            most = MAX_REQUEST_TOKENS
+            raise LocalError(f"the texts have {total} tokens, and one request may have {most}: send fewer at once")
 
     def tokens_of(self, request: EmbeddingRequest) -> int:
         """Waiting tokens of all requests of the same share as ``request``."""

@@ -300,7 +300,7 @@ async def test_embeddings() -> None:
             await post(input="x", dimensions=4),
             await post(input=""),
             await post(input=["x", ""]),
-            await post(input=["x"] * 257),
+            await post(input=["x"] * 2_049),
             await post(input=[-1]),
             await post(input="bad"),
             await post(input="busy"),

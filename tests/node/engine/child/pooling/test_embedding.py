@@ -92,6 +92,7 @@ def test_what_is_refused() -> None:
     ):
         refusal = queue.take(embed(1, *texts))
         assert refusal is not None and error in refusal.error and not refusal.is_busy
+        assert refusal.is_too_long == ("requested" in error)
     taken = [queue.take(embed(key, [1], client=STRANGER)) is None for key in range(3)]
     assert taken == [True, True, False], "half for who comes first"
     assert queue.take(embed(3, [1], client=OTHER)) is None

@@ -159,11 +159,12 @@ async def test_an_engine_ranks_and_refuses_what_its_model_cannot_do(tmp_path: Pa
             for failing in (
                 engine.tokenize_chat(Conversation((ChatMessage(role="user", content="hi"),))),
                 engine.embed([]),
-                engine.embed([[5] * (CONTEXT + 1)]),
-                engine.tokenize_pair("who? " * CONTEXT, "it"),
             ):
                 with pytest.raises(LocalError):
                     await failing
+            for too_long in (engine.embed([[5] * (CONTEXT + 1)]), engine.tokenize_pair("who? " * CONTEXT, "it")):
+                with pytest.raises(TooLongError, match=f"maximum context length is {CONTEXT} tokens"):
+                    await too_long
             request = EngineRequest(request_id=bytes(16), prompt=[5], sampling=Sampling(max_tokens=1))
             async with engine.generate(request) as items:
                 (item,) = [item async for item in items]
