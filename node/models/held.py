@@ -130,8 +130,14 @@ def _url_of(folder: Path) -> str:
 def _remove_from_cache(model: HubModel) -> int:
     cache = cache_of(model.repo)
     chosen: list[RepoFile] = []
+    problem: LocalError | None = None
     for commit in cache.snapshots() if model.revision == MAIN else [model.revision]:
-        with suppress(LocalError):
-            chosen += choose_files(model, cache.files(commit))
+        if files := cache.files(commit):
+            try:
+                chosen += choose_files(model, files)
+            except LocalError as exc:
+                problem = problem or exc
+    if problem is not None and not chosen and not cache.incomplete():
+        raise LocalError(f"of what is here, {problem}") from problem
     cut = [path for path in cache.incomplete() if path.name.endswith(f".mycelia{INCOMPLETE}")]
     return cache.remove(chosen) + remove_files(cut)

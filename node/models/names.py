@@ -14,6 +14,8 @@ from mycelia.proto.wire.errors import LocalError
 MAX_CHARS = 2_048
 MAIN = "main"
 """The revision of a repository when a name gives none."""
+LATEST = ":latest"
+"""What Ollama writes behind a name that gives no quantisation."""
 _PREFIXES = ("hf:", "hf.co/", "huggingface.co/")
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -99,7 +101,7 @@ def _read_hub(name: str, rest: str) -> HubModel:
         return HubModel(repo, unquote(linked[2] or ""), unquote(linked[1]))
     if more[:1] not in ("", ":", "/"):
         raise LocalError(f"{name!r} names no repository: {_FORM}")
-    return HubModel(repo, more[1:])
+    return HubModel(repo, "" if more.lower() == LATEST else more[1:])
 
 
 def _read_url(name: str) -> HubModel | WebModel:

@@ -87,6 +87,16 @@ def test_each_listed_name_means_its_model(hub: Hub, folders: Path) -> None:
     assert rows() == []
 
 
+def test_a_name_that_means_several_of_the_models_here_removes_none(hub: Hub, folders: Path) -> None:
+    hub.files = {f"tiny-{quant}.gguf": model_bytes(1_000, seed=seed) for seed, quant in enumerate(("Q2_K", "Q3_K_M"))}
+    for quant in ("Q2_K", "Q3_K_M"):
+        pull(f"hf:{REPO}:{quant}", Said())
+    for name, says in ((f"hf:{REPO}", "several models: add :QUANT"), (f"hf:{REPO}:Q8_0", "it has tiny-Q2_K.gguf")):
+        with pytest.raises(LocalError, match=says):
+            remove_model(name)
+    assert remove_model(f"hf:{REPO}:Q2_K") == 1_000 and len(rows()) == 1
+
+
 def test_what_is_not_removed(folders: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.gguf"
     own.write_bytes(b"GGUF")

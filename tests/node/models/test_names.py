@@ -22,6 +22,7 @@ _URLS = st.text("abc./:@%2e[]?#=&\x00é ", max_size=40).map("https://".__add__)
         ("hf:Qwen/Qwen3-8B-GGUF:q4_k_m", HubModel("Qwen/Qwen3-8B-GGUF", "q4_k_m")),
         ("HF.co/Qwen/Qwen3-8B-GGUF:Q8_0", HubModel("Qwen/Qwen3-8B-GGUF", "Q8_0")),
         ("huggingface.co/a/b", HubModel("a/b")),
+        ("hf.co/a/b:latest", HubModel("a/b")),
         ("hf:a/b:sub/x-00001-of-00002.gguf", HubModel("a/b", "sub/x-00001-of-00002.gguf")),
         ("hf:a/b/x.gguf", HubModel("a/b", "x.gguf")),
         ("ggml-org/gemma-3-1b-it-GGUF:Q4_K_M", HubModel("ggml-org/gemma-3-1b-it-GGUF", "Q4_K_M")),
