@@ -9,7 +9,7 @@ import msgspec
 from mycelia.node.formats.calls import MAX_HELD_CHARS, Calls
 from mycelia.node.formats.forms import Form
 from mycelia.node.formats.patterns import Match, Pattern
-from mycelia.node.formats.source import Reading, Source
+from mycelia.node.formats.source import Reading, Source, after_space
 from mycelia.node.formats.tagged import Tagged
 from mycelia.node.formats.values import BrokenError, Notation, Values, as_json, json_of
 
@@ -22,7 +22,7 @@ def read_call(form: Form, begun: Match, source: Source, calls: Calls) -> Reading
     """Reads a call, or several, after the beginning ``begun``."""
     if form.next_chars:
         yield from source.skip_space()
-        if source.rest[:1] not in form.next_chars or not source.rest:
+        if not source.next or source.next not in form.next_chars:
             raise BrokenError("no call")
     if form.body == "calls":
         yield from _Objects(form, source, calls).read()
@@ -42,12 +42,12 @@ def read_call(form: Form, begun: Match, source: Source, calls: Calls) -> Reading
 
 def _arguments(form: Form, source: Source, calls: Calls, name: str, call_id: str) -> Reading:
     yield from source.skip_space()
-    if source.rest[:1] == "{":
+    if source.next == "{":
         calls.begin(name, call_id)
         yield from _stream(source, Values("gemma" if form.body == "gemma" else "json"), calls)
         calls.end()
         return
-    if source.rest and (not form.ends or (yield from source.match(form.ends)) is None):
+    if source.next and (not form.ends or (yield from source.match(form.ends)) is None):
         raise BrokenError("no arguments")
     calls.begin(name, call_id)
     calls.write("{}")
@@ -70,9 +70,9 @@ def _python(source: Source, calls: Calls) -> Reading:
         yield from _stream(source, Values("call"), calls)
         calls.end()
         yield from source.skip_space()
-        if source.rest[:1] == ",":
+        if source.next == ",":
             source.at += 1
-        elif source.rest[:1] == "]":
+        elif source.next == "]":
             source.at += 1
             break
 
@@ -126,7 +126,7 @@ class _Objects:
         source, is_list, has_call = self._source, False, False
         while True:
             yield from source.skip_space()
-            char = source.rest[:1]
+            char = source.next
             if char == "{":
                 yield from self._object()
                 has_call = True
@@ -147,9 +147,10 @@ class _Objects:
 
     def _another_follows(self) -> Generator[None, None, bool]:
         """Whether an object comes after the separator here."""
-        while not (following := self._source.rest[1:].lstrip()) and not self._source.is_end:
+        source = self._source
+        while (place := after_space(source.text, source.at + 1)) == len(source.text) and not source.is_end:
             yield
-        return following.startswith("{")
+        return source.text.startswith("{", place)
 
     def _object(self) -> Reading:
         source, calls = self._source, self._calls
@@ -157,7 +158,7 @@ class _Objects:
         level = 0
         while True:
             yield from source.skip_space()
-            char = source.rest[:1]
+            char = source.next
             if char == "{" and not level:
                 level = 1
                 source.at += 1
@@ -172,11 +173,11 @@ class _Objects:
             elif char and char in "\"'":
                 key = _text(json=(yield from _collected(source)))
                 yield from source.skip_space()
-                if source.rest[:1] != ":":
+                if source.next != ":":
                     raise BrokenError("no value after a key")
                 source.at += 1
                 yield from source.skip_space()
-                if key == "function" and source.rest[:1] == "{" and level == 1:
+                if key == "function" and source.next == "{" and level == 1:
                     level = 2
                     source.at += 1
                 else:
@@ -186,7 +187,7 @@ class _Objects:
 
     def _value(self, key: str, call: "_Call") -> Reading:
         source, calls = self._source, self._calls
-        is_object = source.rest[:1] == "{"
+        is_object = source.next == "{"
         if self._form.names_are_keys and not call.name:
             call.name = calls.known(key)
             key = "arguments"

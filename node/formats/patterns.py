@@ -60,7 +60,9 @@ class Pattern:
                 if text.startswith(part, at):
                     at += len(part)
                     continue
-                return PARTIAL if not is_end and part.startswith(text[at:]) else None
+                # (the rest is cut off only where it is shorter: a long one is tried at many places)
+                is_open = not is_end and len(text) - at < len(part) and part.startswith(text[at:])
+                return PARTIAL if is_open else None
             found = self._until_next(text, at, place) if part == "..." else _FIELDS[part].match(text, at)
             if found is None:
                 is_open = not is_end and (

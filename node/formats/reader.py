@@ -16,17 +16,19 @@ from functools import lru_cache
 from typing import Any
 
 from mycelia.node.formats.bodies import read_call
-from mycelia.node.formats.calls import MAX_HELD_CHARS, Calls
+from mycelia.node.formats.calls import Calls
 from mycelia.node.formats.format import Format, Thoughts
 from mycelia.node.formats.forms import Form
 from mycelia.node.formats.patterns import PARTIAL, Match, Partial, Pattern
 from mycelia.node.formats.pieces import CallBroken, CallEnded, Content, Piece, Thought, WasThought
 from mycelia.node.formats.schemas import schemas_of
-from mycelia.node.formats.source import Reading, Source
+from mycelia.node.formats.source import Reading, Source, after_space
 from mycelia.node.formats.values import BrokenError
 
 _MAX_SPACE = 4_096
 """White space that is held back, because it belongs to a call that may follow."""
+_MAX_TAIL = 131_072
+"""Characters of a thought that are read again, all at once, because a call in it may have been meant."""
 
 
 class _Mark:
@@ -191,7 +193,7 @@ class AnswerReader:
         """Where the next mark may begin; -1: nowhere."""
         marks = self._marks
         if self._is_start and marks.bare:
-            first = len(text) - len(text[self._source.at :].lstrip())
+            first = after_space(text, self._source.at)
             if first < len(text) and text[first] in "{[" and first >= at:
                 return first
         found = marks.search(text, at) if marks.search else None
@@ -206,8 +208,11 @@ class AnswerReader:
 
     def _try(self, text: str, place: int) -> tuple[_Mark, Match] | Partial | None:
         marks, is_end, is_open = self._marks, self._source.is_end, False
-        is_start = self._is_start and not text[self._source.at : place].strip()
+        is_start = self._is_start and after_space(text, self._source.at) >= place
         for mark in (*marks.marks, *(marks.bare if is_start else ())):
+            first = mark.pattern.first
+            if not text.startswith(first, place) and len(text) - place >= len(first):
+                continue  # (the quick way out: hostile answers have such places at each character)
             if not self._is_allowed(mark, is_start):
                 continue
             found = mark.pattern.match(text, place, is_end)
@@ -215,9 +220,10 @@ class AnswerReader:
                 is_open = True
             elif found is not None:
                 if mark.form is not None and mark.form.next_chars:
-                    following = text[found.end :].lstrip()
-                    has_too_much_space = len(text) - found.end - len(following) > _MAX_SPACE
-                    if has_too_much_space or (following[0] not in mark.form.next_chars if following else is_end):
+                    follows = after_space(text, found.end)
+                    following = text[follows : follows + 1]
+                    has_too_much_space = follows - found.end > _MAX_SPACE
+                    if has_too_much_space or (following not in mark.form.next_chars if following else is_end):
                         continue
                     is_open = is_open or not following
                 return PARTIAL if is_open else (mark, found)
@@ -279,7 +285,7 @@ class AnswerReader:
     def _call_at_end(self) -> None:
         """An answer that ends with calls inside a thought, which may be closed after them, was meant to call."""
         tail, self._tail = "".join(self._tail or ()), None
-        if not 0 < len(tail) <= MAX_HELD_CHARS:
+        if not 0 < len(tail) <= _MAX_TAIL:
             return
         reader = AnswerReader(replace(self._format, thoughts=Thoughts()), self._tools)
         pieces = [*reader.feed(tail), *reader.end()]

@@ -11,6 +11,13 @@ Reading = Generator[None, None, None]
 _SPACE = re.compile(r"\s*")
 
 
+def after_space(text: str, at: int) -> int:
+    """Where the white space at ``at`` ends."""
+    space = _SPACE.match(text, at)
+    assert space is not None
+    return space.end()
+
+
 class Source:
     def __init__(self) -> None:
         self.text = ""
@@ -29,8 +36,9 @@ class Source:
         return self._base + self.at
 
     @property
-    def rest(self) -> str:
-        return self.text[self.at :]
+    def next(self) -> str:
+        """The next character; empty: more text is needed. (Not by cutting off the rest, which may be long.)"""
+        return self.text[self.at : self.at + 1]
 
     def add(self, text: str) -> None:
         self._keep()
@@ -55,9 +63,7 @@ class Source:
 
     def skip_space(self) -> Reading:
         while True:
-            space = _SPACE.match(self.text, self.at)
-            assert space is not None
-            self.at = space.end()
+            self.at = after_space(self.text, self.at)
             if self.at < len(self.text) or self.is_end:
                 return
             yield

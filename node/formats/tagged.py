@@ -6,7 +6,7 @@ from mycelia.node.formats.calls import MAX_HELD_CHARS, Calls
 from mycelia.node.formats.forms import Form
 from mycelia.node.formats.patterns import PARTIAL, Match, Pattern
 from mycelia.node.formats.schemas import NO_STRING, STRING, Schema, Types, typed
-from mycelia.node.formats.source import Reading, Source
+from mycelia.node.formats.source import Reading, Source, after_space
 from mycelia.node.formats.values import BrokenError, as_json, overlap
 
 _CDATA, _CDATA_END = "<![CDATA[", "]]>"
@@ -85,14 +85,14 @@ class Tagged:
     def _value(self, key: str) -> Generator[str, None, None]:
         """The parts of the value's text; an empty one where more text is needed. Reads the mark after it, too."""
         form, source, padding = self._form, self._source, self._form.padding
-        while len(source.rest) < len(padding or _CDATA) and not source.is_end:
-            if not (padding or _CDATA).startswith(source.rest):
+        while len(source.text) - source.at < len(padding or _CDATA) and not source.is_end:
+            if not (padding or _CDATA).startswith(source.text[source.at :]):
                 break
             yield ""
         close = form.argument_end.replace("{key}", key)
-        if padding and source.rest.startswith(padding):
+        if padding and source.text.startswith(padding, source.at):
             source.at += len(padding)
-        elif not padding and source.rest.startswith(_CDATA):
+        elif not padding and source.text.startswith(_CDATA, source.at):
             source.at += len(_CDATA)
             close = _CDATA_END + close
         while True:
@@ -152,11 +152,12 @@ class Tagged:
         """Whether a value really ends before ``at``: another argument or the end of the call must follow, because a
         value may contain its own end mark. None: more text is needed."""
         form, source = self._form, self._source
-        following = source.text[at:].lstrip()
+        place = after_space(source.text, at)
         marks = [mark.first for mark in (*form.arguments, *form.ends)]
         marks.append(form.argument_end)
-        if any(following.startswith(mark) for mark in marks):
+        if any(source.text.startswith(mark, place) for mark in marks):
             return True
+        following = source.text[place : place + max(map(len, marks))]
         if any(mark.startswith(following) for mark in marks):
             return True if source.is_end else None
         return False
@@ -167,8 +168,7 @@ def nested_json(text: str, mark: str, schema: Schema, path: tuple[str, ...]) -> 
     if len(path) > 32:
         raise BrokenError("too many tags inside tags")
     members, at = list[tuple[str, str]](), 0
-    while text[at:].strip():
-        at += len(text[at:]) - len(text[at:].lstrip())
+    while (at := after_space(text, at)) < len(text):
         if not text.startswith(f"{mark}<", at):
             raise BrokenError("text between tags")
         name_at = at + len(mark) + 1

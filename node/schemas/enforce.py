@@ -21,6 +21,8 @@ MAX_STEPS = 30_000
 MAX_NESTED = 120
 MAX_BRANCHES = 64
 """Ways in which parts of one schema can apply together."""
+_COPIED_A_STEP = 64
+"""Schemas that are copied in the time of a step."""
 _OWN = frozenset(
     {
         *("additionalProperties", "items", "patternProperties", "prefixItems", "properties"),
@@ -87,6 +89,8 @@ class _Enforcer:
         self._not = Negation(document)
         self._expands_one_of = expands_one_of
         self._depth = self._steps = 0
+        self._pointers: dict[str, str] | None = None
+        """Anchor -> where it stands."""
 
     def of(self, schema: Schema) -> Schema:
         if isinstance(schema, bool):
@@ -98,9 +102,9 @@ class _Enforcer:
         finally:
             self._depth -= 1
 
-    def _count(self) -> None:
+    def _count(self, num_steps: int = 1) -> None:
         """Raises SchemaError when it is too much."""
-        self._steps += 1
+        self._steps += num_steps
         if self._depth > MAX_NESTED or self._steps > MAX_STEPS:
             raise SchemaError("the JSON schema is nested too deep, or its parts apply together in too many ways")
 
@@ -175,10 +179,11 @@ class _Enforcer:
         return {"$ref": reference if reference.startswith("#/") or reference == "#" else self._pointer(reference[1:])}
 
     def _pointer(self, anchor: str) -> str:
-        found = next(_pointers(self._document.root, anchor, "#"), None)
-        if found is None:
+        if self._pointers is None:
+            self._pointers = dict(reversed([*_pointers(self._document.root, "#")]))
+        if anchor not in self._pointers:
             raise not_enforced("$dynamicRef")
-        return found
+        return self._pointers[anchor]
 
     def _negated(self, keyword: str, schema: Schema) -> Schema:
         """Raises SchemaError when nothing is known to be excluded by ``schema``, but something may be."""
@@ -307,14 +312,26 @@ class _Enforcer:
                 case _ if keyword not in _OWN and keyword not in _NAMES:
                     more = self._more(keyword, value, schema)
                     ways.append([(more, _Seen())])
-        return _product(ways)
+        return self._product(ways)
+
+    def _product(self, ways: Sequence[Sequence[_Branch]]) -> list[_Branch]:
+        branches: list[_Branch] = [([], _Seen())]
+        for way in ways:
+            branches = [([*held, *more], seen | other) for held, seen in branches for more, other in way]
+            if len(branches) > MAX_BRANCHES:
+                raise SchemaError("the parts of the JSON schema apply together in too many ways")
+            self._count(1 + sum(len(held) for held, _ in branches) // _COPIED_A_STEP)
+        return branches
 
     def _some(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
         """One or more of ``schemas`` apply: with more of them, more is evaluated."""
         each = [self._branches(one, followed) for one in schemas]
         sizes = range(1, len(each) + 1) if len(each) <= 4 else (1,)
         return [
-            branch for size in sizes for chosen in itertools.combinations(each, size) for branch in _product([*chosen])
+            branch
+            for size in sizes
+            for chosen in itertools.combinations(each, size)
+            for branch in self._product([*chosen])
         ]
 
     def _exactly_one(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
@@ -327,7 +344,7 @@ class _Enforcer:
     def _conditional(self, schema: dict[str, Any], followed: tuple[str, ...]) -> list[_Branch]:
         condition, otherwise = self._branches(schema["if"], followed), self._not.of(schema["if"])
         then, other = (self._branches(schema.get(name, True), followed) for name in ("then", "else"))
-        return [*_product([condition, then]), *_product([[([self.of(otherwise)], _Seen())], other])]
+        return [*self._product([condition, then]), *self._product([[([self.of(otherwise)], _Seen())], other])]
 
 
 def _with_plain_rest(schema: dict[str, Any]) -> dict[str, Any]:
@@ -361,24 +378,17 @@ def _seen(schema: dict[str, Any]) -> _Seen:
     )
 
 
-def _product(ways: Sequence[Sequence[_Branch]]) -> list[_Branch]:
-    branches: list[_Branch] = [([], _Seen())]
-    for way in ways:
-        branches = [([*held, *more], seen | other) for held, seen in branches for more, other in way]
-        if len(branches) > MAX_BRANCHES:
-            raise SchemaError("the parts of the JSON schema apply together in too many ways")
-    return branches
-
-
-def _pointers(schema: Any, anchor: str, place: str) -> Iterator[str]:
+def _pointers(schema: Any, place: str) -> Iterator[tuple[str, str]]:
+    """(anchor, where it stands) of all anchors."""
     if isinstance(schema, dict):
-        if anchor in (schema.get("$dynamicAnchor"), schema.get("$anchor")):
-            yield place
+        for keyword in ("$dynamicAnchor", "$anchor"):
+            if keyword in schema:
+                yield str(schema[keyword]), place
         for name, one in schema.items():
-            yield from _pointers(one, anchor, f"{place}/{name.replace('~', '~0').replace('/', '~1')}")
+            yield from _pointers(one, f"{place}/{name.replace('~', '~0').replace('/', '~1')}")
     elif isinstance(schema, list):
         for number, one in enumerate(schema):
-            yield from _pointers(one, anchor, f"{place}/{number}")
+            yield from _pointers(one, f"{place}/{number}")
 
 
 def _matches(pattern: str, name: str) -> bool:

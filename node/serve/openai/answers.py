@@ -41,6 +41,9 @@ KEEP_ALIVE_S = 10.0
 TOO_MANY_LOGPROBS = Failed(
     code="bad_request", message="the logprobs of these prompts are too many for one response", retryable=False
 )
+MAX_READ_CHARS = 4_096
+"""Characters of a frame that are read in one piece: text that is all beginnings of calls takes 4 us a character, and an
+entry node of another model may send 64 KiB of it at once."""
 _MAX_HEADER_CHARS = 256
 _UNPRINTABLE = re.compile("[^ -~]")
 _COMMENT = b": waiting for the next token\n\n"
@@ -123,8 +126,12 @@ class OpenAiAnswer:
             case Text() if not is_keep_alive(frame):
                 await self._echo(choice, ask, out)
                 choice.first_s = choice.first_s or trio.current_time()
-                for said in choice.reading.feed(frame.text, frame.logprobs):
+                for said in choice.reading.feed(frame.text[:MAX_READ_CHARS], frame.logprobs):
                     await out.piece(choice, said)
+                for at in range(MAX_READ_CHARS, len(frame.text), MAX_READ_CHARS):
+                    await trio.lowlevel.checkpoint()
+                    for said in choice.reading.feed(frame.text[at : at + MAX_READ_CHARS], ()):
+                        await out.piece(choice, said)
             case Text():
                 await out.still_there()
             case Answered():

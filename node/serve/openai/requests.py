@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -312,16 +313,19 @@ def call_ids(turns: Sequence[Turn]) -> list[list[str]]:
     """For each turn the ids of its calls, or of the call that it answers. Missing ones are made up: results answer the
     calls in their order, and templates that show ids (nine letters and digits for those of Mistral) get equal ones."""
     ids: list[list[str]] = []
-    unanswered: list[str] = []
+    num_ids = 0
+    unanswered: dict[str, None] = {}
     for turn in turns:
         own = list[str]()
         for call in turn.tool_calls or ():
-            own.append(call.id or f"call{sum(map(len, ids)) + len(own) + 1:05}")
-            unanswered.append(own[-1])
+            own.append(call.id or f"call{num_ids + len(own) + 1:05}")
+            unanswered[own[-1]] = None
         if turn.role in ("tool", "function"):
-            own = [turn.tool_call_id] if turn.tool_call_id else unanswered[:1]
-            unanswered = [call for call in unanswered if call not in own]
+            own = [turn.tool_call_id] if turn.tool_call_id else [*islice(unanswered, 1)]
+            for answered in own:
+                unanswered.pop(answered, None)
         ids.append(own)
+        num_ids += len(own)
     return ids
 
 

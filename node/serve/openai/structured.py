@@ -15,6 +15,7 @@ from mycelia.node.schemas.enforce import enforceable
 from mycelia.node.schemas.places import closed, moved
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.types import AnyRequest, ChatRequest, ResponseFormat, StructuredOutputs, Tool
+from mycelia.proto.wire.messages import MAX_GRAMMAR_CHARS
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 MAX_FORCED_CALLS = 16
@@ -97,13 +98,16 @@ def _literal(text: str) -> str:
 
 def _grammar_form(text: str) -> Form:
     """GBNF has rules with ``::=``, Lark with a colon."""
-    return Form("gbnf" if re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE) else "lark", text)
+    # (blank lines before a rule are no part of the match: it would take the square of their number)
+    return Form("gbnf" if re.search(r"^[ \t]*[\w-]+\s*::=", text, re.MULTILINE) else "lark", text)
 
 
 def schema_form(schema: Schema, param: str) -> Form:
     """The form of an answer that fits ``schema``, the value of the field ``param``."""
     try:
         text = json.dumps(closed(schema), ensure_ascii=False)
+        if len(text) > MAX_GRAMMAR_CHARS:
+            raise HttpError(400, f"the JSON schema has over {MAX_GRAMMAR_CHARS} characters", param=param)
         enforceable(text)
     except RecursionError:
         raise HttpError(400, "the JSON schema is nested too deep", param=param) from None

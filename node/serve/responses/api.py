@@ -53,7 +53,7 @@ def responses_routes(api: Api) -> list[Route]:
         body = store.find(client, name)
         if body is None:
             raise _not_found(name)
-        return json_response(body)
+        return Response(body, media_type="application/json")
 
     return [
         Route("/v1/responses", refusing_openai(respond), methods=["POST"]),

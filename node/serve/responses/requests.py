@@ -63,18 +63,18 @@ def tools_of(body: ResponsesRequest) -> Iterator[tuple[Tool, str]]:
 
 def _turns(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
     """Thoughts and calls that follow each other, and a text before them, are one turn of the assistant."""
-    turn: dict[str, Any] | None = None
+    turn: dict[str, list[Any]] | None = None
     for item in items:
         if item.type in ("reasoning", "function_call", "custom_tool_call") or _is_assistant(item):
             has_ended = turn is not None and "tool_calls" in turn and item.type in ("reasoning", "message")
             if turn is None or has_ended:
                 if turn is not None:
-                    yield turn
-                turn = {"role": "assistant"}
+                    yield _assistant(turn)
+                turn = {}
             _extend(turn, item)
             continue
         if turn is not None:
-            yield turn
+            yield _assistant(turn)
             turn = None
         if item.type in ("function_call_output", "custom_tool_call_output"):
             yield {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
@@ -83,20 +83,25 @@ def _turns(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         else:
             raise HttpError(400, f"an input of type {item.type[:64]!r} is not served", param="input")
     if turn is not None:
-        yield turn
+        yield _assistant(turn)
+
+
+def _assistant(turn: dict[str, list[Any]]) -> dict[str, Any]:
+    """turn: the parts of each field."""
+    return {"role": "assistant"} | {name: one if name == "tool_calls" else "".join(one) for name, one in turn.items()}
 
 
 def _is_assistant(item: Item) -> bool:
     return item.type == "message" and item.role == "assistant"
 
 
-def _extend(turn: dict[str, Any], item: Item) -> None:
+def _extend(turn: dict[str, list[Any]], item: Item) -> None:
     """Adds what ``item`` says to the assistant's turn. Mutates."""
     if item.type == "message":
-        turn["content"] = turn.get("content", "") + _text(item.content)
+        turn.setdefault("content", []).append(_text(item.content))
     elif item.type == "reasoning":
         if thoughts := _text(item.content):  # (what is encrypted is not ours, and a summary is not what was thought)
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + thoughts
+            turn.setdefault("reasoning_content", []).append(thoughts)
     else:
         is_custom = item.type == "custom_tool_call"
         arguments: Any = {"input": item.input} if is_custom else item.arguments

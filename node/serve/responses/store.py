@@ -20,11 +20,16 @@ MAX_ITEMS_BYTES = MAX_STORED_BYTES // 8
 
 @dataclass(frozen=True)
 class Stored:
+    """Both texts are JSON: the values that a client chose would take twelve times as much memory."""
+
     client: bytes
-    body: ResponseBody
-    packed_items: bytes
-    """The conversation up to the end of the response, in JSON."""
-    num_bytes: int
+    body: bytes
+    items: bytes
+    """The conversation up to the end of the response."""
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.body) + len(self.items)
 
 
 class ResponseStore:
@@ -40,17 +45,17 @@ class ResponseStore:
 
     def add(self, client: bytes, body: ResponseBody, items: Sequence[Item]) -> None:
         """Mutates."""
-        packed = msgspec.json.encode(items)
-        size = len(packed) + len(msgspec.json.encode(body))
-        if size > MAX_ITEMS_BYTES:
+        stored = Stored(client, msgspec.json.encode(body), msgspec.json.encode(items))
+        if stored.num_bytes > MAX_ITEMS_BYTES:
             return
         self._remove(body.id)
-        self._stored[body.id] = Stored(client, body, packed, size)
-        self.num_bytes += size
+        self._stored[body.id] = stored
+        self.num_bytes += stored.num_bytes
         while self.num_bytes > MAX_STORED_BYTES or len(self._stored) > MAX_STORED:
             self._remove(self._surplus())
 
-    def find(self, client: bytes, name: str) -> ResponseBody | None:
+    def find(self, client: bytes, name: str) -> bytes | None:
+        """The body of a response; None: it is not known."""
         stored = self._stored.get(name)
         return stored.body if stored is not None and stored.client == client else None
 
@@ -59,7 +64,7 @@ class ResponseStore:
         if self.find(client, name) is None:
             return None
         self._stored.move_to_end(name)
-        return msgspec.json.decode(self._stored[name].packed_items, type=list[Item])
+        return msgspec.json.decode(self._stored[name].items, type=list[Item])
 
     def remove(self, client: bytes, name: str) -> bool:
         """False: it is not known. Mutates."""

@@ -79,7 +79,7 @@ class Formats:
             )
             text = "".join(rng.choice(rng.choice(sources)) for _ in range(rng.randrange(1, 24)))
         if rng.random() < 0.05:
-            text = (text * rng.randrange(2, 200))[:20_000]
+            text = (text * rng.randrange(2, 200))[: rng.choice((20_000, 65_536))]
         if text and rng.random() < 0.3:
             at = rng.randrange(len(text))
             text = text[:at] + rng.choice(_JUNK) + text[at + rng.randrange(4) :]

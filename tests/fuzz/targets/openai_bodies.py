@@ -131,6 +131,9 @@ _ODD = (
     "é" * 99,
 )
 
+_UNITS = ("\n", " ", "a", "a\n", "\\", '"', "::=\n", "(a|", "{", "\ud800", "<|")
+_LONG = ("grammar", "guided_regex", "guided_choice", "guided_grammar", "json_schema", "stop", "model")
+
 Item = tuple[str, bytes]
 """The kind of body, and the body."""
 
@@ -143,6 +146,9 @@ class OpenAiBodies:
     def make(self, rng: random.Random) -> Item:
         kind = rng.choice(sorted(_BODIES))
         value = _spoiled(rng.choice(_BODIES[kind]), rng, rng.choice((0.0, 0.02, 0.1, 0.3)))
+        if rng.random() < 0.01 and isinstance(value, dict):  # (what takes the square of a length is a hang)
+            long = rng.choice(_UNITS) * rng.choice((1_000, 60_000))
+            value |= {rng.choice((*_LONG, *value)): rng.choice((long, [long], {"a": long}, list(long[:60_000])))}
         text = json.dumps(value)
         if rng.random() < 0.02:
             depth = rng.randrange(100, 1_200)

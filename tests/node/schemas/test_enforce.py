@@ -157,3 +157,16 @@ def test_the_expression_of_other_texts(byte_tokenizer: object) -> None:
         copy = made.deep_copy()
         data = list(text.encode())
         assert (copy.try_consume_tokens(data) == len(data) and copy.is_accepting()) == (text not in texts)
+
+
+def test_the_parts_of_a_schema_that_apply_together_are_not_copied_without_an_end() -> None:
+    ways = [{"anyOf": [{"type": "object"}, {"required": ["a"]}]}] * 3
+    schema = {"unevaluatedProperties": False, "allOf": [*ways, *[{"type": "object"}] * 3_000]}
+    with pytest.raises(SchemaError, match="too many ways"):
+        enforceable(json.dumps(schema))
+
+
+def test_thousands_of_dynamic_references_are_followed_in_linear_time() -> None:
+    schema = {"allOf": [{"$dynamicRef": "#x"}] * 3_000, "$defs": {"a": {"$dynamicAnchor": "x", "type": "string"}}}
+    made = enforceable(json.dumps(schema))  # (a search for each took 6 s)
+    assert isinstance(made, dict) and {"$ref": "#/$defs/a"} in made["allOf"]

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from mycelia.node.serve.openai import answers
 from mycelia.node.serve.openai.reading import ReadAnswer
 from mycelia.proto.wire.messages import Answered, EntryFrame, Logprob, Route, Text, TokenLogprobs, Usage
-from tests.node.serve.openai.test_api import TOOL, chat, events, served
+from tests.node.serve.openai.test_api import TOOL, answer, chat, events, served
 
 PEER = b"\x01" * 38
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"place": "Paris"}}\n</tool_call>'
@@ -171,3 +172,23 @@ def test_json_strings_of_arguments_are_whole() -> None:
         reading.feed(char, ())
     reading.end()
     assert json.loads(reading.calls[0].arguments) == {"place": "😀 é"}
+
+
+async def test_a_long_text_at_once_is_read_in_parts_and_other_tasks_run_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "MAX_READ_CHARS", 10)
+    sizes: list[int] = []
+    feed = ReadAnswer.feed
+
+    def fed(self: ReadAnswer, text: str, logprobs: Any) -> Any:
+        sizes.append(len(text))
+        return feed(self, text, logprobs)
+
+    monkeypatch.setattr(ReadAnswer, "feed", fed)
+    text = 'I will. <tool_call>{"name": "weather", "arguments": {"place": "x"}}</tool_call>'
+    async with served(answer(text)) as (_, http):
+        response = await http.post("/v1/chat/completions", json=chat(tools=[TOOL]))
+    message = response.json()["choices"][0]["message"]
+    assert message["content"] == "I will." and message["tool_calls"][0]["function"]["name"] == "weather"
+    assert sum(sizes) == len(text) and max(sizes) == 10

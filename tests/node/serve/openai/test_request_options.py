@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from mycelia.node.serve.openai import answers
+from mycelia.node.serve.openai.requests import call_ids
+from mycelia.node.serve.openai.types import GivenCall, GivenFunction, Turn
 from mycelia.proto.wire.biases import unpack_biases
 from mycelia.proto.wire.messages import (
     MAX_TOKENS_PER_REQUEST,
@@ -308,3 +310,31 @@ async def test_logprobs_of_completions_may_be_true_or_false() -> None:
     async with served(ECHO) as (_, http):
         assert (await completion(http, logprobs=False))["choices"][0]["logprobs"] is None
         assert (await completion(http, logprobs=True))["choices"][0]["logprobs"]["tokens"] == [" up"]
+
+
+class CountedId(str):
+    num_compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedId.num_compared += 1
+        return str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
+
+
+def test_each_result_finds_its_call_without_a_look_at_all_others() -> None:
+    turns: list[Turn] = []
+    for turn in range(50):
+        calls = [GivenCall(GivenFunction("f"), CountedId(f"{turn}/{call}")) for call in range(40)]
+        turns += [Turn("assistant", tool_calls=calls), Turn("tool", "r")]
+    ids = call_ids(turns)
+    assert [ids[place] for place in (1, 3, 99)] == [["0/0"], ["0/1"], ["1/9"]]
+    assert CountedId.num_compared < 4_000, "with 2,000 calls"
+    assert call_ids(
+        [Turn("assistant", tool_calls=[GivenCall(GivenFunction("f"))] * 2), Turn("tool"), Turn("tool")]
+    ) == [
+        ["call00001", "call00002"],
+        ["call00001"],
+        ["call00002"],
+    ]

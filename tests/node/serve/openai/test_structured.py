@@ -144,3 +144,16 @@ def test_what_is_not_enforced_is_refused_with_its_field(fields: dict[str, Any], 
     with pytest.raises(HttpError) as caught:
         sampling(**fields)
     assert (caught.value.status, caught.value.param) == (400, param) and says in caught.value.message
+
+
+def test_blank_lines_before_a_grammar_are_read_in_linear_time() -> None:
+    wanted = sampling(
+        grammar="\n" * 60_000 + 'root ::= "a"'
+    )  # (with the square of their number it would take a minute)
+    assert wanted.grammar_kind == "gbnf"
+
+
+def test_a_schema_that_no_node_would_take_is_refused_by_its_length() -> None:
+    schema = {"enum": ["x" * 70_000]}
+    with pytest.raises(HttpError, match="over 65536 characters"):
+        sampling(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})

@@ -1,6 +1,7 @@
 """The Responses API in front of a scripted node, over HTTP and through OpenAI's own types."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -215,4 +216,19 @@ def test_the_store_is_bounded_and_takes_from_the_client_that_has_most(monkeypatc
     for number in range(5):
         store.add(b"a", body(number), [])
     assert len(store) == 2
-    assert msgspec.json.encode(store.find(b"a", "resp_4"))
+    assert store.find(b"a", "resp_4") == msgspec.json.encode(body(4))
+
+
+def test_what_is_stored_takes_the_memory_that_is_counted() -> None:
+    store, metadata = ResponseStore(), json.dumps({"a": [f"{number % 100:02}" for number in range(50_000)]})
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            made = body(number)
+            made.metadata = json.loads(metadata)
+            store.add(b"a", made, [])
+        del made
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.5 * store.num_bytes, "as Python's values it would be twelve times as much"
