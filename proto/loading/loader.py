@@ -12,7 +12,10 @@ turns do not spend their time on loading:
     with skis that are rented until they could have been bought.
   - A busy model goes once it was loaded for ``TURN`` times what the exchange takes (loading the other, and loading it
     again). So at most 1 / (1 + ``TURN``) of the time is spent on exchanges, whatever is asked. It answers what it has
-    begun; new requests wait.
+    begun, for a while; new requests wait.
+  - One that is busy only for peers goes for a client of this node after once that time.
+
+Models that this node's own clients wait for come first.
 
 Of the models whose turn is over, those go first that cost least to be without: requests lately x seconds of loading,
 per byte. Loads that the user asked for with the start (``stays``) and that no request waits for only take free room.
@@ -31,6 +34,8 @@ from mycelia.proto.loading.plan import Faded, changed, divided, room_of_engines
 IDLE_S = 600.0
 """A model that was not asked for so long is unloaded: a conversation seldom pauses longer."""
 TURN = 4.0
+TURN_OF_PEERS = 1.0
+"""Likewise where only peers use the model and a client of this node waits for another one."""
 RETRY_S = 30.0
 """Pause after a model could not be loaded, before it is loaded again without a request that needs it."""
 
@@ -40,7 +45,7 @@ class State(Enum):
     LOADING = auto()
     LOADED = auto()
     UNLOADING = auto()
-    """It finishes what it has begun."""
+    """It finishes what it has begun, unless that takes long."""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -48,9 +53,10 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request needs the model, loaded or not."""
+    """A request needs the model, loaded or not. is_own: of a client of this node, not of a peer."""
 
     model: str
+    is_own: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Ended:
 
     model: str
     saved_s: float = 0.0
+    is_own: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Unload:
-    """Begin nothing new, finish what has begun, then end the engine. Answer with Unloaded."""
+    """Begin nothing new, finish what has begun unless it takes long, then end the engine. Answer with Unloaded."""
 
     model: str
 
@@ -176,6 +183,8 @@ class _Model:
     state: State = State.UNLOADED
     num_pending: int = 0
     """Requests that run or wait."""
+    num_own: int = 0
+    """Those of this node's own clients."""
     waits_since: float = math.inf
     """When the first request came that waits for the model to be loaded; infinity: none waits."""
     loaded_at: float = 0.0
@@ -197,7 +206,8 @@ class _Model:
     def turn_ends_at(self, other: "_Model") -> float:
         """When the model may go for ``other``."""
         idle_at = self.used_at + self.load_s if not self.num_pending else math.inf
-        return min(idle_at, self.loaded_at + TURN * (self.load_s + other.load_s))
+        turn = TURN_OF_PEERS if other.num_own and not self.num_own else TURN
+        return min(idle_at, self.loaded_at + turn * (self.load_s + other.load_s))
 
     def worth(self, now: float) -> float:
         """What its absence would cost, per byte."""
@@ -249,10 +259,11 @@ class Loader:
         effects: list[Effect] = []
         match event:
             case Asked():
-                effects = self._on_asked(self._models[event.model], now)
+                effects = self._on_asked(self._models[event.model], event.is_own, now)
             case Ended():
                 model = self._models[event.model]
                 model.num_pending -= 1
+                model.num_own -= event.is_own
                 model.used_at = now
                 model.saved_s.add(event.saved_s, now)
                 if not model.num_pending:
@@ -266,7 +277,10 @@ class Loader:
                 model = self._models[event.model]
                 model.state, model.waits_since, model.retry_at = State.UNLOADED, math.inf, now + RETRY_S
             case Unloaded():
-                self._models[event.model].state = State.UNLOADED
+                model = self._models[event.model]
+                model.state = State.UNLOADED
+                if model.num_pending:  # (some were cut off, and wait to go on)
+                    model.waits_since = min(model.waits_since, now)
             case Measured():
                 self._measured(self._models[event.model], event.num_bytes)
             case Learned():
@@ -287,15 +301,16 @@ class Loader:
         moving = [model for model in self._models.values() if model.state in (State.LOADING, State.UNLOADING)]
         assert len(moving) <= 1, "two models are being loaded or unloaded"
         for model in self._models.values():
-            assert model.num_pending >= 0
+            assert model.num_pending >= model.num_own >= 0
             assert model.state is not State.LOADED or model.waits_since == math.inf, "a request waits for nothing"
             assert model.num_pending or model.waits_since == math.inf, "nobody waits"
         assert sum(self._kept.values()) <= max(self._kept_room(), 0), "too much is kept"
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def _on_asked(self, model: _Model, now: float) -> list[Effect]:
+    def _on_asked(self, model: _Model, is_own: bool, now: float) -> list[Effect]:
         model.num_pending += 1
+        model.num_own += is_own
         model.used_at = now
         model.asked.add(1.0, now)
         if model.state is State.LOADED:
@@ -337,7 +352,7 @@ class Loader:
         """Begins to load or to unload one model, if that is due now; otherwise sets ``due_at``."""
         waiting = [model for model in self._models.values() if model.waits_since < math.inf]
         if waiting:
-            wanted = min(waiting, key=lambda model: model.waits_since)
+            wanted = min(waiting, key=lambda model: (not model.num_own, model.waits_since))
             short = wanted.num_bytes - self._free()
             if short <= 0:
                 return [self._load(wanted)]

@@ -28,6 +28,7 @@ from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.engine.stream import AnswerStream
 from mycelia.node.errors import BusyError
 from mycelia.node.signals import Signal
+from mycelia.proto.admission.subnets import Places
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.config import RoutingConfig
 from mycelia.proto.loading.loader import RETRY_S, Asked, Ended, Event, Loader, State
@@ -35,7 +36,10 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_SMALL, Conversation, Vitals
 
 MAX_WAITING = 256
-"""Calls that wait for the model to be loaded."""
+"""Calls that wait for the model to be loaded, shared among subnets."""
+PEERS_END_S, OWN_END_S = 10.0, 300.0
+"""Time for what has begun when the model makes room for another one: for calls of peers, and for those of this node's
+own clients. An answer that takes longer goes on elsewhere, or here when the model is back."""
 UNMEASURED_RATE = round(RoutingConfig().default_prefill_rate)
 
 
@@ -61,8 +65,9 @@ class PooledEngine:
         self._changed = Signal()
         self._failure: Callable[[], LocalError] = LocalError
         self._num_failures = 0
-        self._num_running = 0
-        self._num_waiting = 0
+        self._num_running = self._num_own = 0
+        """Calls that have begun; those of this node's own clients."""
+        self._waiting = Places(MAX_WAITING, MAX_WAITING)
         self._waiting_tokens = 0
         self._ended: trio.Event | None = None
         self._scope = trio.CancelScope()
@@ -124,9 +129,13 @@ class PooledEngine:
         self._is_retired = True
 
     async def end(self) -> None:
-        """Ends the engine's process when the calls that have begun are over. It is closed."""
-        while self._num_running:
-            await self._changed.wait()
+        """Ends the engine's process when the calls that have begun are over, or take too long. It is closed."""
+        with trio.move_on_after(PEERS_END_S):
+            while self._num_running:
+                await self._changed.wait()
+        with trio.move_on_after(OWN_END_S):
+            while self._num_own:
+                await self._changed.wait()
         self._note_rates()
         self._scope.cancel()
         if self._ended is not None:
@@ -184,7 +193,7 @@ class PooledEngine:
         return Vitals(
             queued_tokens=min(queued, MAX_SMALL),
             active_requests=inner.active_requests,
-            waiting_requests=inner.waiting_requests + self._num_waiting,
+            waiting_requests=inner.waiting_requests + self._waiting.num_taken,
             slots=self._settings.slots,
             prefill_rate=rate,
             decode_rate=inner.decode_rate or self._rates[1],
@@ -203,21 +212,21 @@ class PooledEngine:
             return await self._inner.detokenize(sequences)
 
     async def tokenize_chat(self, conversation: Conversation, client: bytes = b"", subnet: str = "") -> Sequence[int]:
-        async with self._using():
+        async with self._using(client=client, subnet=subnet):
             return await self._inner.tokenize_chat(conversation, client, subnet)
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
-        async with self._using():
+        async with self._using(client=client, subnet=subnet):
             return await self._inner.tokenize_text(text, client, subnet)
 
     async def tokenize_pair(self, query: str, document: str, client: bytes = b"", subnet: str = "") -> Sequence[int]:
-        async with self._using():
+        async with self._using(client=client, subnet=subnet):
             return await self._inner.tokenize_pair(query, document, client, subnet)
 
     async def embed(
         self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
     ) -> list[NDArray[np.float32]]:
-        async with self._using(sum(map(len, texts))):
+        async with self._using(sum(map(len, texts)), client, subnet):
             return await self._inner.embed(texts, client, subnet)
 
     @asynccontextmanager
@@ -225,7 +234,7 @@ class PooledEngine:
         began = trio.current_time()
         async with AsyncExitStack() as stack:
             try:
-                use = await stack.enter_async_context(self._using(len(request.prompt)))
+                use = await stack.enter_async_context(self._using(len(request.prompt), request.client, request.subnet))
             except LocalError as exc:
                 refused = AnswerStream()
                 refused.put(EngineFailed("overloaded", str(exc), True, getattr(exc, "retry_s", 0.0)))
@@ -242,36 +251,48 @@ class PooledEngine:
         return await self._inner.cache_changes()
 
     @asynccontextmanager
-    async def _using(self, num_tokens: int = 0) -> AsyncIterator["_Use"]:
-        """The model is loaded during the block. num_tokens: what waits. Raises BusyError when too many calls wait or
-        the node serves the model no more, LocalError when the model cannot be loaded."""
+    async def _using(self, num_tokens: int = 0, client: bytes = b"", subnet: str = "") -> AsyncIterator["_Use"]:
+        """The model is loaded during the block. num_tokens: what waits. client, subnet: see ``EngineRequest``. Raises
+        BusyError when too many calls wait or the node serves the model no more, LocalError when the model cannot be
+        loaded."""
         if self._is_retired:
             raise BusyError("the node serves this model no more", RETRY_S)
-        if not self._is_open and self._num_waiting >= MAX_WAITING:
-            raise BusyError(f"{self._num_waiting} requests wait for the model", self._loader.load_s(self.name))
+        is_own = not subnet
+        if not self._is_open and not self._waiting.has_room(subnet, is_known=is_own):
+            told = f"{self._waiting.num_taken} requests wait for the model"
+            raise BusyError(told, self._loader.load_s(self.name))
         use, num_failures = _Use(), self._num_failures
-        self._tell(Asked(self.name))
+        self._tell(Asked(self.name, is_own))
         try:
-            while not self._is_open:
-                if self._num_failures != num_failures:
-                    raise self._failure()
-                self._num_waiting += 1
-                self._waiting_tokens += num_tokens
-                self._vitals_changed.notify()
-                try:
-                    await self._changed.wait()
-                finally:
-                    self._num_waiting -= 1
-                    self._waiting_tokens -= num_tokens
+            if not self._is_open:
+                await self._opened(num_failures, num_tokens, client, subnet)
             self._num_running += 1
+            self._num_own += is_own
             try:
                 yield use
             finally:
                 self._num_running -= 1
-                if not self._num_running:
+                self._num_own -= is_own
+                if not (self._num_running and self._num_own):
                     self._changed.notify()
         finally:
-            self._tell(Ended(self.name, use.saved_s))
+            self._tell(Ended(self.name, use.saved_s, is_own))
+
+    async def _opened(self, num_failures: int, num_tokens: int, client: bytes, subnet: str) -> None:
+        """Waits until calls may begin. num_failures: before the call. Raises LocalError when the model cannot be
+        loaded."""
+        if not self._waiting.take(client, subnet, is_known=not subnet):
+            raise AssertionError("there was room a moment ago")
+        self._waiting_tokens += num_tokens
+        self._vitals_changed.notify()
+        try:
+            while not self._is_open:
+                if self._num_failures != num_failures:
+                    raise self._failure()
+                await self._changed.wait()
+        finally:
+            self._waiting.free(client, subnet)
+            self._waiting_tokens -= num_tokens
 
 
 class _Use:

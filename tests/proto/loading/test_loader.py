@@ -40,6 +40,10 @@ def changes(effects: list[Effect]) -> list[Effect]:
     return [effect for effect in effects if not isinstance(effect, Keep)]
 
 
+def loads(effects: list[Effect]) -> list[str]:
+    return [effect.model for effect in effects if isinstance(effect, Load)]
+
+
 class World:
     """A node whose engines load in ``load_s`` and answer in ``answer_s``, in virtual time."""
 
@@ -213,6 +217,42 @@ def test_two_models_asked_for_all_the_time_take_turns() -> None:
     assert world.loading_s / end <= 1 / (1 + TURN) + 0.02
     assert max(world.waits) <= TURN * exchange_s + 2 * world.answer_s + exchange_s
     assert abs(world.loads["a"] - world.loads["b"]) <= 1
+
+
+def test_peers_that_keep_a_model_busy_do_not_keep_a_client_of_this_node_waiting_for_a_whole_turn() -> None:
+    def begun(is_own: bool) -> Loader:
+        """a is loaded for b's sake, and busy for ever."""
+        loader = Loader([model("a", 10), model("b", 10), model("c", 10)], BUDGET)
+        loader.handle(Asked("a", is_own), 0.0)
+        loader.handle(Loaded("a", 10.0), 10.0)
+        return loader
+
+    exchange_s = 20.0
+    for keeps, waits, turn in ((False, False, TURN), (True, True, TURN), (True, False, TURN), (False, True, 1.0)):
+        loader = begun(is_own=keeps)
+        assert changes(loader.handle(Asked("b", is_own=waits), 11.0)) == []
+        assert loader.due_at == 10.0 + turn * exchange_s
+        assert changes(loader.handle(Looked(), loader.due_at)) == [Unload("a")]
+    loader = begun(is_own=False)
+    loader.handle(Asked("b", is_own=False), 11.0)
+    loader.handle(Asked("c"), 12.0)
+    loader.handle(Looked(), 30.0)
+    assert loads(loader.handle(Unloaded("a"), 31.0)) == ["c"], "it came later, and comes first"
+    loader.check_invariants()
+
+
+def test_what_is_cut_off_waits_for_its_model_to_come_back() -> None:
+    loader = Loader([model("a", 10), model("b", 10)], BUDGET)
+    loader.handle(Asked("a", is_own=False), 0.0)
+    loader.handle(Loaded("a", 10.0), 10.0)
+    loader.handle(Asked("b"), 11.0)
+    assert changes(loader.handle(Looked(), 30.0)) == [Unload("a")]
+    assert loads(loader.handle(Unloaded("a"), 40.0)) == ["b"]
+    loader.handle(Loaded("b", 10.0), 50.0)
+    loader.handle(Ended("b"), 51.0)
+    loader.check_invariants()
+    assert changes(loader.handle(Looked(), 61.0)) == [Unload("b")]
+    assert loads(loader.handle(Unloaded("b"), 61.0)) == ["a"]
 
 
 def test_a_person_who_asks_two_models_in_turns_waits_for_little_more_than_the_load() -> None:

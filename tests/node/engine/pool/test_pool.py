@@ -1,16 +1,21 @@
 """Several engines in real processes, without a model; one test has real models."""
 
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from mycelia.node.engine.engine import Engine, EngineDone, EngineFailed, EngineItem, EngineRequest
+from mycelia.node.engine.engine import Engine, EngineAccepted, EngineDone, EngineFailed, EngineItem, EngineRequest
 from mycelia.node.engine.models import resolve_model
+from mycelia.node.engine.pool import pooled
 from mycelia.node.engine.pool.pool import EnginePool, PoolModel, open_pool
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.node.errors import BusyError
 from mycelia.proto.cache.tier import MIB
+from mycelia.proto.loading.loader import Declared, Loader
 from mycelia.proto.loading.plan import KEPT_SHARE
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
@@ -70,6 +75,56 @@ async def test_models_that_do_not_fit_together_take_turns_and_come_back_known(tm
                     nursery.start_soon(ask)
             assert [type(item) for item in ended] == [EngineDone] * 3
             assert states(one, other) == ["loaded", "unloaded"]
+
+
+async def test_an_answer_for_a_peer_without_an_end_does_not_keep_the_owners_other_model_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooled, "PEERS_END_S", 0.0)
+    with trio.fail_after(DEADLINE_S):
+        async with open_pool([fake("fake-a"), fake("fake-b")], tmp_path, AMPLE) as pool:
+            need = max(engine.residence.memory_bytes for engine in await engines_of(pool))
+        budget = int(1.5 * need / (1 - KEPT_SHARE))
+        async with open_pool([fake("fake-a", False), fake("fake-b", False)], tmp_path, budget) as pool:
+            one, other = await engines_of(pool)
+            endless = replace(request([1, 2, 3], 131_072), client=b"peer", subnet="203.0.113.0/24")
+            async with one.generate(endless) as items, trio.open_nursery() as nursery:
+                assert isinstance(await anext(items), EngineAccepted)
+                ended = list[EngineItem]()
+
+                async def read() -> None:
+                    ended.extend([item async for item in items][-1:])
+
+                nursery.start_soon(read)
+                assert isinstance(await answer(other, [1, 2, 3]), EngineDone)
+            assert ended == [EngineFailed("engine_lost", "the engine process died", True)], "it goes on elsewhere"
+
+
+async def test_one_network_cannot_take_all_places_of_a_model_that_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooled, "MAX_WAITING", 10)
+    loader = Loader([Declared("a", 1, 1.0)], AMPLE)
+    engine = pooled.PooledEngine("a", EngineSettings(Path("a"), "a", fake=True), None, loader, lambda event: None)
+    refused = list[str]()
+
+    async def ask(client: str, subnet: str) -> None:
+        try:
+            await engine.tokenize_text("x", client.encode(), subnet)
+        except BusyError as exc:
+            refused.append(f"{client}: {exc}")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(ask, f"key {number}", "203.0.113.0/24")
+        await trio.testing.wait_all_tasks_blocked()
+        assert engine.vitals().waiting_requests == 2 and len(refused) == 8
+        for client, subnet in (("other", "198.51.100.0/24"), ("", "")):
+            nursery.start_soon(ask, client, subnet)
+        await trio.testing.wait_all_tasks_blocked()
+        assert engine.vitals().waiting_requests == 4 and len(refused) == 8
+        nursery.cancel_scope.cancel()
+    assert engine.vitals().waiting_requests == 0
 
 
 async def test_a_model_that_does_not_fit_is_refused_with_the_sizes(tmp_path: Path) -> None:
