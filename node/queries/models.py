@@ -23,6 +23,7 @@ from mycelia.node.queries.questions import ask_all
 from mycelia.node.queries.uses import PeerUses
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.views import ModelRow
+from mycelia.proto.admission.limits import Limits
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 from mycelia.proto.config import RoutingConfig
 from mycelia.proto.events import Malformed
@@ -47,6 +48,8 @@ FRESH_S = 3.0
 """Shortest pause between questions that clients cause: many may list models or ask for models that no node serves."""
 TELL_EVERY_S = 1.0
 """Time for which peers get the same answer, unless a node joins: peers may ask at any rate."""
+ANSWERS_PER_S, ANSWERS_BURST = 1 / FRESH_S, 16.0
+"""Answers to one subnet, in a private network to one peer: each may take 330 kB, and its question 30 bytes."""
 ANSWER_DEADLINE_S = 2.0
 LOOKUP_DEADLINE_S = 3.0
 HELLO_DEADLINE_S = 2.0
@@ -78,6 +81,7 @@ class SwarmModels:
         self._asked_at = -math.inf
         self._told = Models(models=())
         self._told_at = -math.inf
+        self._answered = Limits[str](ANSWERS_PER_S, ANSWERS_BURST)
         self._told_before = driver.joined.next
         """The event of the next node that joins, as it was at the last answer."""
         self._finding: dict[str, trio.Event] = {}
@@ -99,11 +103,13 @@ class SwarmModels:
             await trio.sleep(ASK_EVERY_S * random.uniform(0.75, 1.25))  # noqa: S311  jitter, no secret
 
     async def serve_stream(self, stream: MessageStream) -> None:
-        """Answers one question of a peer. Raises RemoteError for another message."""
+        """Answers one question of a peer. Raises RemoteError for another message, NetworkError for too many."""
         question = await receive_opening(stream)
         if not isinstance(question, ModelsQuery):
             raise RemoteError(f"a {type(question).__name__} where a ModelsQuery belongs")
         now = self._driver.now()
+        if not self._answered.take(self._overlay.subnet(stream.peer), now):
+            raise NetworkError("its network asks too often")
         if now - self._told_at >= TELL_EVERY_S or self._told_before is not self._driver.joined.next:
             self._told, self._told_at = Models(models=self._directory.told(self._seen(), now, len(self._own))), now
             self._told_before = self._driver.joined.next

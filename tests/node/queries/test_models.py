@@ -4,15 +4,16 @@ import pytest
 import trio
 
 from mycelia.node.network.identity import new_identity
-from mycelia.node.network.network import MessageStream, Network, NetworkSettings
+from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.node.queries import models as swarm_models
 from mycelia.node.queries.models import FIND_DEADLINE_S, MAX_MET, MODELS
+from mycelia.node.queries.questions import answer_of
 from mycelia.node.requests.entry import ASK
 from mycelia.proto.digests.digest import pack_hashes
 from mycelia.proto.planes.directory import HEARSAY_S
 from mycelia.proto.wire.codec import decode, encode
-from mycelia.proto.wire.messages import Answered, EntryFrame, Failed, ModelNodes, Models
+from mycelia.proto.wire.messages import Answered, EntryFrame, Failed, ModelNodes, Models, ModelsQuery
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
 
 LINE = ((0, 1), (1, 2))
@@ -113,6 +114,24 @@ async def test_a_node_that_does_not_know_the_question_gives_no_answer_and_no_off
             await trio.sleep(5)
         assert await rows_of(three) == {"large": (1, 1), "medium": (1, 1)}
         assert not two.node.state().refused and len(one.node.state().peers) == 1
+
+
+async def test_answers_of_hundreds_of_kilobytes_are_not_given_without_an_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def ask(asker: Member, asked: Member) -> bool:
+        try:
+            return isinstance(await answer_of(asker.network, MODELS, ModelsQuery(), asked.peer), Models)
+        except NetworkError:
+            return False
+
+    async with open_members(3, models=THREE, links=((0, 1), (0, 2))) as (_, (one, two, three)):
+        answered = [await ask(two, one) for _ in range(100)]
+        assert swarm_models.ANSWERS_BURST - 2 <= sum(answered) <= swarm_models.ANSWERS_BURST
+        assert await ask(three, one), "another peer is answered as before"
+        await trio.sleep(2 * swarm_models.FRESH_S)
+        assert await ask(two, one)
+        assert not one.node.state().refused, "no offence"
 
 
 async def test_hearsay_crosses_the_swarm_and_ends_with_what_it_told_of(
