@@ -247,6 +247,8 @@ async def test_hostile_answers_and_a_full_store_cost_the_page_little(swarm: Loca
                 for joint in ("", "\n"):
                     hostile = joint.join([kind] * 20_000)
                     assert browser.execute_script(count, hostile) <= 2 * len(hostile)
+            for mark in "-#":  # (before: 40 s each)
+                assert browser.execute_script(count, mark + " " * 200_000 + "x\rx") > 0
             browser.execute_script(
                 "turns = Array.from({ length: 300 }, (_, n) => ({ prompt: `${n}`, answer: 'x'.repeat(30_000) }));"
                 "keepTurns()"

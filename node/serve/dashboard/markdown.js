@@ -1,8 +1,9 @@
 // Shows the Markdown of answers. Their text may come from strangers: it becomes text nodes, never markup, and links stay
-// text. Every step takes time linear in the text, so that no answer can freeze the page.
+// text. Every step takes time linear in the text, so that no answer can freeze the page. ([^]* and not .*, which a line
+// separator inside a line stops, so that each of the blanks before would be tried as the end.)
 const MAX_DEPTH = 3, MAX_LEVEL = 3;
-const FENCE = /^\s*(`{3,}|~{3,})\s*([\w+#.-]{0,24})/, HEADING = /^(#{1,6})\s+(.*)$/, QUOTE = /^\s{0,3}>\s?/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/, RULE = /^\s*(?:\*{3,}|-{3,}|_{3,})\s*$/;
+const FENCE = /^\s*(`{3,}|~{3,})\s*([\w+#.-]{0,24})/, HEADING = /^(#{1,6})\s+([^]*)$/, QUOTE = /^\s{0,3}>\s?/;
+const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+([^]*)$/, RULE = /^\s*(?:\*{3,}|-{3,}|_{3,})\s*$/;
 const TABLE_RULE = /^[\s|:-]{0,400}$/;
 
 // Draws `text` into `parent`. Blocks that have not changed stay, so that a reader's selection stays.
