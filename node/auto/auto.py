@@ -179,7 +179,7 @@ class Auto:
         held = self._held.served_as if self._held else ""
         others = {one_name(name) for name in self._pool.names - {held}}
         found = await run_in_thread(self._options, others, self._pool.room_beside(held))
-        nodes = sum(row.nodes for part in self._parts for row in part.node.swarm_models.known_rows())
+        nodes = sum(part.node.swarm_models.num_nodes(bool(part.node.swarm)) for part in self._parts)
         answered = self._pool.asked_per_hour(held) if held else 0.0
         return View(
             options=found,

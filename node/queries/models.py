@@ -81,6 +81,10 @@ class SwarmModels:
         self._asked_at = -math.inf
         self._told = Models(models=())
         self._told_at = -math.inf
+        self._rows: list[ModelRow] = []
+        self._rows_at = -math.inf
+        self._rows_of: object = None
+        """The own models, and the event of the next node that joins, when the rows were made."""
         self._answered = Limits[str](ANSWERS_PER_S, ANSWERS_BURST)
         self._told_before = driver.joined.next
         """The event of the next node that joins, as it was at the last answer."""
@@ -121,7 +125,14 @@ class SwarmModels:
         return self.known_rows()
 
     def known_rows(self) -> list[ModelRow]:
-        """The same without asking."""
+        """The same without asking, at most TELL_EVERY_S old: each prompt for an unknown model looks here, and peers may
+        have reported half a million nodes."""
+        state, now = ([engine.info.name for engine in self._own], self._driver.joined.next), self._driver.now()
+        if now - self._rows_at >= TELL_EVERY_S or self._rows_of != state:
+            self._rows, self._rows_at, self._rows_of = self._counted_rows(), now, state
+        return self._rows
+
+    def _counted_rows(self) -> list[ModelRow]:
         own = {engine.info.name: place for place, engine in enumerate(self._own)}
         num_connected = Counter(dict.fromkeys(own, 1))
         for view in self._peers():
@@ -152,6 +163,15 @@ class SwarmModels:
         if self._own.named(model) is not None:
             return model
         return served_as(model, lambda: [row.model for row in self.known_rows()])
+
+    def num_nodes(self, is_private: bool) -> int:
+        """Nodes of the swarm, as far as one subnet alone could not make it believe: those that are connected, or the
+        second largest of what subnets report. is_private: each peer counts, as in a private swarm."""
+        told = Counter[str]()
+        for peer, num in self._directory.num_told(self._driver.now()).items():
+            subnet = peer.hex() if is_private else self._overlay.subnet(peer)
+            told[subnet] = max(told[subnet], num)
+        return max([1 + len(self._peers()), *sorted(told.values())[-2:-1]])
 
     def servers(self, model: str) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes that serve ``model``, first those where a prompt begins soonest, to the
@@ -240,6 +260,7 @@ class SwarmModels:
             answers = await ask_all(self._network, MODELS, ModelsQuery(), chosen, ANSWER_DEADLINE_S)
         for peer, answer in answers.items():
             if isinstance(answer, Models):
+                self._rows_at = -math.inf
                 try:
                     self._directory.hear(peer, answer.models, self._driver.now())
                 except RemoteError as exc:

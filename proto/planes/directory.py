@@ -13,7 +13,7 @@ no other node's reports, and memory is bounded by the size of the answers.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from typing import TypeVar
@@ -128,6 +128,16 @@ class Directory:
                 for key, telling in tellings.items()
             )
         ]
+
+    def num_told(self, now: float) -> dict[bytes, int]:
+        """Informant -> the nodes of all models with which it reported to be connected itself. (What it heard may be
+        another's lie.) Does not mutate."""
+
+        def nodes(tellings: Iterable[_Telling]) -> set[int]:
+            fresh = (one for one in tellings if one.is_first_hand and now - one.born_at <= HEARSAY_S)
+            return set[int]().union(*(unpack_hashes(one.packed) for one in fresh))
+
+        return {informant: len(nodes(tellings.values())) for informant, tellings in self._heard.items()}
 
     def _by_model(self, now: float) -> dict[ModelKey, list[_Telling]]:
         """Reports that are young enough, one per informant."""

@@ -1,17 +1,20 @@
 """Models that no connected node serves: they are listed, found and answered, and peers' reports are only hints."""
 
+from typing import Any
+
 import pytest
 import trio
 
+from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings
 from mycelia.node.peer_id import peer_text
 from mycelia.node.queries import models as swarm_models
-from mycelia.node.queries.models import FIND_DEADLINE_S, MAX_MET, MODELS
+from mycelia.node.queries.models import ASK_EVERY_S, FIND_DEADLINE_S, MAX_MET, MODELS
 from mycelia.node.queries.questions import answer_of
 from mycelia.node.requests.entry import ASK
 from mycelia.proto.digests.digest import pack_hashes
-from mycelia.proto.planes.directory import HEARSAY_S
+from mycelia.proto.planes.directory import HEARSAY_S, Directory, KnownModel
 from mycelia.proto.wire.codec import decode, encode
 from mycelia.proto.wire.messages import Answered, EntryFrame, Failed, ModelNodes, Models, ModelsQuery
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members
@@ -132,6 +135,46 @@ async def test_answers_of_hundreds_of_kilobytes_are_not_given_without_an_end(
         await trio.sleep(2 * swarm_models.FRESH_S)
         assert await ask(two, one)
         assert not one.node.state().refused, "no offence"
+
+
+async def test_prompts_for_unknown_models_do_not_count_all_reported_nodes_each(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = 0
+    known = Directory.known
+
+    def count(self: Directory, *args: Any) -> list[KnownModel]:
+        nonlocal counted
+        counted += 1
+        return known(self, *args)
+
+    monkeypatch.setattr(Directory, "known", count)
+    async with open_members(2, models=("small", "medium")) as (_, (one, two)):
+        for number in range(50):
+            stream = await two.network.open(one.peer, ASK)
+            await stream.send(an_ask(LONG, model=f"none {number}"))
+            failed = await stream.receive()
+            await stream.aclose()
+            assert isinstance(failed, Failed) and failed.code == "unknown_model"
+    assert counted <= 5
+
+
+async def test_one_network_alone_does_not_make_a_swarm_look_large(autojump_clock: trio.testing.MockClock) -> None:
+    async def lie(stream: MessageStream) -> None:
+        await receive_opening(stream)
+        row = ModelNodes(namespace=bytes(16), model="lie", context_tokens=1, age_s=0, nodes=pack_hashes(range(256)))
+        await stream.send(Models(models=(row,)))
+
+    async with open_members(4, models=("small",) * 4) as (_, members):
+        one, liars = members[0], members[1:3]
+        liars[0].network.serve(MODELS, lie)
+        await trio.sleep(3 * ASK_EVERY_S)
+        assert await rows_of(one) == {"small": (4, 4), "lie": (256, 0)}
+        assert one.node.swarm_models.num_nodes(is_private=False) == 4, "honest nodes pass the lie on, as hearsay"
+        liars[1].network.serve(MODELS, lie)
+        await trio.sleep(3 * ASK_EVERY_S)
+        await rows_of(one)
+        assert one.node.swarm_models.num_nodes(is_private=False) == 256, "two networks are believed"
 
 
 async def test_hearsay_crosses_the_swarm_and_ends_with_what_it_told_of(
