@@ -35,7 +35,7 @@ IDLE_S = 600.0
 """A model that was not asked for so long is unloaded: a conversation seldom pauses longer."""
 TURN = 4.0
 TURN_OF_PEERS = 1.0
-"""Likewise where only peers use the model and a client of this node waits for another one."""
+"""The same factor where only peers use the model and a client of this node waits for another one."""
 RETRY_S = 30.0
 """Pause after a model could not be loaded, before it is loaded again without a request that needs it."""
 
