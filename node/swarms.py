@@ -80,7 +80,7 @@ class Swarms:
             message = part.ended if part else _ONLY_PRIVATE
             answer = one_frame(Failed(code="bad_request", message=message, retryable=False))
         else:
-            answer = part.ask(replace(ask, model=model), deadline_s, client)
+            answer = part.ask(ask if model == ask.model else replace(ask, model=model), deadline_s, client)
         name = model or self.model
         on_end = partial(part.demand.ended, name) if part else lambda outcome: None
         return self._usage.counting(answer, client, name + suffix, on_end)

@@ -130,9 +130,9 @@ class ProcessEngine(AskedTexts):
             self._send(ipc.Cancel(key))
 
     async def vitals_changes(self) -> Vitals:
-        await trio.lowlevel.checkpoint()
         while self._vitals == self._vitals_told:
             await self._vitals_changed.wait()
+        await trio.lowlevel.checkpoint()  # (answers that came with the change go on first)
         self._vitals_told = self._vitals
         return self._vitals
 

@@ -5,7 +5,6 @@ left for the next one. While nothing is held, any size is let in: otherwise a la
 gives back what it took.
 """
 
-from collections import Counter
 from collections.abc import Hashable
 
 from mycelia.proto.admission.shares import has_room
@@ -16,23 +15,24 @@ class ByteShares:
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes
-        self._held: Counter[Hashable] = Counter()
+        self._held: dict[Hashable, int] = {}
 
     def take(self, client: Hashable, num_bytes: int) -> bool:
         """Whether ``client`` now holds ``num_bytes`` more; give them back with ``free``. Mutates."""
-        if self._held and not has_room(self._held[client] + num_bytes, self.total + num_bytes, self._num_bytes):
+        held = self._held.get(client, 0) + num_bytes
+        if self._held and not has_room(held, self.total + num_bytes, self._num_bytes):
             return False
         self.force(client, num_bytes)
         return True
 
     def force(self, client: Hashable, num_bytes: int) -> None:
-        self._held[client] += num_bytes
+        self._held[client] = self._held.get(client, 0) + num_bytes
 
     def free(self, client: Hashable, num_bytes: int) -> None:
-        self._held[client] -= num_bytes
-        if not self._held[client]:
-            del self._held[client]
+        held = self._held.pop(client, 0) - num_bytes
+        if held:
+            self._held[client] = held
 
     @property
     def total(self) -> int:
-        return self._held.total()
+        return sum(self._held.values())

@@ -13,8 +13,8 @@ Networking 6(2), 1998): a subnet may take one more while it holds less than its 
 Each of k greedy subnets holds num_places / (k + 1 / SHARE), and some stay free for the next one.
 """
 
-from collections import Counter
 from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TypeVar
 
 from mycelia.proto.admission.address_ranges import is_public, unwrapped
 
@@ -25,6 +25,8 @@ LOCAL_SHARE = 3.0
 LOCAL = "local "
 VIA = "via "
 MEMBER = "member "
+
+_Key = TypeVar("_Key")
 
 
 def subnet_of(address: str) -> str:
@@ -70,8 +72,8 @@ class Places:
         self._num_places = num_places
         self._per_key = per_key
         self._num_kept = num_kept
-        self._of_key: Counter[bytes] = Counter()
-        self._of_subnet: Counter[str] = Counter()
+        self._of_key: dict[bytes, int] = {}
+        self._of_subnet: dict[str, int] = {}
         self.num_taken = 0
 
     def take(self, key: bytes, subnet: str, is_known: bool = False, is_proven: bool = False) -> bool:
@@ -79,8 +81,8 @@ class Places:
         does not count. is_proven: it may also take the kept places, within its subnet's share. Mutates."""
         if self.is_at_limit(key) or not self.has_room(subnet, is_known, is_proven):
             return False
-        self._of_key[key] += 1
-        self._of_subnet[subnet] += 1
+        self._of_key[key] = self._of_key.get(key, 0) + 1
+        self._of_subnet[subnet] = self._of_subnet.get(subnet, 0) + 1
         self.num_taken += 1
         return True
 
@@ -91,15 +93,11 @@ class Places:
             return num_free > 0
         share = LOCAL_SHARE if is_local(subnet) else PUBLIC_SHARE
         is_free = is_proven or num_free > self._num_kept
-        return is_free and self._of_subnet[subnet] < share * num_free
+        return is_free and self._of_subnet.get(subnet, 0) < share * num_free
 
     def free(self, key: bytes, subnet: str) -> None:
-        self._of_key[key] -= 1
-        self._of_subnet[subnet] -= 1
-        if not self._of_key[key]:
-            del self._of_key[key]
-        if not self._of_subnet[subnet]:
-            del self._of_subnet[subnet]
+        _count_down(self._of_key, key)
+        _count_down(self._of_subnet, subnet)
         self.num_taken -= 1
 
     @property
@@ -108,12 +106,19 @@ class Places:
         return self._num_places - self.num_taken <= self._num_kept
 
     def is_at_limit(self, key: bytes) -> bool:
-        return self._of_key[key] >= self._per_key
+        return self._of_key.get(key, 0) >= self._per_key
 
     def num_of(self, subnet: str) -> int:
-        return self._of_subnet[subnet]
+        return self._of_subnet.get(subnet, 0)
 
     def check_invariants(self) -> None:
-        assert self._of_key.total() == self._of_subnet.total() == self.num_taken <= self._num_places
+        assert sum(self._of_key.values()) == sum(self._of_subnet.values()) == self.num_taken <= self._num_places
         assert all(0 < held <= self._per_key for held in self._of_key.values())
         assert all(held > 0 for held in self._of_subnet.values())
+
+
+def _count_down(counts: dict[_Key, int], key: _Key) -> None:
+    """(A ``Counter`` counts in Python. Every connection and request is counted here.)"""
+    count = counts.pop(key, 0) - 1
+    if count:
+        counts[key] = count

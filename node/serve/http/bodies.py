@@ -33,10 +33,13 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 async def read_json(request: Request, kind: type[_Body]) -> _Body:
     """The body as ``kind``. Its bytes count as held until the request is done. Raises HttpError."""
-    headers = request.headers
-    _check_type(headers)
+    headers = dict(reversed(request.scope["headers"]))  # (of several equal ones the first counts)
+    if headers.get(b"content-type") != b"application/json":
+        _check_type(request.headers)
+    if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
+        raise HttpError(413, _TOO_LONG)
     body: bytes | bytearray = await _received(request)
-    if encoding := headers.get("content-encoding", ""):
+    if encoding := headers.get(b"content-encoding", b"").decode("latin-1"):
         await take_turn(request.scope)
         body = inflated(bytes(body), encoding, MAX_BODY_BYTES)
         _hold(request, len(body))
@@ -53,8 +56,6 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
 
 async def _received(request: Request) -> bytearray:
     body = bytearray()
-    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
-        raise HttpError(413, _TOO_LONG)
     is_over = False
     while not is_over:
         message = await request.receive()
