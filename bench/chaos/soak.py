@@ -74,6 +74,7 @@ class Sample:
     num_files: int
     num_tasks: int
     num_exchanges: int
+    num_engines: int = 1
 
 
 @dataclass
@@ -200,6 +201,7 @@ async def _sample(node: LocalNode, began: float) -> Sample | None:
             process.num_fds(),
             state.tasks,
             state.exchanges,
+            len(engines),
         )
     except psutil.Error as exc:
         raise LocalError(f"{node.name}, which was not killed, is gone: {exc}") from exc
@@ -224,6 +226,7 @@ async def _quiet(bench: SoakBench, nodes: Nodes, began: float) -> dict[int, Samp
                 min(now.num_files, before.num_files),
                 min(now.num_tasks, before.num_tasks),
                 min(now.num_exchanges, before.num_exchanges),
+                now.num_engines,
             )
             is_less = _counts(least[number]) != _counts(before)
             state = await fetch_state(await nodes.nodes[number].wait_ready())
@@ -370,8 +373,18 @@ def growth(soak: Soak, rss: Callable[[Sample], int]) -> float:
 
 
 def leaked(soak: Soak, what: Callable[[Sample], int]) -> int:
-    """How much more an idle node has at the end than after the warm-up, of the node with most."""
-    return max(what(soak.after[number]) - what(soak.idle[number]) for number in soak.idle)
+    """How much more an idle node has at the end than after the warm-up, of the node with most.
+
+    An engine has tasks and files of its own. So a node that has another number of engines at the end than after the
+    warm-up is compared with the least that it ever had with so many until then."""
+    found = []
+    for number, after in soak.after.items():
+        alike = [soak.idle[number]]
+        if after.num_engines != alike[0].num_engines:
+            until_then = [sample for sample in soak.samples[number] if sample.at_s < soak.warm_s]
+            alike = [sample for sample in until_then if sample.num_engines == after.num_engines] or alike
+        found.append(what(after) - min(map(what, alike)))
+    return max(found)
 
 
 def failures_of(soak: Soak) -> list[str]:

@@ -7,8 +7,8 @@ import pytest
 from mycelia.bench.chaos.soak import DATA_BYTES, Sample, Soak, _rows, failures_of, growth, plot_of
 
 
-def sample(at_s: float, node_rss: int, num_tasks: int = 10, num_files: int = 20) -> Sample:
-    return Sample(at_s, node_rss, 2 * node_rss, 1_000, num_files, num_tasks, 0)
+def sample(at_s: float, node_rss: int, num_tasks: int = 10, num_files: int = 20, num_engines: int = 1) -> Sample:
+    return Sample(at_s, node_rss, 2 * node_rss, 1_000, num_files, num_tasks, 0, num_engines)
 
 
 def soak(sizes: list[int]) -> Soak:
@@ -35,6 +35,16 @@ def test_what_is_more_than_at_idle_has_leaked() -> None:
     made.after = {0: sample(200.0, 100, num_tasks=13, num_files=19)}
     rows = {row.name: row.value for row in _rows(made)}
     assert rows["leaked_tasks"] == 3 and rows["leaked_files"] == -1 and rows["leaked_streams"] == 0
+
+
+def test_a_second_engine_at_the_end_is_no_leak() -> None:
+    made = soak([100] * 10)
+    made.samples[0] += [
+        sample(at, 100, tasks, files, 2) for at, tasks, files in ((60, 12, 24), (61, 14, 22), (150, 9, 9))
+    ]
+    made.after = {0: sample(200.0, 100, num_tasks=12, num_files=23, num_engines=2)}
+    rows = {row.name: row.value for row in _rows(made)}
+    assert rows["leaked_tasks"] == 0 and rows["leaked_files"] == 1
 
 
 def test_each_bar_that_is_missed_is_named() -> None:
