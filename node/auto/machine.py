@@ -60,8 +60,11 @@ def options(
     catalogue: Catalogue, machine: Machine, is_here: Callable[[str], bool], measured: Mapping[str, float]
 ) -> list[Option]:
     """The models that this machine can hold and serve at a usable rate, the best one first: the largest. is_here:
-    whether a model is on this disk. measured: tokens/s of models that ran here."""
+    whether a model is on this disk. measured: tokens/s of models that ran here. A download is only possible while all
+    models of the catalogue take at most half of what they and the free disk are: others choose what is fetched."""
     found: list[tuple[int, Option]] = []
+    kept = sum(entry.size_bytes for name, entry in catalogue.items() if is_here(name))
+    room = (machine.disk_bytes - kept) // 2 if kept else machine.disk_bytes - SPARE_DISK_BYTES
     for name, entry in catalogue.items():
         if entry.kind != TEXT:
             continue  # (what is asked of other kinds is not counted)
@@ -69,7 +72,7 @@ def options(
         rate = measured.get(name) or _rate(entry, machine)
         if _needs(entry) > machine.room_bytes or rate < LEAST_RATE:
             continue
-        if not here and entry.size_bytes + SPARE_DISK_BYTES > machine.disk_bytes:
+        if not here and entry.size_bytes > min(room, machine.disk_bytes - SPARE_DISK_BYTES):
             continue
         fetch_s = 0.0 if here else entry.size_bytes / machine.line_rate
         found.append((entry.size_bytes, Option(name, REQUESTS_PER_RATE * rate, fetch_s)))

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from mycelia.proto.admission.limits import TokenBucket
 from mycelia.proto.supply.demand import HeardDemand, OwnDemand, believed
 from mycelia.proto.wire.messages import Demand
 
@@ -45,6 +46,8 @@ RETRY_S, MAX_RETRY_S = 3_600.0, 86_400.0
 maximum."""
 PAYS_S = 86_400.0
 """A download has to pay within this time."""
+FETCHES = 3.0
+"""Downloads after the start. Others follow one in PAYS_S, whatever other nodes report."""
 LEAST_RATE = 5.0
 """Tokens/s of one answer below which a model is too slow for a machine: as fast as people read."""
 REQUESTS_PER_RATE = 24.0
@@ -168,6 +171,8 @@ class Chooser:
         """Read-only."""
         self.held = ""
         """The chosen model that the node serves; empty: none yet."""
+        self._fetches = TokenBucket(1 / PAYS_S, FETCHES, now)
+        """The downloads that it may begin."""
         self._moving = ""
         self._began_at = -math.inf
         self._set_aside: dict[str, tuple[float, int]] = {}
@@ -217,13 +222,15 @@ class Chooser:
         gains = {one: self._gain(one, view, now) for one in options if one.name != self.held}
         if not self.held:
             return self._first(options, gains, view, now)
+        if not self._fetches.has(now):
+            gains = {one: gain for one, gain in gains.items() if not one.fetch_s}
         loss = self._loss(view, now)
         worth = {one: gain for one, gain in gains.items() if gain > loss * (1 + MARGIN) + LEAST_GAIN}
         self._passed = {one.name: self._passed.get(one.name, (-1, 0.0)) for one in worth}
         ready = {one: gain for one, gain in worth.items() if self._has_turn(one, view, now)}
         if ready:
             best = max(ready, key=lambda one: (ready[one], one.name))
-            return self._move(best, f"{self._told(best, view, now)}; {self._told_held(view, loss)}")
+            return self._move(best, f"{self._told(best, view, now)}; {self._told_held(view, loss)}", now)
         if worth:
             names = ", ".join(sorted(one.name for one in worth))
             return Stay(f"{names} would help more, but it is the turn of other nodes; {self._told_held(view, loss)}")
@@ -235,13 +242,17 @@ class Chooser:
         asked = {one: self._asked(one, now) / (1 + _num_nodes(view, one.name)) for one in options}
         weights = lacking or {one: rate for one, rate in asked.items() if rate > 0}
         if not weights:
-            return self._move(options[0], "nobody is heard asking for a model; it is the best that is fast enough here")
+            return self._move(
+                options[0], "nobody is heard asking for a model; it is the best that is fast enough here", now
+            )
         drawn = {one: -math.log1p(-self._hashed(one.name, now)[1]) / weight for one, weight in weights.items()}
         best = min(drawn, key=lambda one: (drawn[one], one.name))
-        return self._move(best, self._told(best, view, now))
+        return self._move(best, self._told(best, view, now), now)
 
-    def _move(self, option: Option, reason: str) -> Move:
+    def _move(self, option: Option, reason: str, now: float) -> Move:
         self._moving = option.name
+        if option.fetch_s:
+            self._fetches.spend(now, 1.0)
         return Move(option.name, self.held, reason)
 
     def _gain(self, option: Option, view: View, now: float) -> float:

@@ -79,10 +79,14 @@ class Formats:
             )
             text = "".join(rng.choice(rng.choice(sources)) for _ in range(rng.randrange(1, 24)))
         if rng.random() < 0.05:
-            text = (text * rng.randrange(2, 200))[: rng.choice((20_000, 65_536))]
+            text = (text * rng.randrange(2, 200))[:20_000]
         if text and rng.random() < 0.3:
             at = rng.randrange(len(text))
             text = text[:at] + rng.choice(_JUNK) + text[at + rng.randrange(4) :]
+        if rng.random() < 0.005:  # (as much as a frame has: what takes the square of a length is a hang)
+            unit = rng.choice(rng.choice((_JUNK, _BEGINS[calls], _MARKS[calls] or _JUNK)))
+            text = rng.choice(("", *_BEGINS[calls])) + unit * (65_536 // len(unit))
+            return f"{calls}+{thoughts}", text, len(text) // 2, ""
         opened = rng.choice(("", "", *THOUGHTS[thoughts].opens, THOUGHTS[thoughts].turn))
         return f"{calls}+{thoughts}", text, rng.choice((1, 2, 7, len(text) or 1)), opened
 

@@ -11,6 +11,7 @@ import trio
 from mycelia.node.auto import auto as auto_module
 from mycelia.node.auto.auto import AUTO_FILE, Auto, Kept, Part
 from mycelia.node.auto.fetch import Say, pull
+from mycelia.node.auto.machine import Machine, options
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.pool.pool import PoolModel, open_pool
@@ -304,3 +305,18 @@ async def test_a_download_that_fails_says_why(tmp_path: Path, monkeypatch: pytes
     with trio.fail_after(DEADLINE_S), pytest.raises(LocalError, match="Qwen3-4B-GGUF"):
         await pull("qwen3-4b", said.append)
     assert len(said) == 1
+
+
+def test_models_that_others_choose_leave_half_of_the_disk_free() -> None:
+    models = {"one": entry(10_000), "two": entry(20_000), "three": entry(25_000)}
+    here = set[str]()
+
+    def offered(disk_gb: float) -> set[str]:
+        machine = Machine(10**12, 0, round(disk_gb * 10**9), 10**12, 10**8)
+        return {option.name for option in options(models, machine, here.__contains__, {})}
+
+    assert offered(21) == {"one"} and offered(22) == {"one", "two"}, "the first one gets all but 2 GB"
+    here.add("one")
+    assert offered(50) == {"one", "two"} and offered(49) == {"one"} and offered(60) == {"one", "two", "three"}
+    here.add("two")
+    assert offered(79) == {"one", "two"} and offered(80) == {"one", "two", "three"}

@@ -8,6 +8,7 @@ import pytest
 
 from mycelia.proto.supply.chooser import (
     COMING_S,
+    FETCHES,
     INTERVAL_S,
     LISTEN_S,
     MAX_RETRY_S,
@@ -62,6 +63,22 @@ def test_it_listens_first_and_then_looks_at_most_once_an_hour() -> None:
     restarted = Chooser(b"me", [], random.Random(1), now + 60, decided_at=now)
     assert restarted.due_at >= now + INTERVAL_S
     assert Chooser(b"me", [], random.Random(1), 0.0, decided_at=1e12).due_at <= INTERVAL_S + LISTEN_S[1]
+
+
+def test_whatever_is_believed_a_node_fetches_three_models_and_then_one_a_day() -> None:
+    options = (Option("near", 100.0), *(Option(f"far{number}", 100.0, fetch_s=60.0) for number in range(100)))
+    one, fetched, now = chooser(held="near"), 0, 1_000.0
+    for wanted in range(7 * 24):
+        hear(one, [128] * 9, f"far{wanted % 100}", now)
+        (effect,) = one.handle(Looked(View(options)), now)
+        if isinstance(effect, Move):
+            fetched += effect.model != "near"
+            one.handle(Began(effect.model), now)
+        now += INTERVAL_S
+    assert 8 <= fetched <= FETCHES + 7
+    hear(one, [128] * 9, "near", now)
+    (back,) = one.handle(Looked(View(options)), now)
+    assert isinstance(back, Move) and back.model == "near", "it is here"
 
 
 def test_an_idle_node_moves_to_what_is_lacking_and_says_why() -> None:
