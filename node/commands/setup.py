@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -247,39 +248,37 @@ def _first_answer(context: click.Context, where: Path, is_service: bool) -> None
 
     file = context.find_root().params["config"]
     command = [*program(), *(["--config", str(file)] if file else [])]
-    node = None
-    if not is_service:
-        click.echo("starting the node ...", err=True)
-        node = subprocess.Popen(
-            [*command, "node", "--data-dir", str(where), "--exit-with-parent"],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    try:
-        _wait_running(where, node)
-        click.echo(f"\n> {PROMPT}")
-        asked = [*command, "ask", "--data-dir", str(where), "--max-tokens", "96", PROMPT]
-        if subprocess.run(asked, check=False).returncode:
-            raise click.ClickException("the node runs, but the first prompt was not answered; see above")
-    finally:
-        if node is not None:
-            assert node.stdin is not None
-            node.stdin.close()
-            node.wait()
+    with tempfile.TemporaryFile("w+", errors="replace") as log:  # (a pipe that nobody reads would stop the node)
+        node = None
+        if not is_service:
+            click.echo("starting the node ...", err=True)
+            node = subprocess.Popen(
+                [*command, "node", "--data-dir", str(where), "--exit-with-parent"], stdin=subprocess.PIPE, stderr=log
+            )
+        try:
+            _wait_running(where, node, log)
+            click.echo(f"\n> {PROMPT}")
+            asked = [*command, "ask", "--data-dir", str(where), "--max-tokens", "96", PROMPT]
+            if subprocess.run(asked, check=False).returncode:
+                raise click.ClickException("the node runs, but the first prompt was not answered; see above")
+        finally:
+            if node is not None:
+                assert node.stdin is not None
+                node.stdin.close()
+                node.wait()
     click.echo("\nAll is set up. Page with chat: http://127.0.0.1:7118/" if is_service else "\nAll is set up.")
     click.echo("mycelia status shows the node" if is_service else "run the node with: mycelia up")
 
 
-def _wait_running(where: Path, node: "subprocess.Popen[str] | None") -> None:
+def _wait_running(where: Path, node: "subprocess.Popen[bytes] | None", log: IO[str]) -> None:
     """Raises click.ClickException when the node ends or does not answer."""
     from mycelia.node.storage.rundir import find_running
 
     deadline = time.monotonic() + START_DEADLINE_S
     while find_running(where) is None:
         if node is not None and node.poll() is not None:
-            assert node.stderr is not None
-            said = node.stderr.read().strip().splitlines()
+            log.seek(0)
+            said = log.read().strip().splitlines()
             raise click.ClickException(said[-1].removeprefix("mycelia: ") if said else "the node ended")
         if time.monotonic() > deadline:
             raise click.ClickException("the node does not start; see 'mycelia service logs'")

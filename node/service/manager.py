@@ -31,7 +31,9 @@ def program() -> list[str]:
     """The command by which this program is called, with an absolute path: one in the PATH, if it is this program, as it
     stays the same when the program is upgraded."""
     called, found = Path(sys.argv[0]), shutil.which("mycelia")
-    launcher = Path(sys.prefix).parent / "bin" / "mycelia"
+    folder = Path(sys.prefix).parent
+    newest = folder.with_name("current")  # (install.sh's link to the version that is used)
+    launcher = (newest if newest.resolve() == folder.resolve() else folder) / "bin" / "mycelia"
     if (Path(sys.prefix) / "lib" / "start.py").is_file() and launcher.is_file():  # (the archive's own Python)
         is_same = found is not None and Path(found).resolve() == launcher.resolve()
         return [str(found if is_same else launcher)]

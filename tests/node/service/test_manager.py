@@ -98,6 +98,8 @@ def test_the_service_runs_the_program_by_which_it_was_installed(
     monkeypatch.setattr("sys.prefix", str(tmp_path / "archive" / "python"))
     monkeypatch.setattr("sys.argv", ["mycelia"])
     assert program() == [str(launcher)]
+    (tmp_path / "current").symlink_to("archive")  # (by which install.sh knows the version that is used)
+    assert program() == [str(tmp_path / "current" / "bin" / "mycelia")]
     link = tmp_path / "links" / "mycelia"
     link.parent.mkdir()
     link.symlink_to(launcher)
