@@ -33,9 +33,13 @@ NOTES = frozenset(
     {
         *("$comment", "$vocabulary", "contentEncoding", "contentMediaType", "contentSchema", "default", "deprecated"),
         *("description", "discriminator", "example", "examples", "externalDocs", "readOnly", "title", "writeOnly"),
+        *("allowComments", "allowTrailingCommas", "defaultSnippets", "deprecationMessage", "doNotSuggest", "enumNames"),
+        *("enumDescriptions", "errorMessage", "id", "javaType", "links", "markdownDescription", "media", "options"),
+        *("markdownEnumDescriptions", "order", "propertyOrder", "propertyOrdering", "tsEnumNames", "tsType", "xml"),
     }
 )
-"""Keywords that constrain nothing."""
+"""Keywords that constrain nothing: of JSON schema, OpenAPI, editors, generators of forms and of code."""
+_NOTE_PREFIXES = ("x-", "ui:", "$$")
 
 
 class SchemaError(ValueError):
@@ -64,9 +68,28 @@ def _of_today(schema: dict[str, Any]) -> dict[str, Any]:
     for name, needed in _of_kind("dependencies", kept.pop("dependencies", {}), dict).items():
         kind = "dependentRequired" if isinstance(needed, list) else "dependentSchemas"
         kept[kind] = {**kept.get(kind, {}), name: needed}
+    properties = kept.get("properties")
+    if isinstance(properties, dict):
+        kept |= _of_draft_3(properties, kept.get("required", []))
     if kept.pop("nullable", False) is True and isinstance(kept.get("type"), str):
         kept["type"] = [kept["type"], "null"]
     return kept
+
+
+def _of_draft_3(properties: dict[str, Any], required: Any) -> dict[str, Any]:
+    """Properties that say of themselves whether they are required, in the words of today."""
+    said = {
+        name: one["required"]
+        for name, one in properties.items()
+        if isinstance(one, dict) and isinstance(one.get("required"), bool)
+    }
+    if not said:
+        return {}
+    others = {
+        name: {keyword: value for keyword, value in one.items() if keyword != "required"} if name in said else one
+        for name, one in properties.items()
+    }
+    return {"properties": others, "required": [*required, *(name for name in said if said[name])]}
 
 
 _DRAFT = re.compile(r"https?://json-schema\.org/(draft/20(19-09|20-12)|draft-0[4-7])/schema#?")
@@ -97,11 +120,15 @@ class Document:
             elif keyword in MAP:
                 schemas = _of_kind(keyword, value, dict)
                 kept[keyword] = {name: self._read(one, depth + 1) for name, one in schemas.items()}
+            elif keyword == "required":
+                kept[keyword] = _of_kind(keyword, value, list)
+                if not all(isinstance(name, str) for name in value):
+                    raise SchemaError("'required' of the JSON schema has something that is no name")
             elif keyword in COUNTS and isinstance(value, float) and value.is_integer():
                 kept[keyword] = int(value)
             elif keyword in PLAIN:
                 kept[keyword] = value
-            elif not (keyword in NOTES or keyword.startswith("x-")):
+            elif not (keyword in NOTES or keyword.startswith(_NOTE_PREFIXES)):
                 raise not_enforced(keyword)
         self._ids += "$id" in kept
         for keyword in ("$anchor", "$dynamicAnchor"):

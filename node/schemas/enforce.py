@@ -11,14 +11,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
+from mycelia.node.schemas.disjoint import Disjoint
 from mycelia.node.schemas.document import Document, Schema, SchemaError, not_enforced
+from mycelia.node.schemas.names import pattern_of_names, texts_of
 from mycelia.node.schemas.negation import Negation, all_of, any_of, item_at, with_item
+from mycelia.node.schemas.texts import of_format, of_pattern
 
 MAX_CONTAINS = 3
 MAX_STEPS = 30_000
 """Schemas made from one: as many as fit into the longest text, and some. Each takes about 10 microseconds."""
 MAX_NESTED = 120
+MAX_UNIQUE = 5
+"""Values whose sets are told one by one."""
 MAX_BRANCHES = 64
 """Ways in which parts of one schema can apply together."""
 _COPIED_A_STEP = 64
@@ -87,6 +93,7 @@ class _Enforcer:
     def __init__(self, document: Document, expands_one_of: bool) -> None:
         self._document = document
         self._not = Negation(document)
+        self._disjoint = Disjoint(document)
         self._expands_one_of = expands_one_of
         self._depth = self._steps = 0
         self._pointers: dict[str, str] | None = None
@@ -123,6 +130,12 @@ class _Enforcer:
                 # A name may come twice and counts twice then.
                 if len({*schema.get("required", ())}) < value:
                     raise not_enforced(keyword, "above 1, except by what is required")
+            elif keyword in ("format", "pattern"):
+                more += self._text(keyword, value, schema, kept)
+            elif keyword in BOUNDS:
+                kept[keyword] = bound(keyword, value, schema.get("type"))
+            elif keyword == "$ref" and isinstance(value, str):
+                kept[keyword] = quote(value, safe="/#%!$&'()*+,;=:@?~")
             elif keyword in _OWN or keyword in ("$ref", "$id", "$anchor"):
                 kept[keyword] = value
             else:
@@ -136,6 +149,17 @@ class _Enforcer:
         whole = all_of([kept or True, *more])
         return {**names, "allOf": [whole]} if names else whole
 
+    def _text(self, keyword: str, value: Any, schema: dict[str, Any], kept: dict[str, Any]) -> list[Schema]:
+        """What a format or a pattern means: put into ``kept`` where that has room for it, else returned."""
+        said = of_format(value) if keyword == "format" else of_pattern(value)
+        if said is None:
+            kept[keyword] = value
+        elif said.keys().isdisjoint({*schema} - {keyword}):
+            kept |= said
+        elif said:
+            return [said]
+        return []
+
     def _more(self, keyword: str, value: Any, schema: dict[str, Any]) -> list[Schema]:
         """What a keyword means that llguidance does not have. Raises SchemaError."""
         match keyword:
@@ -147,6 +171,8 @@ class _Enforcer:
             case "not":
                 return [self._negated("not", value)]
             case "oneOf":
+                if self._disjoint.all(value):
+                    return [any_of([self.of(one) for one in value])]
                 if not self._expands_one_of:
                     return [{"oneOf": [self.of(one) for one in value]}]
                 return [any_of([all_of(conjuncts) for conjuncts in self._one_of(value)])]
@@ -166,6 +192,8 @@ class _Enforcer:
                 return [self._names(value, schema)]
             case "uniqueItems" if value is False or schema.get("maxItems", 2) <= 1:
                 return []
+            case "uniqueItems":
+                return [self._unique(schema)]
             case "contains":
                 return [self._contains(value, schema.get("minContains", 1), schema.get("maxContains"))]
             case "minContains" | "maxContains":
@@ -195,11 +223,29 @@ class _Enforcer:
     def _one_of(self, schemas: Sequence[Schema]) -> list[list[Schema]]:
         ways = []
         for place, one in enumerate(schemas):
-            others = [self._not.of(other) for at, other in enumerate(schemas) if at != place]
+            others = [
+                self._not.of(other) for at, other in enumerate(schemas) if at != place and self._overlap(one, other)
+            ]
             ways.append([self.of(one), *map(self.of, others)])
         if self._not.loses_fractions or (schemas and all(all_of(way) is False for way in ways)):
             raise not_enforced("oneOf", "with such schemas")
         return ways
+
+    def _overlap(self, one: Schema, other: Schema) -> bool:
+        return not self._disjoint.two(one, other)
+
+    def _unique(self, schema: dict[str, Any]) -> Schema:
+        """Lists of a few values, each at most once and in the order of the schema."""
+        values = texts_of(schema.get("items", True), self._document, only_texts=False)
+        if values is None or len(values) > MAX_UNIQUE or "prefixItems" in schema:
+            raise not_enforced("uniqueItems")
+        subsets = [chosen for size in range(len(values) + 1) for chosen in itertools.combinations(values, size)]
+        lists: list[Schema] = [
+            {"prefixItems": [{"const": value} for value in chosen], "items": False, "minItems": len(chosen)}
+            for chosen in subsets
+        ]
+        self._steps += len(lists)
+        return any_of([{"type": [*_OTHERS["array"]]}, all_of([{"type": "array"}, any_of(lists)])])
 
     def _if(self, schema: dict[str, Any]) -> list[list[Schema]]:
         if "then" not in schema and "else" not in schema:
@@ -233,24 +279,13 @@ class _Enforcer:
 
     def _names(self, schema: Schema, whole: dict[str, Any]) -> Schema:
         """The constraint by ``propertyNames``."""
-        if schema is True or schema == {} or schema == {"type": "string"}:
+        texts = texts_of(schema, self._document)
+        if texts is not None:
+            return {"properties": dict.fromkeys(texts, True), "additionalProperties": False}
+        pattern = pattern_of_names(schema, self._document)
+        if pattern is None:
             return True
-        if schema is False:
-            return {"maxProperties": 0}
         known = [*whole.get("properties", {}), *whole.get("required", [])]
-        keywords = {*schema} - {"type"}
-        if schema.get("type", "string") != "string":
-            raise not_enforced("propertyNames", "with such a schema")
-        if keywords in ({"const"}, {"enum"}):
-            names = [schema["const"]] if "const" in schema else schema["enum"]
-            allowed = {name: True for name in names if isinstance(name, str)}
-            return {"properties": allowed, "additionalProperties": False}
-        if keywords <= {"minLength", "maxLength"}:
-            pattern = f"^(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})$"
-        elif keywords == {"pattern"}:
-            pattern = schema["pattern"]
-        else:
-            raise not_enforced("propertyNames", "with such a schema")
         refused = [name for name in known if not _matches(pattern, name)]
         return {
             "properties": dict.fromkeys(refused, False),
@@ -337,7 +372,8 @@ class _Enforcer:
     def _exactly_one(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
         found: list[_Branch] = []
         for place, one in enumerate(schemas):
-            others = [self.of(self._not.of(other)) for at, other in enumerate(schemas) if at != place]
+            overlapping = [other for at, other in enumerate(schemas) if at != place and self._overlap(one, other)]
+            others = [self.of(self._not.of(other)) for other in overlapping]
             found += [([*held, *others], seen) for held, seen in self._branches(one, followed)]
         return found
 
@@ -345,6 +381,21 @@ class _Enforcer:
         condition, otherwise = self._branches(schema["if"], followed), self._not.of(schema["if"])
         then, other = (self._branches(schema.get(name, True), followed) for name in ("then", "else"))
         return [*self._product([condition, then]), *self._product([[([self.of(otherwise)], _Seen())], other])]
+
+
+BOUNDS = frozenset({"exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum"})
+_LARGEST = {"integer": 10**18, "number": 10**15}
+
+
+def bound(keyword: str, value: Any, kind: Any) -> Any:
+    """A bound that llguidance keeps: one of larger numbers is narrowed. kind: the type in the schema. Raises
+    SchemaError for a bound that only larger numbers meet."""
+    largest = _LARGEST["integer" if kind == "integer" else "number"]
+    if not isinstance(value, int | float) or abs(value) <= largest:
+        return value
+    if (value > 0) is keyword.endswith("inimum"):
+        raise not_enforced(keyword, f"beyond {largest}")
+    return largest if value > 0 else -largest
 
 
 def _with_plain_rest(schema: dict[str, Any]) -> dict[str, Any]:

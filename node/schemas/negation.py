@@ -141,7 +141,7 @@ class Negation:
 
 def excluding(values: Sequence[Any]) -> Schema:
     """Other values than these; of their kinds, for lists and objects only what differs in length or has other names."""
-    kinds = {kind: [value for value in values if _kind(value) == kind] for kind in TYPES}
+    kinds = {kind: [value for value in values if kind_of(value) == kind] for kind in TYPES}
     parts: list[Schema] = [{"type": [kind for kind in TYPES if not kinds[kind]]}] if not all(kinds.values()) else []
     if len({*kinds["boolean"]}) == 1:
         parts.append({"const": not kinds["boolean"][0]})
@@ -162,7 +162,8 @@ def excluding(values: Sequence[Any]) -> Schema:
     return any_of(parts)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """The JSON type of a value, with integers as numbers."""
     match value:
         case None:
             return "null"

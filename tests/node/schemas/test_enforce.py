@@ -22,6 +22,27 @@ TREE = {
     "required": ["name"],
     "unevaluatedProperties": False,
 }
+CAT = {
+    "properties": {
+        "kind": {"const": "cat", "default": "cat", "title": "Kind", "type": "string"},
+        "lives": {"type": "integer"},
+    },
+    "required": ["kind", "lives"],
+    "type": "object",
+}
+DOG = {
+    "properties": {"kind": {"enum": ["dog", "wolf"]}},
+    "required": ["kind"],
+    "type": "object",
+    "additionalProperties": False,
+}
+PET = {
+    "discriminator": {"mapping": {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog"}, "propertyName": "kind"},
+    "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+}
+UNION = {"$defs": {"Cat": CAT, "Dog": DOG}, "properties": {"pet": PET}, "required": ["pet"], "type": "object"}
+"""As pydantic writes a discriminated union."""
+ZOD_EMAIL = r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
 KEPT: list[tuple[str, Any, list[Any], list[Any]]] = [
     ("bounds", {"type": "integer", "minimum": 1, "maximum": 5}, [1, 5], [0, 6, 8, 1.5]),
     ("exclusive", {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, [0.5], [0, 1]),
@@ -61,6 +82,75 @@ KEPT: list[tuple[str, Any, list[Any], list[Any]]] = [
     ("two of one", {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, [{"a": 1}, {"b": 1}], [{"a": 1, "b": 1}]),
     ("older lists", {"items": [{"type": "string"}], "additionalItems": False}, [["a"], []], [[1], ["a", "b"]]),
     ("older bounds", {"type": "integer", "minimum": 1, "exclusiveMinimum": True}, [2], [1]),
+    ("union of references", UNION, [{"pet": {"kind": "cat", "lives": 9}}, {"pet": {"kind": "dog"}}], [{"pet": {}}]),
+    (
+        "union with a default",
+        {"oneOf": [{**CAT, "required": ["lives"]}, DOG]},
+        [{"lives": 9}, {"kind": "cat", "lives": 9}, {"kind": "dog"}],
+        [{"kind": "dog", "lives": 9}, {}],
+    ),
+    (
+        "ranges apart",
+        {"oneOf": [{"type": "integer", "maximum": 3}, {"type": "integer", "minimum": 5}]},
+        [1, 7],
+        [4, 2.5],
+    ),
+    (
+        "lists apart",
+        {"oneOf": [{"type": "array", "items": {"type": kind}, "minItems": 1} for kind in ("string", "integer")]},
+        [["a"], [1, 2]],
+        [[], ["a", 1]],
+    ),
+    ("formats of numbers", {"type": "integer", "format": "int32"}, [5, -(2**31)], [2**31]),
+    ("large formats", {"type": "integer", "format": "int64"}, [10**17], [10**20]),
+    ("formats that say nothing", {"type": "string", "format": "password"}, ["x"], [1]),
+    ("base64", {"type": "string", "format": "byte"}, ["", "aGk=", "aGVq"], ["a", "a!=="]),
+    ("days", {"type": "string", "format": "date"}, ["2024-02-29", "2026-12-31"], ["2026-02-29", "2026-04-31"]),
+    (
+        "instants",
+        {"type": "string", "format": "date-time"},
+        ["2026-01-01T00:00:00Z", "2026-01-01T10:20:30.5+01:00"],
+        ["2026-01-01T24:00:00Z", "2026-01-01T00:00:60Z", "2026-01-01"],
+    ),
+    ("format and pattern", {"type": "string", "format": "date", "pattern": "^2026"}, ["2026-01-02"], ["2025-01-02"]),
+    ("zod's e-mail", {"type": "string", "pattern": ZOD_EMAIL}, ["a.b@c.de"], [".a@c.de", "a..b@c.de", "a@c"]),
+    (
+        "pydantic's decimal",
+        {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d{0,3}\.?\d{0,2}0*$"},
+        ["1.50", "-12", "999.99"],
+        ["-", ".", "123456", "1.2345"],
+    ),
+    ("length ahead", {"type": "string", "pattern": "^(?=.{3,4}$)[a-z]+$"}, ["abc"], ["ab", "abcde", "ABC"]),
+    ("bounds of floats", {"type": "number", "maximum": 1.7976931348623157e308}, [0.5, -7], []),
+    (
+        "names of an enum",
+        {"$defs": {"k": {"enum": ["a", "b"]}}, "propertyNames": {"$ref": "#/$defs/k"}},
+        [{"a": 1}],
+        [{"c": 1}],
+    ),
+    ("names of a union", {"propertyNames": {"anyOf": [{"const": "a"}, {"enum": ["b"]}]}}, [{"b": 1}], [{"c": 1}]),
+    ("names but one", {"propertyNames": {"not": {"const": "a"}}}, [{"b": 1}], [{"a": 1}]),
+    ("names that are dates", {"propertyNames": {"format": "date"}}, [{"2026-01-02": 1}], [{"a": 1}]),
+    (
+        "names by a reference",
+        {"$defs": {"s": {"type": "string"}}, "propertyNames": {"$ref": "#/$defs/s"}},
+        [{"a": 1}],
+        [],
+    ),
+    (
+        "a set",
+        {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True},
+        [[], ["b"], ["a", "b"]],
+        [["a", "a"]],
+    ),
+    ("odd names", {"$defs": {"R[I]": {"type": "integer"}}, "$ref": "#/$defs/R[I]"}, [3], ["x"]),
+    (
+        "required of draft 3",
+        {"type": "object", "properties": {"a": {"type": "string", "required": True}, "b": {"required": False}}},
+        [{"a": "x"}],
+        [{}, {"b": 1}],
+    ),
+    ("notes", {"type": "string", "enumDescriptions": ["d"], "xml": {}, "ui:widget": "w", "id": "i"}, ["x"], [1]),
     ("remarks", {"type": "string", "x-order": 1, "description": "d", "example": "e", "deprecated": True}, ["x"], [1]),
 ]
 
@@ -80,7 +170,13 @@ REFUSED = [
     ({"not": {"pattern": "a"}}, "'not'"),
     ({"if": {"pattern": "a"}, "then": {"maxLength": 3}}, "'if'"),
     ({"x-guidance": {"lenient": True}, "format": "card"}, "format: card"),
-    ({"type": "string", "pattern": "^(?=a)"}, "look"),
+    ({"type": "string", "pattern": "^(?=a)"}, "'pattern' of the JSON schema is not enforced with look-around"),
+    ({"type": "string", "pattern": r"(a)\1"}, "'pattern'"),
+    ({"type": "integer", "minimum": 10**30}, "'minimum'"),
+    ({"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True}, "'uniqueItems'"),
+    ({"type": "object", "required": [5]}, "'required'"),
+    ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "'oneOf'"),
+    ({"propertyNames": {"format": "email"}}, "'propertyNames'"),
     ({"$ref": "https://example.com/s"}, "example.com"),
     ({"$ref": "#/$defs/none"}, "none"),
     ({"$schema": "https://example.com/meta"}, "unknown kind"),
