@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mycelia.proto.cache.checkpoints import ANSWER_END, LEAST_TOKENS, lengths
+from mycelia.proto.cache.checkpoints import ANSWER_END, LEAST_TOKENS, lengths, turns_of
 from mycelia.proto.cache.edges import RUN_TOKENS, TOKEN_BYTES, Edge, runs
 from mycelia.proto.cache.tier import Tier
 from mycelia.proto.cache.value import Reuse
-from mycelia.proto.wire.blocks import pack_tokens
-from mycelia.sim.eviction import Request, read_all, replay, working_set
+from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
+from mycelia.sim.eviction import TURN, Request, read_all, replay, working_set
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,17 @@ class Model:
     """Sizes in bytes, by the models' published shapes."""
 
     state: int
+    """A saved state: its numbers have 16 bits, as those of cells."""
     cell: int
     attention_cell: int
     """A cell of a model whose layers are all like the attention layers of this one."""
 
 
 MODELS = {
-    "qwen3.5-0.8b": Model(20_200_000, 12_288, 49_152),
-    "granite-4-h-1b": Model(58_000_000, 8_192, 81_920),
-    "lfm2-1.2b": Model(164_000, 12_288, 32_768),
-    "mamba": Model(20_200_000, 0, 49_152),
+    "qwen3.5-0.8b": Model(10_100_000, 12_288, 49_152),
+    "granite-4-h-1b": Model(29_000_000, 8_192, 81_920),
+    "lfm2-1.2b": Model(82_000, 12_288, 32_768),
+    "mamba": Model(10_100_000, 0, 49_152),
 }
 
 POLICIES: dict[str, Callable[[Edge, float], float] | None] = {
@@ -79,7 +80,8 @@ class Cache:
     def _save_state(self, packed: bytes, place: int, now: float) -> None:
         held = self._tier.state(packed)
         if len(packed) // TOKEN_BYTES - (held.end if held is not None else 0) >= LEAST_TOKENS:
-            self._tier.add_state(packed, self._zeros[: self._model.state], b"", now, place)
+            turns = turns_of(unpack_tokens(packed), (TURN,))
+            self._tier.add_state(packed, self._zeros[: self._model.state], b"", now, place, turns=turns)
             self._tier.trim(now)
 
 

@@ -31,6 +31,8 @@ from mycelia.proto.cache.radix import RadixTree
 TWICE_AT_TOKENS = 16_000
 """Depth at which attention costs as much as the rest: about 4,000 for a 135M model, 30,000 for an 8B model."""
 DIALOGUE_EVERY_S, THINK_S = 7.2, 60.0
+TURN = 0
+"""The token after each message of a dialogue."""
 FEW_SHOT_REQUESTS, NUM_EXAMPLES = 3_000, 8
 
 
@@ -85,9 +87,9 @@ def dialogues(rows: list[Row], words: Words, rng: random.Random) -> Iterator[Req
         begins_s += rng.expovariate(1 / DIALOGUE_EVERY_S)
         at_s, tokens = begins_s, list[int]()
         for turn in row.get("turns") or row["history"]:
-            tokens += [*words(turn["user"]), 0]
+            tokens += [*words(turn["user"]), TURN]
             prompt_tokens = len(tokens)
-            tokens += [*words(turn.get("assistant") or turn["bot"]), 0]
+            tokens += [*words(turn.get("assistant") or turn["bot"]), TURN]
             yield Request(at_s, tuple(tokens), prompt_tokens)
             at_s += rng.lognormvariate(0, 1) * THINK_S
 

@@ -10,8 +10,8 @@ cells up to there must be in the cache.
     states              ^         ^                ^
                              begins here
 
-A state of a small model has 20 MB, as much as 400 to 1,500 of its tokens' cells. So it matters where states are saved
-and which of them are kept (Marconi, Pan et al., MLSys 2025). They are saved:
+A saved state of a small model has 10 to 30 MB, as much as 200 to 1,500 of its tokens' cells. So it matters where states
+are saved and which of them are kept (Marconi, Pan et al., MLSys 2025). They are saved:
 
 - where a prompt leaves what the cache knows (``BRANCH``). This is where two prompts were seen to branch, such as after
   a system prompt; the third one begins there. The first two cannot: nobody knew the place when they were computed;
@@ -26,17 +26,22 @@ No state is saved less than ``LEAST_TOKENS`` after another one.
 
 Which states are used again differs more by their place than by anything else, and from workload to workload: with
 few-shot prompts nine of ten at branches and almost none at ends of answers, with conversations the ends of two of three
-answers, but each only once. So ``ReuseCounts`` counts, for each place and number of uses so far, how often such a
-state was used again. The state of least value is evicted first:
+answers, but each only once, and less often the longer the conversation is. So ``ReuseCounts`` counts, for each place,
+number of turns and number of uses so far, how often such a state was used again. The state of least value is evicted
+first:
 
-    chance of another use / (1 s + time since the last use) * sqrt(tokens that it saves) / bytes
+    chance of another use / (T + time since the last use) * sqrt(tokens that it saves) / bytes
 
-It saves the tokens after the next shorter state. The root is a compromise: with the tokens themselves few-shot prompts
-gain 1 % and conversations lose 3 %. Cells have the value of the states that need them: cells that no state needs go
+T is ``HELD_S`` of its place. Without it, a new state that nobody will use would go before no old one. A state saves the
+tokens after the next shorter one. The root is a compromise: with the tokens themselves few-shot prompts gain 1 % and
+conversations lose 3 %. Cells have the value of the states that need them: cells that no state needs go
 first, others only when no state is left. docs/performance.md, "Models that keep states", has the measurements.
 
 No clock, no IO.
 """
+
+from collections import Counter
+from collections.abc import Collection, Iterable
 
 BRANCH, PROMPT_END, ANSWER_END, BETWEEN = range(4)
 """The places of states."""
@@ -48,8 +53,10 @@ LEAST_TOKENS = 16
 NEAR_END_TOKENS = 32
 """A state before a control token is as good for the same prompt as one before the last token, if not more tokens have
 to be computed again: these take about one step."""
-MAX_USES, MAX_COUNT = 2, 256
-"""Numbers of uses that ``ReuseCounts`` tells apart, and the states of a kind that it remembers."""
+HELD_S = {BRANCH: 30.0, PROMPT_END: 30.0, ANSWER_END: 5.0, BETWEEN: 30.0}
+"""Differences in age that are shorter than this say little."""
+MAX_USES, MAX_TURNS, MAX_COUNT = 2, 4, 256
+"""Numbers of uses and of turns that ``ReuseCounts`` tells apart, and the states of a kind that it remembers."""
 
 
 def lengths(begin: int, num_prompt: int, known: int, turn: int = 0, grid: int = 1) -> dict[int, int]:
@@ -67,31 +74,42 @@ def lengths(begin: int, num_prompt: int, known: int, turn: int = 0, grid: int = 
     return dict(sorted(chosen.items()))
 
 
+def turns_of(tokens: Iterable[int], control_tokens: Collection[int]) -> int:
+    """Turns of a conversation: templates begin or end each message with the same control token, and a turn of the
+    user and one of the assistant count as one. At most ``MAX_TURNS``."""
+    counts = Counter(token for token in tokens if token in control_tokens)
+    return min(max(counts.values(), default=0) // 2, MAX_TURNS)
+
+
 class ReuseCounts:
-    """How often states of each place and number of uses are used again. Half a state counts in advance."""
+    """How often states of each place and number of turns and uses are used again. Half a state counts in advance."""
 
     def __init__(self) -> None:
-        self._seen = {(place, uses): [0.5, 1.0] for place in range(4) for uses in range(MAX_USES + 1)}
-        """(place, uses) -> [states that were used again, all states], of about the last ``MAX_COUNT``."""
+        self._seen: dict[tuple[int, int, int], list[float]] = {}
+        """(place, turns, uses) -> [states that were used again, all states], of about the last ``MAX_COUNT``."""
 
-    def saved(self, place: int) -> None:
+    def saved(self, place: int, turns: int = 0) -> None:
         """A state was saved. Mutates."""
-        self._add(place, 0, 1)
+        self._add(place, turns, 0, 1)
 
-    def used(self, place: int, uses: int) -> None:
+    def used(self, place: int, uses: int, turns: int = 0) -> None:
         """A state that had been used ``uses`` times was used again. Mutates."""
-        self._add(place, min(uses, MAX_USES), 0)
-        self._add(place, min(uses + 1, MAX_USES), 1)
+        self._add(place, turns, min(uses, MAX_USES), 0)
+        self._add(place, turns, min(uses + 1, MAX_USES), 1)
 
-    def chance(self, place: int, uses: int) -> float:
-        again, seen = self._seen[place, min(uses, MAX_USES)]
+    def chance(self, place: int, uses: int, turns: int = 0) -> float:
+        again, seen = self._seen.get((place, turns, min(uses, MAX_USES)), _NOTHING_SEEN)
         return again / seen
 
-    def _add(self, place: int, uses: int, index: int) -> None:
-        counts = self._seen[place, uses]
+    def _add(self, place: int, turns: int, uses: int, index: int) -> None:
+        counts = self._seen.setdefault((place, turns, uses), [*_NOTHING_SEEN])
         counts[index] += 1.0
         if counts[1] > MAX_COUNT:
             counts[:] = [count / 2 for count in counts]
 
     def check_invariants(self) -> None:
         assert all(0.0 < seen <= MAX_COUNT + 1 for _, seen in self._seen.values())
+        assert len(self._seen) <= len(HELD_S) * (MAX_TURNS + 1) * (MAX_USES + 1)
+
+
+_NOTHING_SEEN = (0.5, 1.0)

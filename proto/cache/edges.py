@@ -57,6 +57,8 @@ class Edge:
     """The edge left all tiers; code that still holds the object must not use it."""
     place: int = BETWEEN
     """Where a state was saved, see ``checkpoints.py``."""
+    turns: int = 0
+    """Turns of the state's conversation, see ``checkpoints.turns_of``."""
     uses: int = 0
     """How often prompts began at the state."""
     saves: int = 0

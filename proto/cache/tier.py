@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from mycelia.proto.cache.checkpoints import ReuseCounts
+from mycelia.proto.cache.checkpoints import HELD_S, ReuseCounts
 from mycelia.proto.cache.edges import (
     DIGEST_BYTES,
     OPEN,
@@ -180,12 +180,19 @@ class Tier:
         return edge
 
     def add_state(
-        self, packed: bytes, blob: memoryview, content_hash: bytes, now: float, place: int, whose: Whose = OPEN
+        self,
+        packed: bytes,
+        blob: memoryview,
+        content_hash: bytes,
+        now: float,
+        place: int,
+        whose: Whose = OPEN,
+        turns: int = 0,
     ) -> Edge:
-        """Add the state after ``packed``, in memory. Call ``trim`` afterwards."""
+        """Add the state after ``packed``, in memory. turns: see ``checkpoints.turns_of``. Call ``trim`` afterwards."""
         edge = self._insert(packed, len(packed) // TOKEN_BYTES, len(blob), content_hash, Reuse(now), whose)
-        edge.blob, edge.place = blob, place
-        self.reuse_counts.saved(place)
+        edge.blob, edge.place, edge.turns = blob, place, turns
+        self.reuse_counts.saved(place, turns)
         self.ram_used += edge.num_bytes
         return edge
 
@@ -214,7 +221,7 @@ class Tier:
         """A prompt begins with the edge's cells, or at the state."""
         edge.reuse.count(now)
         if edge.is_state:
-            self.reuse_counts.used(edge.place, edge.uses)
+            self.reuse_counts.used(edge.place, edge.uses, edge.turns)
             edge.uses += 1
 
     def promote(self, edge: Edge, blob: memoryview) -> None:
@@ -323,8 +330,8 @@ class Tier:
         age_s = max(0.0, now - edge.reuse.last_used_s)
         if not edge.is_state:
             return math.inf if edge.needed else -age_s
-        chance = self.reuse_counts.chance(edge.place, edge.uses)
-        return chance / (1.0 + age_s) * math.sqrt(edge.saves) / edge.num_bytes
+        chance = self.reuse_counts.chance(edge.place, edge.uses, edge.turns)
+        return chance / (HELD_S[edge.place] + age_s) * math.sqrt(edge.saves) / edge.num_bytes
 
     def _forget(self, edge: Edge) -> None:
         edge.gone = True

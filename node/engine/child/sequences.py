@@ -9,7 +9,7 @@ from mycelia.node.engine.child.llama.llama import Llama
 from mycelia.node.engine.child.rows import Row
 from mycelia.node.engine.child.scheduler import Admission, Scheduler
 from mycelia.node.engine.child.tier.tier_store import TierStore
-from mycelia.proto.cache.checkpoints import ANSWER_END
+from mycelia.proto.cache.checkpoints import ANSWER_END, turns_of
 from mycelia.proto.cache.edges import Edge, Whose, open_in
 from mycelia.proto.wire.blocks import pack_tokens
 
@@ -80,7 +80,9 @@ class Sequences:
         # Where an open prefix is left, it is left for all; other lengths say something about the private tokens.
         swarm, is_open = job.owner.swarm, job.num_computed == self._scheduler.prefixes.open_tokens(job)
         whose = open_in(swarm) if is_open else Whose(job.owner.tag, min(job.num_open, job.num_computed), swarm)
-        self._tiers.keep_state(self._llama, job.seq_id, job.tokens[: job.num_computed], place, whose)
+        tokens = job.tokens[: job.num_computed]
+        turns = turns_of(tokens, self._scheduler.limits.control_tokens)
+        self._tiers.keep_state(self._llama, job.seq_id, tokens, place, whose, turns)
 
     def settle(self, job: Job) -> None:
         """Make a running job's computed tokens ready for reuse, before it leaves: save the state, and leave its

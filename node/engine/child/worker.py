@@ -130,7 +130,7 @@ def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Loo
     limit = PromptLimit(llama.context_tokens, llama.longest_piece())
     template = ChatTemplate(llama.chat_template, llama, limit, llama.tools_template)
     tiers = _open_tiers(message, llama, namespace_key(digest, kv_settings))
-    token_bytes = llama.cell_bytes + llama.state_bytes // EVERY_TOKENS
+    token_bytes = llama.cell_bytes + llama.saved_state_bytes // EVERY_TOKENS
     tier_bytes = message.disk_tier_bytes if message.is_dir_memory else message.ram_tier_bytes
     tier_tokens = tier_bytes // token_bytes if tiers is not None else 0
     # Host memory must hold all cells that can be idle at once. On a GPU the copies are not worth their time.

@@ -11,9 +11,11 @@ from mycelia.proto.cache.checkpoints import (
     EVERY_TOKENS,
     LEAST_TOKENS,
     MAX_COUNT,
+    MAX_TURNS,
     PROMPT_END,
     ReuseCounts,
     lengths,
+    turns_of,
 )
 from mycelia.proto.cache.edges import OPEN, TOKEN_BYTES, Edge, Whose
 from mycelia.proto.cache.sharing import PUBLIC
@@ -70,8 +72,10 @@ def test_counts_follow_a_changed_workload() -> None:
 STATE, CELL = 1000, 10
 
 
-def state(tier: Tier, tokens: list[int], now: float = 0.0, place: int = BRANCH, whose: Whose = OPEN) -> Edge:
-    return tier.add_state(pack_tokens(tokens), memoryview(bytes(STATE)), b"h" * 32, now, place, whose)
+def state(
+    tier: Tier, tokens: list[int], now: float = 0.0, place: int = BRANCH, whose: Whose = OPEN, turns: int = 0
+) -> Edge:
+    return tier.add_state(pack_tokens(tokens), memoryview(bytes(STATE)), b"h" * 32, now, place, whose, turns)
 
 
 def cells(tier: Tier, tokens: list[int], start: int, now: float = 0.0) -> Edge:
@@ -137,3 +141,38 @@ def test_states_that_are_used_again_stay() -> None:
     assert not branch.gone and tier.ram_used <= tier.ram_bytes
     assert len(branch.packed) == 40 * TOKEN_BYTES
     tier.check_invariants()
+
+
+def test_turns_are_counted_by_the_token_of_each_message() -> None:
+    assert turns_of([1, 5, 2, 1, 6, 2, 7], {1, 2, 3}) == 1
+    assert turns_of([5, 6], {1}) == turns_of([1], {1}) == turns_of([1, 1, 2], ()) == 0
+    assert turns_of([1] * 100, {1}) == MAX_TURNS
+
+
+def test_long_conversations_end_more_often_than_short_ones() -> None:
+    """So the state of a short one stays, though it is older."""
+    tier = Tier(3 * (STATE + 400), 0, True)
+    for now in range(0, 200, 4):
+        first, long = list(range(1000 * now, 1000 * now + 40)), list(range(2000 * now, 2000 * now + 40))
+        used = state(tier, first, now=float(now), place=ANSWER_END, turns=1)
+        tier.count(used, float(now + 1))
+        tier.remove(used)
+        tier.remove(state(tier, long, now=float(now), place=ANSWER_END, turns=3))
+    short = state(tier, list(range(40)), now=200.0, place=ANSWER_END, turns=1)
+    for place in range(1, 4):
+        state(tier, list(range(100 * place, 100 * place + 40)), now=200.0 + place, place=ANSWER_END, turns=3)
+        tier.trim(200.0 + place)
+    assert not short.gone
+
+
+def test_what_nobody_uses_goes_before_an_older_state() -> None:
+    tier = Tier(3 * (STATE + 400), 0, True)
+    for now in range(0, 200, 4):
+        answer = state(tier, list(range(1000 * now, 1000 * now + 40)), now=float(now), place=ANSWER_END)
+        tier.count(answer, float(now + 1))
+        tier.remove(answer)
+        tier.remove(state(tier, list(range(1000 * now, 1000 * now + 30)), now=float(now), place=PROMPT_END))
+    old = [state(tier, list(range(n, n + 40)), now=200.0, place=ANSWER_END) for n in (0, 100, 200)]
+    new = state(tier, list(range(300, 340)), now=400.0, place=PROMPT_END)
+    tier.trim(400.0)
+    assert new.gone and not any(edge.gone for edge in old)

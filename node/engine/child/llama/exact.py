@@ -163,6 +163,7 @@ class ExactStateLlama(PackedLlama, StateLlama):
     """
 
     state_grid = MICRO_BATCH_ROWS
+    halves_states = False
 
     def decode(self, rows: Sequence[BatchRow]) -> tuple[int, list[int]]:
         if len(rows) > 1:

@@ -56,8 +56,8 @@ class Llama(ModelVocabulary):
     keeps_states = False
     """Whether sequences have states besides or instead of cells, see ``states.py``."""
     has_cells = True
-    state_bytes = 0
-    """Size of a saved state."""
+    state_bytes = saved_state_bytes = 0
+    """Size of a sequence's state in the context, and of a saved one."""
     state_grid = 1
     """States are saved and restored at multiples of this length."""
 

@@ -6,7 +6,8 @@ llama.cpp's rules for states, from its sources and tests on tiny models:
   state itself is copied when one of the two sequences goes on. So a copy of no positions shares only the state.
 - A state cannot be rolled back. To remove positions from the end fails, or is wrong, while the state is after them.
 - ``llama_state_seq_*_ext`` with ``PARTIAL_ONLY`` saves and restores only the state of a sequence, whose cells stay. The
-  size is constant. On one core 1.7 MB take 0.07 ms to save and as long to restore, and 0.3 ms to hash.
+  size is constant. On one core 1.7 MB take 0.07 ms to save and as long to restore, and 0.3 ms to hash. Saved states are
+  halved, see ``halved_states.py``.
 - The last position of a sequence is the smaller one of its cells' and its state's, and of the first one the larger. So
   the first position says nothing unless the state is removed.
 - An aborted decode leaves states that are new in some layers and old in others. So here nothing is aborted: steps are
@@ -28,6 +29,7 @@ import numpy as np
 
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L, address_of
+from mycelia.node.engine.child.llama.halved_states import HalvedForm, form_of
 from mycelia.node.engine.child.llama.llama import BROKEN, OK, REFUSED, RESTORED, Llama
 from mycelia.node.engine.sizing import CellBudget, CellChoice, Offload, choose_sequences, state_cells
 from mycelia.proto.wire.errors import LocalError
@@ -41,14 +43,18 @@ class StateLlama(Llama):
     """A ``Llama`` whose model keeps states."""
 
     keeps_states = True
+    halves_states = True
+    """Saved states are halved if the model goes on from them as well."""
 
+    _form: HalvedForm | None = None
+    """How states are halved; None: they are saved as they are."""
     _places: dict[int, int] | None = None
     """Sequence -> llama.cpp's id, of sequences with a state; None in a model with cells, where both are the same."""
 
     def _plan_sequences(self, wanted: int, memory: CellBudget | None) -> int:
         self.has_cells = bool(L.llama_model_is_hybrid(self.model))
         self._places = None if self.has_cells else {}
-        self.state_bytes = self._measure_state()
+        self.state_bytes = self.saved_state_bytes = self._measure_state()
         self._num_sequences = wanted
         if memory is None:
             return wanted
@@ -159,10 +165,13 @@ class StateLlama(Llama):
         size = int(L.llama_state_seq_get_size_ext(self.context, place, _STATE_ONLY))
         data = np.empty(size, np.uint8)
         saved = L.llama_state_seq_get_data_ext(self.context, address_of(data), size, place, _STATE_ONLY)
-        return data.data if saved == size == self.state_bytes else None
+        if not saved == size == self.state_bytes:
+            return None
+        return data.data if self._form is None else self._form.halved(data.data)
 
     def restore_state(self, blob: memoryview, seq_id: int, length: int) -> bool:
-        return self._set_state(self._place(seq_id), blob) and self.end(seq_id) == length
+        whole = blob if self._form is None else self._form.whole(blob)
+        return self._set_state(self._place(seq_id), whole) and self.end(seq_id) == length
 
     def _set_state(self, seq_id: int, blob: memoryview) -> bool:
         data = np.frombuffer(blob, np.uint8)
@@ -210,11 +219,26 @@ class StateLlama(Llama):
     # --- tests at the start -------------------------------------------------------------------------------------------
 
     def _probe_reuse(self) -> bool:
-        """Whether a restored state continues as the original does, tested on a few tokens."""
+        """Whether a restored state continues as the original does, tested on a few tokens. Chooses ``_form``."""
         if self._twins:
             return False  # (windowed attention beside states: never seen)
         self.can_abort = False
         self._no_state = self._saved_nothing()
+        if not self.halves_states:
+            return self._continues(None)
+        return self._continues(self._form_of_states()) or (self._form is not None and self._continues(None))
+
+    def _form_of_states(self) -> HalvedForm | None:
+        tokens = [(7 * i + 3) % self.num_vocab for i in range(_PROBED)]
+        is_saved = self.decode([BatchRow(0, 0, tokens, False)])[0] == OK
+        state = self.save_state(0) if is_saved else None
+        self.clear_all()
+        return form_of(state) if state is not None else None
+
+    def _continues(self, form: HalvedForm | None) -> bool:
+        """Whether this is so with saved states in this form. Sets it."""
+        self._form = form
+        self.saved_state_bytes = self.state_bytes if form is None else form.halved_bytes
         tokens = [(7 * i + 3) % self.num_vocab for i in range(2 * _PROBED)]
         rest = [BatchRow(0, _PROBED, tokens[_PROBED:], True)]
         works = self.decode([BatchRow(0, 0, tokens[:_PROBED], False)])[0] == OK

@@ -92,9 +92,11 @@ class TierStore:
         """Save the cells of an evicted leaf that no tier has yet. Call before they are cleared."""
         self._save(llama, leaf.seq_id, leaf.path, leaf.start, leaf.reuse)
 
-    def keep_state(self, llama: Llama, seq_id: int, tokens: Sequence[int], place: int, whose: Whose) -> None:
+    def keep_state(
+        self, llama: Llama, seq_id: int, tokens: Sequence[int], place: int, whose: Whose, turns: int = 0
+    ) -> None:
         """Save the state of a sequence after all of its ``tokens``, unless ``whose`` has it, or one shortly before, or
-        there is no room."""
+        there is no room. turns: see ``checkpoints.turns_of``."""
         packed, now = pack_tokens(tokens), self._clock()
         held = self.tier.state(packed, whose)
         if held is not None and len(tokens) - held.end < LEAST_TOKENS:
@@ -102,13 +104,13 @@ class TierStore:
             if held not in self.reported:
                 self.reported.add(held)
             return
-        fits = llama.state_bytes + len(packed) <= max(self.tier.ram_bytes, self.tier.disk_bytes)
+        fits = llama.saved_state_bytes + len(packed) <= max(self.tier.ram_bytes, self.tier.disk_bytes)
         if len(tokens) < LEAST_TOKENS or not fits:
             return
         blob = llama.save_state(seq_id)
         if blob is None:
             return
-        edge = self.tier.add_state(packed, blob, blake3(blob).digest(), now, place, whose)
+        edge = self.tier.add_state(packed, blob, blake3(blob).digest(), now, place, whose, turns)
         if edge.num_bytes > self.tier.ram_bytes:  # (otherwise it would be gone at once)
             self._write(edge)
         self._settle(self.tier.trim(now))

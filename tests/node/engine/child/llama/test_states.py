@@ -194,6 +194,18 @@ def test_prompts_begin_where_two_others_were_seen_to_branch(llama: RecordedState
     engine.check(*prompts)
 
 
+def test_saved_states_have_half_the_size(llama: RecordedStateLlama) -> None:
+    assert 0.49 < llama.saved_state_bytes / llama.state_bytes < 0.55, "half, and what is no number"
+    llama.clear_all()
+    assert llama.decode([BatchRow(0, 0, list(prompt_of(random.Random(3), 20)), True)])[0] == OK
+    state = llama.save_state(0)
+    assert state is not None and len(state) == llama.saved_state_bytes
+    assert llama.copy_prefix(0, 1, 20) and llama.restore_state(state, 1, 20)
+    again = llama.save_state(1)
+    assert again is not None and again[8:] == state[8:], "except the sequence's id; saved again, it loses nothing more"
+    llama.clear_all()
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RecordedExactLlama:
     path = tmp_path_factory.mktemp("exact") / "tiny.gguf"
@@ -224,6 +236,7 @@ def test_reuse_never_changes_a_bit_in_exact_mode(exact: RecordedExactLlama) -> N
     """Prompts share prefixes or continue answers, at once, in a cache that holds a part of them: they wait for each
     other, stop for each other and begin at states."""
     rng = random.Random(5)
+    assert exact.saved_state_bytes == exact.state_bytes
     prompts: list[Prompt] = []
     for _ in range(24):
         base = rng.choice(prompts)[: rng.randint(1, 200)] if prompts and rng.random() < 0.8 else ()
@@ -240,7 +253,7 @@ def test_what_is_reported_can_be_restored(llama: RecordedStateLlama) -> None:
     """In a cache that holds a part of the prompts."""
     rng = random.Random(8)
     llama.seen.clear()
-    engine = Engine(llama, ram_bytes=20 * (llama.state_bytes + 150 * llama.cell_bytes), num_cells=400)
+    engine = Engine(llama, ram_bytes=20 * (llama.saved_state_bytes + 150 * llama.cell_bytes), num_cells=400)
     num_reused = 0
     for _ in range(60):
         base = rng.choice(list(llama.seen))[: rng.randint(1, 150)] if llama.seen and rng.random() < 0.7 else ()
