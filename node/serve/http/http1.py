@@ -73,6 +73,8 @@ class HttpConnection:
         """Parsed bytes of a body that the application has not received yet."""
         self._body_due = math.inf
         self._num_pieces = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        """Those of the request."""
         self._has_length = False
         """The head gives the body's length, so a feed is one piece."""
         self._head = b""
@@ -136,12 +138,14 @@ class HttpConnection:
                 if not self._ahead:
                     return None
             began = trio.current_time()
-            self._body_due, deadline.deadline = began + BODY_DEADLINE_S, began + HEAD_DEADLINE_S
+            self._body_due = began + BODY_DEADLINE_S
             try:
                 if is_behind:  # (no wait was needed: other connections get their turn)
                     await trio.lowlevel.checkpoint()
                     await self._place.turn()
                 while (event := self._http.next_event()) is h11.NEED_DATA:
+                    if not self._ahead:  # (most heads come whole, and need no deadline of their own)
+                        deadline.deadline = began + HEAD_DEADLINE_S
                     await self._feed()
             except h11.RemoteProtocolError as exc:
                 await self._refuse(exc.error_status_hint, str(exc))
@@ -151,7 +155,8 @@ class HttpConnection:
             if event.http_version not in (b"1.0", b"1.1"):
                 await self._refuse(505, "this server speaks HTTP/1.0 and HTTP/1.1")
                 return None
-            names = {name for name, _ in event.headers}
+            self._headers = list(event.headers)
+            names = {name for name, _ in self._headers}
             if {b"content-length", b"transfer-encoding"} <= names:
                 await self._refuse(400, "two lengths: Content-Length and Transfer-Encoding")  # (a proxy may use one)
                 return None
@@ -228,7 +233,7 @@ class HttpConnection:
             "raw_path": raw_path,
             "root_path": "",
             "query_string": query,
-            "headers": list(request.headers),
+            "headers": self._headers,
             PLACE: self._place,
         }
 
