@@ -7,7 +7,7 @@ one, and its origin does not matter. Only the page, which asks its reader for th
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -98,8 +98,8 @@ class Gateway:
         self._limits.set_keys(access.keys)
         self._app = self._made()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._app(scope, receive, send)
 
     def _made(self) -> Starlette:
         open_paths = [PAGE, *OPEN_PROBES]
