@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from mycelia.node.app import Node
 from mycelia.node.auto.fetch import Say, pull
-from mycelia.node.auto.machine import UNKNOWN_LINE, Machine, free_disk_bytes, memory_rate, options
+from mycelia.node.auto.machine import UNKNOWN_LINE, Machine, free_disk_bytes, memory_rate, options, why_none
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.pool.facts import FactsFile
 from mycelia.node.engine.pool.pool import PoolModel
@@ -178,7 +178,7 @@ class Auto:
     async def _look(self) -> View:
         held = self._held.served_as if self._held else ""
         others = {one_name(name) for name in self._pool.names - {held}}
-        found = await run_in_thread(self._options, others, self._pool.room_beside(held))
+        found, why_none = await run_in_thread(self._options, others, self._pool.room_beside(held))
         nodes = sum(part.node.swarm_models.num_nodes(bool(part.node.swarm)) for part in self._parts)
         answered = self._pool.asked_per_hour(held) if held else 0.0
         return View(
@@ -186,15 +186,17 @@ class Auto:
             serving=[one for part in self._parts for one in part.node.demand.serving(bool(part.node.swarm))],
             answered=answered,
             scale=nodes / (1 + self.chooser.heard.num_fresh(self._now())),
+            why_none=why_none,
         )
 
-    def _options(self, others: Collection[str], room_bytes: int) -> list[Option]:
-        """Runs in a thread. others: models that the node serves besides the chosen one."""
+    def _options(self, others: Collection[str], room_bytes: int) -> tuple[list[Option], str]:
+        """(the models to choose from, why there are none). Runs in a thread. others: models that the node serves
+        besides the chosen one."""
         try:
             catalogue = self._catalogue()
         except LocalError as exc:
             log.warning("catalogue_unusable", reason=str(exc))
-            return []
+            return [], f"it cannot choose: {exc}"
         wanted = {name: one for name, one in catalogue.items() if name not in others and self._allowed(name)}
         here = {name: self._found(name) for name in wanted}
         rates = {name: rate for name, path in here.items() if path is not None and (rate := self._rate(path))}
@@ -208,7 +210,7 @@ class Auto:
             room_bytes, self._gpu_bytes, disk_bytes, round(self._memory_rate), round(self._kept.line_rate)
         )
         log.info("auto_measured", **msgspec.structs.asdict(machine))
-        return options(wanted, machine, lambda name: here[name] is not None, rates)
+        return options(wanted, machine, lambda name: here[name] is not None, rates), why_none(machine)
 
     def _found(self, name: str) -> Path | None:
         """The file of a model of the catalogue, if it is here."""

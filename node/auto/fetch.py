@@ -31,7 +31,7 @@ async def pull(name: str, say: Say) -> None:
                 last = line
                 say(line)
     if process.returncode:
-        raise LocalError(last or f"the download ended with {process.returncode}")
+        raise LocalError(last.removeprefix("mycelia: ") or f"the download ended with {process.returncode}")
 
 
 async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:

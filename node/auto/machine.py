@@ -12,6 +12,7 @@ from msgspec import Struct
 from mycelia.node.engine.kinds import TEXT
 from mycelia.node.engine.pool.facts import GUESSED_BYTES
 from mycelia.node.models.catalogue import Catalogue, Entry
+from mycelia.node.models.sizes import size_text
 from mycelia.proto.supply.chooser import LEAST_RATE, REQUESTS_PER_RATE, Option
 
 GPU_BYTES_PER_S = 250e9
@@ -77,6 +78,15 @@ def options(
         fetch_s = 0.0 if here else entry.size_bytes / machine.line_rate
         found.append((entry.size_bytes, Option(name, REQUESTS_PER_RATE * rate, fetch_s)))
     return [option for _, option in sorted(found, key=lambda one: (-one[0], one[1].name))]
+
+
+def why_none(machine: Machine) -> str:
+    """What to say if no model fits."""
+    memory, disk, spare = map(size_text, (machine.room_bytes, machine.disk_bytes, SPARE_DISK_BYTES))
+    return (
+        f"no model of the catalogue fits this machine: {memory} of memory are free for one, {disk} of the disk"
+        f" (of which {spare} stay free), and an answer has to come at {LEAST_RATE:.0f} tokens/s"
+    )
 
 
 def _needs(entry: Entry) -> int:

@@ -28,7 +28,15 @@ _HEX = frozenset("0123456789abcdef")
 
 
 class OfflineError(LocalError):
-    """The hub cannot be reached."""
+    """The hub cannot be asked."""
+
+    def __init__(self, model: HubModel, reason: str) -> None:
+        self.in_short = f"cannot ask {host()} for {model}: {one_line(reason).strip(' .')[:160]}"
+        """Without what to do."""
+        super().__init__(
+            f"{self.in_short}. Fetch its GGUF file on another machine, copy it here and give its path; or set"
+            " HF_ENDPOINT to a mirror"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,11 +75,11 @@ def look_up(model: HubModel) -> Listing:
         ) from exc
     except HfHubHTTPError as exc:
         status = exc.response.status_code if exc.response is not None else "no status"
-        raise OfflineError(_offline(model, f"it answers with {status}")) from exc
+        raise OfflineError(model, f"it answers with {status}") from exc
     except (OfflineModeIsEnabled, httpx2.HTTPError, httpx2.InvalidURL) as exc:
-        raise OfflineError(_offline(model, str(exc) or type(exc).__name__)) from exc
+        raise OfflineError(model, reason_of(exc)) from exc
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise OfflineError(_offline(model, "its answer is not that of a hub; a network may want a sign-in")) from exc
+        raise OfflineError(model, "its answer is not that of a hub; a network may want a sign-in") from exc
     if not 40 <= len(commit) <= 64 or not set(commit) <= _HEX:
         raise LocalError(f"{host()} does not say which revision of {model.repo} it has")
     return Listing(commit, [file for file in files if _is_sound(file)], bool(info.gated))
@@ -94,6 +102,11 @@ def gated(repo: str) -> LocalError:
     )
 
 
+def reason_of(exc: Exception) -> str:
+    """Why a server could not be asked."""
+    return "HF_HUB_OFFLINE is set" if isinstance(exc, OfflineModeIsEnabled) else str(exc) or type(exc).__name__
+
+
 def host() -> str:
     return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
 
@@ -107,11 +120,4 @@ def _is_sound(file: RepoFile) -> bool:
         and file.size > 0
         and len(file.etag) in _ETAG_DIGITS
         and set(file.etag) <= _HEX
-    )
-
-
-def _offline(model: HubModel, reason: str) -> str:
-    return (
-        f"cannot ask {host()} for {model}: {one_line(reason)[:160]}. Fetch its GGUF file on another machine, copy it"
-        " here and give its path; or set HF_ENDPOINT to a mirror"
     )

@@ -99,6 +99,10 @@ def _read_hub(name: str, rest: str) -> HubModel:
     linked = re.fullmatch(r"/(?:resolve|blob|raw|tree)/([^/]+)(?:/(.+))?", more)
     if linked is not None:
         return HubModel(repo, unquote(linked[2] or ""), unquote(linked[1]))
+    if more.startswith("@"):
+        raise LocalError(
+            f"{name!r} names a revision: give the link to its file, such as https://hf.co/{repo}/blob/REVISION/FILE.gguf"
+        )
     if more[:1] not in ("", ":", "/"):
         raise LocalError(f"{name!r} names no repository: {_FORM}")
     return HubModel(repo, "" if more.lower() == LATEST else more[1:])

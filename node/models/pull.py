@@ -106,7 +106,7 @@ def _pull_from_hub(model: HubModel, watch: Watch, admit: Admit) -> Path:
         found = find_source(model)
         if found is None:
             raise
-        watch.say(f"{exc}. The one that is here is taken, which may not be the newest")
+        watch.say(f"{exc.in_short}. The one that is here is taken, which may not be the newest")
         return found
     files, cache = choose_files(model, listing.files), cache_of(model.repo)
     wanted = [Wanted(hub.remote_of(model, listing.commit, file), _place(cache, listing.commit, file)) for file in files]
@@ -165,8 +165,8 @@ def _look_at(url: str, told_sha256: str) -> Remote:
             version = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
     except (OfflineModeIsEnabled, CutError, httpx2.HTTPError, httpx2.InvalidURL) as exc:
         raise LocalError(
-            f"cannot fetch {url}: {one_line(str(exc) or type(exc).__name__)[:160]}; on a machine without internet copy"
-            " the file there, and give its path"
+            f"cannot fetch {url}: {one_line(hub.reason_of(exc)).strip(' .')[:160]}; copy the file to this machine in"
+            " another way, and give its path"
         ) from exc
     if not size.isascii() or not size.isdigit() or len(size) > 15:
         raise LocalError(f"{url} does not say how large it is, so that nobody could see whether it is whole")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.kinds import EMBEDDING, RERANK, can_do, cannot
+from mycelia.node.engine.prompts import TooLongError
 from mycelia.node.errors import BusyError, FailedError, no_such_model
 from mycelia.node.network.exchange import cancelled_at_end, receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
@@ -73,7 +74,13 @@ class _Wanted:
     async def made_by(self, engine: Engine, client: bytes, subnet: str = "") -> Embedded:
         """client, subnet: see ``EngineRequest``. Raises LocalError, as BusyError when too many wait."""
         self.check(engine)
-        tokens = [await self._tokens_of(text, engine, client, subnet) for text in self.texts]
+        tokens = []
+        for place, text in enumerate(self.texts):
+            try:
+                tokens.append(await self._tokens_of(text, engine, client, subnet))
+            except TooLongError as exc:
+                which = "" if self.query else f"text {place} of the input: "
+                raise TooLongError(f"{which}{exc}") from exc
         return Embedded(await engine.embed(tokens, client, subnet), sum(map(len, tokens)))
 
     def check(self, engine: Engine) -> None:
@@ -260,7 +267,7 @@ class Vectors:
             return await self._asked(passed_on, [server for server in servers if server != peer])
 
 
-_PLACE = re.compile(r"(?<=\(in text )\d{1,5}(?= of the input\))")
+_PLACE = re.compile(r"(?<=\btext )\d{1,5}(?= of the input\b)")
 
 
 def _in_input(message: str, num_before: int) -> str:

@@ -139,7 +139,7 @@ def show_card(console: Console, card: ModelCard) -> None:
         "served as": card.served_as,
         "file": f"{card.path}, {size_text(card.bytes)}{parts}",
         "kind": kinds[card.kind],
-        "model": f"{card.architecture}, {card.parameters / 1e9:.3g}B parameters, {card.layers} layers",
+        "model": f"{card.architecture}, {_count_text(card.parameters)} parameters, {card.layers} layers",
         "quantisation": card.quantisation,
         "context": f"{card.context:,} tokens" if card.context else "unknown",
     }
@@ -156,3 +156,7 @@ def show_card(console: Console, card: ModelCard) -> None:
     )
     for name, text in rows.items():
         console.print(f"{name:<13}{printable(text)}", soft_wrap=True)
+
+
+def _count_text(parameters: int) -> str:
+    return f"{parameters / 1e9:.3g}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"

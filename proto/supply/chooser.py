@@ -89,6 +89,8 @@ class View:
     """Requests per hour that were answered here, of the present model, for anybody."""
     scale: float = 1.0
     """Nodes of the swarm for each node that was heard."""
+    why_none: str = "no model of the catalogue fits this machine"
+    """Why there are no options, if there are none."""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ class Chooser:
         if not options and aside:
             return Stay(f"no model could be fetched and loaded; {', '.join(sorted(aside))} will be tried again")
         if not options:
-            return Stay("no model of the catalogue fits this machine")
+            return Stay(view.why_none)
         gains = {one: self._gain(one, view, now) for one in options if one.name != self.held}
         if not self.held:
             return self._first(options, gains, view, now)

@@ -33,7 +33,7 @@ from mycelia.node.engine.engine import (
     append_tokens,
 )
 from mycelia.node.engine.kinds import RERANK, TEXT, cannot
-from mycelia.node.engine.prompts import TooLongError, over_context, prompt_over_context
+from mycelia.node.engine.prompts import PromptLimit, TooLongError, over_context, prompt_over_context
 from mycelia.node.engine.stops import TextGate
 from mycelia.node.signals import Signal
 from mycelia.proto.admission.fair_queue import FairQueue
@@ -182,6 +182,7 @@ class FakeEngine:
 
     async def tokenize_text(self, text: str, client: bytes = b"", subnet: str = "") -> list[int]:
         await trio.lowlevel.checkpoint()
+        PromptLimit(self.settings.cells, token_bytes=10).check_size(len(text))
         return list(text.encode("utf-8", "replace"))
 
     async def tokenize_pair(self, query: str, document: str, client: bytes = b"", subnet: str = "") -> list[int]:

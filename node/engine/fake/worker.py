@@ -110,7 +110,7 @@ class FakeService:
                 tokens = await self._engine.tokenize_chat(message.conversation())
             self._say(ipc.Rendered(message.key, pack_tokens(tokens), ""))
         except (LocalError, LimitExceeded) as exc:
-            self._say(ipc.Rendered(message.key, b"", str(exc)))
+            self._say(ipc.Rendered(message.key, b"", str(exc), is_too_long=isinstance(exc, TooLongError)))
 
     async def _spell(self, message: ipc.Spell) -> None:
         try:

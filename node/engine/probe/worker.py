@@ -95,7 +95,7 @@ def inspect_model(path: Path, question: Question) -> Model:
 def _quantisation(model: Any) -> str:
     """Such as Q4_K_M."""
     told = (L.llama_ftype_name(L.llama_model_ftype(model)) or b"").decode("utf-8", "replace")
-    name, _, size = told.removeprefix("(guessed) ").partition(" - ")
+    name, _, size = told.removeprefix("(guessed) ").removeprefix("all ").partition(" - ")
     return name.split(" ")[0] + _SIZES.get(size, "")
 
 

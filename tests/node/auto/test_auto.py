@@ -1,7 +1,7 @@
 """A node that chooses its model: over the in-memory network, with fake engines and a pool without processes."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class Choosing:
         self.one, *self.others = members
         self.pool, self.here, self.fetched = FakePool(), {"smollm3-3b"}, list[str]()
         self._args = data_dir, nursery
+        self.catalogue: Callable[[], Catalogue] = lambda: CATALOGUE
         self.auto = self.made()
 
     def made(self, *others: Member) -> Auto:
@@ -86,7 +87,7 @@ class Choosing:
             lambda path: PoolModel(EngineSettings(Path(path), Path(path).name, fake=True)),
             find=self.find,
             fetch=self.fetch,
-            catalogue=lambda: CATALOGUE,
+            catalogue=lambda: self.catalogue(),
             rng=random.Random(1),
         )
 
@@ -230,6 +231,23 @@ async def test_a_model_that_cannot_be_served_changes_nothing(
         await made.want("smollm3-3b", 100)
         await made.decided()
         assert "smollm3-3b" not in made.one.node.own_models
+
+
+async def test_it_says_why_it_can_choose_none(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_choosing(tmp_path) as made:
+        monkeypatch.setattr(auto_module, "free_disk_bytes", lambda folder: 10**6)
+        made.here.clear()
+        await made.auto.decide()
+        assert "1.0 MB of the disk" in made.auto.text() and "4.3 GB of memory" in made.auto.text()
+
+        def broken() -> Catalogue:
+            raise LocalError("catalogue.toml is not TOML")
+
+        made.catalogue = broken
+        await made.auto.decide()
+        assert "cannot choose: catalogue.toml is not TOML" in made.auto.text()
 
 
 async def test_one_neighbour_that_lies_moves_nobody(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:

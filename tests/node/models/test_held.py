@@ -139,7 +139,7 @@ def test_a_real_model_is_shown(folders: Path) -> None:
     assert card["memory_bytes"] == card["weight_bytes"] + card["buffer_bytes"] + 4096 * 23_040
     text = shown(card)
     for words in (
-        "llama, 0.135B parameters, 30 layers",
+        "llama, 135M parameters, 30 layers",
         "Q4_1",
         "8,192 tokens",
         "any common beginning",
@@ -168,6 +168,7 @@ def test_a_reranking_model_is_shown_as_such(tmp_path: Path, folders: Path) -> No
     path = write_bert(tmp_path / "ranker.gguf", RANK)
     card = json.loads(run("model", "show", str(path), "--json"))
     assert (card["kind"], card["architecture"], card["reuse"], card["template"]) == ("rerank", "bert", "none", "none")
+    assert card["quantisation"] == "F32"
     assert card["cell_bytes"] == 0 and card["context"] == CONTEXT
     text = shown(card)
     assert "ranks documents: /v1/rerank" in text and "thinking" not in text and "a token" not in text

@@ -48,6 +48,7 @@ def test_spellings(name: str, meant: HubModel | WebModel | None) -> None:
         ("hf:", "names no repository"),
         ("hf:Qwen3", "names no repository"),
         ("hf:a/b c", "names no repository"),
+        ("hf:a/b@v1", "names a revision: give the link"),
         ("hf:../b", "names no repository"),
         ("hf:a/b:../../etc/x.gguf", "can be no part of a/b"),
         ("hf:a/b:/etc/x.gguf", "can be no part of a/b"),

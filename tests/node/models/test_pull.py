@@ -215,6 +215,13 @@ def test_without_a_network_the_model_that_is_here_is_taken(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     said = Said()
     assert pull(NAME, said) == path and "may not be the newest" in said.lines[0]
+    assert "another machine" not in said.lines[0]
+
+
+def test_offline_by_the_users_own_wish(hub: Hub, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in (NAME, f"{hub.endpoint}/web/{FILE}"):
+        fails(name, "HF_HUB_OFFLINE is set[.;]")
 
 
 def test_gated_and_missing_repositories(hub: Hub, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,8 @@ async def test_a_text_that_is_too_long_is_refused_as_such_here_and_by_a_peer(
             with pytest.raises(FailedError, match=r"maximum context length is 100 tokens.* text 20 of the input") as no:
                 await member.node.embed(["x"] * 20 + ["x" * 101], model="b")
             assert no.value.code == "too_long"
+            with pytest.raises(FailedError, match=r"^text 18 of the input: This model's maximum context length is 100"):
+                await member.node.embed(["x"] * 18 + ["x" * 1_001], model="b")
 
 
 async def test_a_peer_of_both_passes_a_question_on_once(autojump_clock: trio.testing.MockClock) -> None:
