@@ -24,7 +24,7 @@ from mycelia.node.signals import Signal
 from mycelia.proto.admission.pace import UNBOUNDED, Pace, Rate
 from mycelia.proto.wire.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, decode, encode
 from mycelia.proto.wire.errors import LimitExceeded, RemoteError
-from mycelia.proto.wire.messages import Control, Hello, Message
+from mycelia.proto.wire.messages import Control, Demand, Hello, Links, Message, Models, Trace, Uses
 from mycelia.proto.wire.refusals import Refusal
 
 log = structlog.get_logger()
@@ -51,6 +51,9 @@ EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_SUBNET, EXCHANGES_OF_A_PRIVATE_NETWORK = (
     Rate(4_000.0, 16_384.0),
 )
 """Tokens per second for messages in exchanges that peers open, counted alike. A prompt of 512 kB takes 513 tokens."""
+FREE_ANSWERS = Trace, Links, Models, Uses, Demand
+"""Answers that cost their asker nothing else, neither work nor a share of an engine. Their bytes count as if the asker
+had sent them: a question has 30 bytes, and its answer up to 330 kB."""
 EXCHANGE_PATIENCE_S = 5.0
 """An exchange is reset when its next message would have to wait for longer."""
 OWN_CONTROL = Rate(40.0, 100.0)
@@ -78,13 +81,16 @@ class Libp2pStream:
         charge: Charge,
         proposal: bytes = b"",
         pace: Callable[[int], Awaitable[None]] | None = None,
+        pay: Callable[[Message, int], None] = lambda message, length: None,
         on_end: "Callable[[Libp2pStream], None]" = lambda stream: None,
         is_forgiving: bool = False,
     ) -> None:
         """proposal: bytes that the first frame follows, and that the peer has to answer with the same bytes. pace:
         called with the length of each message before it is read; it waits for the sender's turn or raises NetworkError.
+        pay: called with each message before it is sent, and its length.
         on_end: called once, when this side closes or resets the stream. is_forgiving: see ``Network.serve``."""
         self._pace = pace
+        self._pay = pay
         self._on_end = on_end
         self._stream = stream
         # Bypasses libp2p's own layer, which takes a lock, and so a scheduling round, for each look at its state.
@@ -113,6 +119,7 @@ class Libp2pStream:
         sent = False
         try:
             data = encode(message)
+            self._pay(message, len(data))
             await self._write(self._to_say + LENGTH_PREFIX.pack(len(data)) + data)
             self._to_say = b""
             sent = True
@@ -333,8 +340,12 @@ class Streams:
             if delay_s:
                 await trio.sleep(delay_s)
 
+        def pay(message: Message, length: int) -> None:
+            if isinstance(message, FREE_ANSWERS):
+                pace.delay_s(peer, subnet, length / 1_024, trio.current_time(), math.inf)
+
         return Libp2pStream(
-            raw, peer, self._charge, pace=wait, on_end=self.exchanges.discard, is_forgiving=is_forgiving
+            raw, peer, self._charge, pace=wait, pay=pay, on_end=self.exchanges.discard, is_forgiving=is_forgiving
         )
 
     async def serve_control(self, raw: INetStream) -> None:

@@ -13,7 +13,7 @@ from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.network import Connected, Malformed, MessageStream, NetworkError, Received
 from mycelia.proto.admission.pace import Rate
 from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
-from mycelia.proto.wire.messages import Reconcile, Version
+from mycelia.proto.wire.messages import Reconcile, Trace, TraceQuery, TraceStep, Version
 from tests.node.network.libp2p.network_helpers import (
     NAMESPACE,
     PATIENCE_S,
@@ -291,6 +291,30 @@ async def test_an_exchange_that_costs_too_much_at_once_is_reset(monkeypatch: pyt
             for _ in range(20):
                 nursery.start_soon(ask)
         assert 3 <= num_answered < 20
+        await welcomed(one)
+        assert nobody_is_blamed(log)
+
+
+async def test_large_answers_to_small_questions_count_for_the_peer_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "EXCHANGES_OF_A_PEER", Rate(1.0, 40.0))
+    steps = tuple(TraceStep(at_ms=0, name="routed", detail="x" * 256) for _ in range(64))
+
+    async def tell(stream: MessageStream) -> None:
+        await stream.receive()
+        await stream.send(Trace(steps=steps))
+
+    handlers = {ECHO: echo, "/mycelia/tell": tell}
+    async with open_network(node(), handlers) as one, following(one) as log, open_network(light_client()) as client:
+        await client.connect(one.addresses()[0])
+        num_answered = 0
+        with suppress(NetworkError):
+            while True:
+                stream = await client.open(one.peer_id, "/mycelia/tell")
+                await stream.send(TraceQuery(request_id=bytes(16)))
+                await stream.receive()
+                await stream.aclose()
+                num_answered += 1
+        assert 1 <= num_answered <= 4, "each answer has 17 KiB, of 45 that may be asked for at once"
         await welcomed(one)
         assert nobody_is_blamed(log)
 
