@@ -4,14 +4,13 @@ A report has models that others know anyway, and rates rounded to powers of two.
 nor a name that only its client knows. Only nodes that choose their models ask for reports.
 """
 
-import random
 from collections.abc import Callable
 
 from mycelia.node.driver import OverlayDriver
 from mycelia.node.models.catalogue import catalogue_names, one_name
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network
-from mycelia.node.queries.questions import ask_all
+from mycelia.node.queries.questions import ask_all, drawn
 from mycelia.proto.overlay import Overlay
 from mycelia.proto.supply.chooser import Reported, Serving
 from mycelia.proto.supply.demand import OwnDemand
@@ -71,7 +70,7 @@ class DemandExchange:
     async def ask(self, is_private: bool) -> list[Reported]:
         """The reports of some connected nodes. is_private: in a private swarm, whose members count one by one."""
         peers = [view.peer for view in self._overlay.peers(self._driver.now())]
-        chosen = random.sample(peers, min(NUM_ASKED, len(peers)))
+        chosen = drawn(peers, NUM_ASKED, self._overlay.subnet)
         answers = await ask_all(self._network, DEMAND, DemandQuery(), chosen, ANSWER_DEADLINE_S)
         return [
             Reported(peer, self._counted_as(peer, is_private), _by_catalogue(answer))

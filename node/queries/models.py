@@ -19,7 +19,7 @@ from mycelia.node.engine.engine import Engine
 from mycelia.node.models.catalogue import served_as
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
-from mycelia.node.queries.questions import ask_all
+from mycelia.node.queries.questions import ask_all, drawn
 from mycelia.node.queries.uses import PeerUses
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.views import ModelRow
@@ -254,7 +254,7 @@ class SwarmModels:
 
     async def _ask(self, num_peers: int) -> None:
         served = {view.peer: [served.namespace for served in view.served] for view in self._peers()}
-        chosen = random.sample([*served], min(num_peers, len(served)))
+        chosen = drawn([*served], num_peers, self._overlay.subnet)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._uses.ask, {peer: served[peer] for peer in chosen})
             answers = await ask_all(self._network, MODELS, ModelsQuery(), chosen, ANSWER_DEADLINE_S)

@@ -1,6 +1,8 @@
 """Exchanges of one question and one answer, such as ``mycelia/inspect`` and ``mycelia/models``."""
 
-from collections.abc import Iterable
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import trio
@@ -10,6 +12,17 @@ from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import Message
 
 ANSWER_DEADLINE_S = 3.0
+
+
+def drawn(peers: Sequence[bytes], num: int, counted_as: Callable[[bytes], str]) -> list[bytes]:
+    """``num`` of ``peers`` at random, of as many subnets as possible: one machine may have most of the keys."""
+    before = Counter[str]()
+    rounds: list[tuple[int, bytes]] = []
+    for peer in random.sample(peers, len(peers)):
+        subnet = counted_as(peer)
+        rounds.append((before[subnet], peer))
+        before[subnet] += 1
+    return [peer for _, peer in sorted(rounds, key=lambda one: one[0])[:num]]
 
 
 async def ask_all(

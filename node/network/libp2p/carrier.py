@@ -95,6 +95,9 @@ class Carrier:
     def addresses(self) -> list[str]:
         return self._private.addresses()
 
+    def remote_address(self, peer: bytes) -> str:
+        return self._public.remote_address(peer) or self._private.remote_address(peer)
+
     async def open(self, peer: bytes, protocol: str, waits: bool = True) -> MessageStream:
         network = self._public if peer in self._public.table else self._private
         return await network.open(peer, protocol, waits)

@@ -1,5 +1,7 @@
 """The check whether peers can dial a node: the conclusion from their answers, and when the node wants a relay."""
 
+from collections.abc import Callable
+
 import pytest
 import trio
 
@@ -89,6 +91,7 @@ class Listening:
         self._host = host
         self.told: list[Reachability] = []
         self.open = member.network.open
+        self.remote_address = member.network.remote_address
 
     def addresses(self) -> list[str]:
         family = family_of(self._host)
@@ -119,6 +122,46 @@ async def test_a_node_that_cannot_be_dialled_wants_a_relay_until_it_can(
         await trio.sleep(1.25 * (CHECK_EVERY_S + RETRY_S))
         assert network.told == [closed, Reachability()]
         nursery.cancel_scope.cancel()
+
+
+class Asked:
+    """A network in which each peer reports what is given."""
+
+    def __init__(self, reports: dict[bytes, Reach], remote_address: Callable[[bytes], str]) -> None:
+        self._reports = reports
+        self.remote_address = remote_address
+        self.told: list[Reachability] = []
+
+    def addresses(self) -> list[str]:
+        return ["/ip4/192.168.1.5/tcp/7117/p2p/y"]
+
+    def set_reachability(self, reachability: Reachability) -> None:
+        self.told.append(reachability)
+
+    async def open(self, peer: bytes, protocol: str, waits: bool = True) -> "Asked":
+        self._answer = self._reports[peer]
+        return self
+
+    async def send(self, message: object) -> None: ...
+
+    async def receive(self) -> Reach:
+        return self._answer
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize("num_liars", [3, 100])
+async def test_one_machine_with_many_keys_does_not_decide_where_a_node_is(
+    autojump_clock: trio.testing.MockClock, num_liars: int
+) -> None:
+    honest, liars = [b"a", b"b"], [bytes([0, number]) for number in range(num_liars)]
+    reports = dict.fromkeys(honest, reach(PUBLIC, "closed")) | dict.fromkeys(liars, reach("/ip4/8.8.8.8/tcp/1", "open"))
+    network = Asked(reports, lambda peer: f"/ip4/9.9.{peer[0]}.{peer[-1]}/tcp/1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_reachable, network, lambda: [*reports], Signal())  # type: ignore[arg-type]
+        await trio.sleep(3 * CHECK_EVERY_S)
+        nursery.cancel_scope.cancel()
+    assert network.told and {told.open for told in network.told} == {()}
 
 
 class Router:
