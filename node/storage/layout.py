@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from mycelia.node.storage.files import write_atomically
+from mycelia.node.storage.rundir import EPOCH_FILE
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()
@@ -46,10 +47,12 @@ def open_layout(data_dir: Path, changes: Sequence[Callable[[Path], None]] = CHAN
             f"a newer version of mycelia has used the data directory {data_dir} (layout {found}; this version knows"
             f" {newest}): upgrade, or choose another with --data-dir"
         )
+    was_used = found > FIRST or (data_dir / EPOCH_FILE).exists()
     for number in range(found, newest):
         changes[number - FIRST](data_dir)
         write_atomically(data_dir / LAYOUT_FILE, f"{number + 1}\n".encode())
-        log.info("data_migrated", data_dir=str(data_dir), layout=number + 1)
+        if was_used:
+            log.info("data_migrated", data_dir=str(data_dir), layout=number + 1)
 
 
 def layout_of(data_dir: Path) -> int:

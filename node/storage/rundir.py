@@ -21,7 +21,7 @@ from mycelia.proto.wire.errors import LocalError
 
 _LOCK_FILE = "lock"
 _RUN_FILE = "node.json"
-_EPOCH_FILE = "epoch"
+EPOCH_FILE = "epoch"
 _MAX_BYTES = 4_096
 _LOOK_S, _MAX_LOOKS = 0.02, 10
 """A starting node tries several times: a command that looks for a node holds the lock for an instant."""
@@ -91,7 +91,7 @@ def is_held(data_dir: Path) -> bool:
 
 def next_epoch(data_dir: Path, now: float) -> int:
     """The epoch of this start, see ``epoch_after``. It is saved for the next start."""
-    path = data_dir / _EPOCH_FILE
+    path = data_dir / EPOCH_FILE
     try:
         last = int(_read(path))
     except (OSError, ValueError):

@@ -39,7 +39,7 @@ def show_route(console: Console, route: RouteView) -> None:
     + prefill) x load + late + again, in seconds. Prefill is the time for the tokens not matched, corrected by how often
     matches there came true. "Again" is the cost for others of computing tokens again."""
     title = f"{route.prompt_tokens} prompt tokens: {printable(route.reason)}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     table.add_column("node", no_wrap=True)
     # (two lines: eleven columns must fit a terminal of 80)
     for name in (

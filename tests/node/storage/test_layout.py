@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
+import structlog.testing
 
 from mycelia.node.storage.files import write_atomically
 from mycelia.node.storage.identity_file import load_or_create_identity
@@ -32,8 +34,9 @@ def test_the_directory_of_an_earlier_version_is_read_whole(version: str, tmp_pat
     here.chmod(0o700)
     for path in here.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)  # (git keeps no other permissions)
-    open_layout(here)
-    assert layout_of(here) == LAYOUT
+    with structlog.testing.capture_logs() as logs:
+        open_layout(here)
+    assert [line["event"] for line in logs] == ["data_migrated"] * (LAYOUT - FIRST) and layout_of(here) == LAYOUT
     assert load_or_create_identity(here).peer_id.hex() == expected["peer"]
     now = time.time()
     kept = load_kept(here, now)
@@ -55,7 +58,9 @@ def test_the_directory_of_an_earlier_version_is_read_whole(version: str, tmp_pat
 
 
 def test_a_new_directory_gets_todays_number(tmp_path: Path) -> None:
-    open_layout(tmp_path)
+    with structlog.testing.capture_logs() as logs:
+        open_layout(tmp_path)
+    assert not logs, "nothing is migrated"
     assert (tmp_path / LAYOUT_FILE).read_text() == f"{LAYOUT}\n"
     before = (tmp_path / LAYOUT_FILE).stat().st_ino
     open_layout(tmp_path)

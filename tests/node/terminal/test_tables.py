@@ -16,14 +16,16 @@ from mycelia.node.client.light import LightClient
 from mycelia.node.commands.ask import _ask
 from mycelia.node.commands.running import console as make_console
 from mycelia.node.terminal.state import _largest, panel, show_requests
-from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_peers, tokens_per_s
+from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_peers, show_route, tokens_per_s
 from mycelia.node.views import (
     AnsweredView,
+    CandidateView,
     FailedView,
     FrameView,
     NodeState,
     PeerRow,
     RequestRow,
+    RouteView,
     StatsView,
     TrafficView,
     TreeRowView,
@@ -91,6 +93,18 @@ def test_tables_fit_a_terminal_of_80_columns() -> None:
     console.width = 140
     show_requests(console, [REQUEST])
     assert REQUEST.reason in output.getvalue()
+
+
+def test_every_term_of_a_route_is_whole_in_80_columns() -> None:
+    console = make_console()
+    output = captured(console)
+    console.width = 80
+    candidate = CandidateView(
+        "12D3KooWexample", 131_072, 999, 123.456, 9_999, 99_999, 999_999, 1.25, 1.0, 99_999, 12_345
+    )
+    show_route(console, RouteView("12D3KooWexample", "soonest", 131_072, [candidate]))
+    assert re.findall(r"…\S*", output.getvalue()) == ["…Wexample"] and "123.456" in output.getvalue()
+    assert max(map(len, output.getvalue().splitlines())) <= 80
 
 
 def a_state(peer: str, peers: list[PeerRow]) -> NodeState:
