@@ -9,7 +9,7 @@ the OPENAI_BASE_URL and OPENAI_API_KEY of another one.
 import os
 import sys
 
-from openai import APIError, OpenAI
+from openai import APIConnectionError, APIError, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 
@@ -23,8 +23,10 @@ def main() -> None:
             turns.append({"role": "user", "content": question})
             print(f"> {question}")
             turns.append({"role": "assistant", "content": answer(client, model, turns)})
+    except APIConnectionError:
+        sys.exit(f"{url}: nothing answers; is a node running? ('mycelia node' starts one)")
     except APIError as exc:
-        sys.exit(f"{url}: {exc}; is a node running? ('mycelia node' starts one)")
+        sys.exit(f"{url}: {exc}")
 
 
 def answer(client: OpenAI, model: str, turns: list[ChatCompletionMessageParam]) -> str:

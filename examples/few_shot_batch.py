@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from openai import APIError, AsyncOpenAI
+from openai import APIConnectionError, APIError, AsyncOpenAI
 
 EXAMPLES = "\n\n".join(
     f"Review: {review}\nMood: {mood}"
@@ -46,8 +46,10 @@ async def main() -> None:
             model = (await client.models.list()).data[0].id
             first = await ask(client, model, REVIEWS[0])
             rest = await asyncio.gather(*(ask(client, model, review) for review in REVIEWS[1:]))
+        except APIConnectionError:
+            sys.exit(f"{url}: nothing answers; is a node running? ('mycelia node' starts one)")
         except APIError as exc:
-            sys.exit(f"{url}: {exc}; is a node running? ('mycelia node' starts one)")
+            sys.exit(f"{url}: {exc}")
     for review, (mood, cached, tokens, seconds) in zip(REVIEWS, [first, *rest], strict=True):
         print(f"{review:42} {mood:8} {cached:4} of {tokens} tokens computed before, {seconds:.2f} s")
     saved, tokens = sum(row[1] for row in rest), sum(row[2] for row in rest)
