@@ -20,6 +20,10 @@ _CLIENT = "mycelia.client"
 _SCHEME = b"bearer "
 _BARE = (b"x-api-key", b"api-key")
 """Headers of other makers' clients that have the key alone: Anthropic's and Azure's."""
+_MISSING = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+_WRONG = (
+    "this is none of the node's API keys: 'mycelia key list' there lists their names, 'mycelia key add NAME' makes one"
+)
 
 
 class KeyGate:
@@ -47,9 +51,10 @@ class KeyGate:
         if scope["type"] != "http" or scope["path"] in self._open_paths:
             await self._app(scope, receive, send)
             return
-        key = self._known(scope)
+        given = _keys_in(scope)  # (looked up by their hashes: the time that this takes tells nothing about the keys)
+        key = next((key for one in given if (key := self._keys.get(digest_of(one)))), None)
         if key is None:
-            message = "an API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+            message = _WRONG if given else _MISSING
             response = self._refusal(scope["path"], 401, message, 0)
             response.headers["www-authenticate"] = "Bearer"
             await response(scope, receive, send)
@@ -71,14 +76,12 @@ class KeyGate:
         finally:
             self._limits.leave(key)
 
-    def _known(self, scope: Scope) -> ApiKey | None:
-        """The request's key; None: there is none, or a wrong one. (Keys are looked up by their hash: the time that this
-        takes tells nothing about them.)"""
-        headers = dict(reversed(scope["headers"]))  # (of several equal ones the first counts)
-        bearer = headers.get(b"authorization", b"")
-        given = [bearer[len(_SCHEME) :]] if bearer[: len(_SCHEME)].lower() == _SCHEME else []
-        given += [headers[name] for name in _BARE if name in headers]
-        return next((key for one in given if (key := self._keys.get(digest_of(one.strip())))), None)
+
+def _keys_in(scope: Scope) -> list[bytes]:
+    headers = dict(reversed(scope["headers"]))  # (of several equal ones the first counts)
+    bearer = headers.get(b"authorization", b"")
+    given = [bearer[len(_SCHEME) :]] if bearer[: len(_SCHEME)].lower() == _SCHEME else []
+    return [one.strip() for one in (*given, *(headers.get(name, b"") for name in _BARE)) if one.strip()]
 
 
 class LocalGate:
