@@ -12,8 +12,11 @@ import click
 
 from mycelia.node.commands.options import data_dir_option
 from mycelia.node.commands.running import run
+from mycelia.node.errors import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mycelia.node.setup.offers import Giving, Machine, Offer
 
 PROMPT = "Why is the sky blue? Answer in one sentence."
@@ -94,9 +97,9 @@ def setup(
         where = prepare_data_dir(STATE_DIR)
         _check_free(where)
         os.environ.update(own_folders(where))  # (where the service looks for models)
+    swarm = _join(where, text) if text else None
     if name:
         _fetch(name)
-    swarm = _join(where, text) if text else None
     chosen = {"model": [name] if name else None, "auto": None if name else True}
     settings = {**chosen, "memory": None, "hours": None, "polite": None, "swarm": swarm, **giving.settings}
     _write(context, settings, is_of_system=boot and is_system())
@@ -116,6 +119,7 @@ def has_terminal() -> bool:
 
 
 def _model(offered: "list[Offer]", yes: bool) -> str:
+    from mycelia.node.models.find import source_of
     from mycelia.node.models.sizes import size_text
 
     if not offered:
@@ -127,8 +131,16 @@ def _model(offered: "list[Offer]", yes: bool) -> str:
         size = "is here" if one.is_here else f"{size_text(one.size_bytes)} to fetch"
         click.echo(f"  {number}  {one.name:<22} {one.about} ({size}, needs {size_text(one.memory_bytes)} of memory)")
     click.echo(f"  {AUTO:<25} the node chooses one that the swarm lacks, and looks again from time to time")
-    said = str(click.prompt(f"Number, name, path or {AUTO}", default="1"))
-    return offered[int(said) - 1].name if said.isdecimal() and 1 <= int(said) <= len(offered) else said
+
+    def read(said: str) -> str:
+        if said.isdecimal():
+            return _numbered(said, [one.name for one in offered])
+        name = os.path.expanduser(said)
+        if name != AUTO:
+            source_of(name)
+        return name
+
+    return _asked(f"Number, name, path or {AUTO}", "1", read)
 
 
 def _giving(ways: "list[Giving]", give: str | None, yes: bool) -> "Giving":
@@ -136,14 +148,19 @@ def _giving(ways: "list[Giving]", give: str | None, yes: bool) -> "Giving":
         click.echo("What may prompts of others use?")
         for number, one in enumerate(ways, 1):
             click.echo(f"  {number}  {one.name:<8} {one.about}")
-        number = click.prompt("Number", default=1, type=click.IntRange(1, len(ways)))
-        return ways[number - 1]
+        give = _asked("Number or name", "1", lambda said: _numbered(said, [one.name for one in ways]))
     return next((one for one in ways if one.name == give), ways[0])
 
 
 def _ask_invitation() -> str:
-    said = click.prompt("An invitation to a private swarm (empty: the open network)", default="", show_default=False)
-    return str(said).strip()
+    from mycelia.proto.swarm.invitations import read_invitation
+
+    def read(said: str) -> str:
+        if said:
+            read_invitation(said)
+        return said
+
+    return _asked("An invitation to a private swarm (empty: the open network)", "", read)
 
 
 def _boot(yes: bool) -> bool:
@@ -155,6 +172,30 @@ def _boot(yes: bool) -> bool:
     except LocalError:
         return False  # (there is nothing to ask)
     return yes or click.confirm("Start it at boot?", default=True)
+
+
+def _asked(question: str, default: str, read: "Callable[[str], str]") -> str:
+    """The user's answer, asked for again while ``read`` raises LocalError."""
+    from mycelia.proto.wire.errors import LocalError
+
+    def checked(said: str) -> str:
+        try:
+            return read(said.strip())
+        except LocalError as exc:
+            raise click.UsageError(one_line(str(exc))) from exc
+
+    return str(click.prompt(question, default=default, show_default=bool(default), value_proc=checked))
+
+
+def _numbered(said: str, names: list[str]) -> str:
+    """The name that the user means, by itself or by its number. Raises LocalError."""
+    from mycelia.proto.wire.errors import LocalError
+
+    if said in names:
+        return said
+    if said.isdecimal() and 1 <= int(said) <= len(names):
+        return names[int(said) - 1]
+    raise LocalError(f"{said!r} is none of 1 to {len(names)}")
 
 
 # --- what follows from them ------------------------------------------------------------------------------------------

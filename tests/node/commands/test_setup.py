@@ -66,6 +66,24 @@ def test_the_node_may_choose_its_model(file: Path) -> None:
     assert "not both" in run(file, "--auto", "--model", "small").output
 
 
+def test_a_wrong_answer_is_asked_for_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("")
+    model = file.parent / "own.gguf"
+    model.touch()
+    monkeypatch.setenv("HOME", str(file.parent))
+    done = run(file, answers="9\nqwen9\n~/own.gguf\nbanana\n\x1b[A\nnights\nmycelia1cut\n\nn\n")
+    assert done.exit_code == 0, done.output
+    for says in (
+        "'9' is none of 1 to 2",
+        "unknown model 'qwen9'",
+        "'banana' is none of 1 to 3",
+        "'\\x1b[A' is none",
+        "cut off",
+    ):
+        assert done.output.count(says) == 1, done.output
+    assert written(file) == {"model": [str(model)], "memory": 8.0, "hours": ["22:00-08:00"]}
+
+
 def test_without_a_terminal_nothing_is_asked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("")
     monkeypatch.setattr(command, "has_terminal", lambda: False)
