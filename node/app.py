@@ -261,7 +261,7 @@ class Node:
         self._driver.handle(Paused(is_paused))
 
     def _connected(self) -> list[bytes]:
-        return [view.peer for view in self.overlay.peers(self._driver.now())]
+        return [view.peer for view in self.overlay.nodes()]
 
     def state_saver(self, data_dir: Path) -> StateSaver:
         """Saves the state that survives a restart. Run it while the node runs."""

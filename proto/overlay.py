@@ -11,7 +11,7 @@ reconciliation), ``LadderPlane`` (prefixes held in other cells) and ``RequestPla
 import random
 from collections import Counter
 from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from mycelia.proto.admission.limits import Limits
 from mycelia.proto.admission.trust import Offender, Trust
@@ -93,6 +93,13 @@ class PeerView:
     in_flight: int
     """Requests sent there by this node that are not over."""
     connected_s: float
+
+
+class NodeView(NamedTuple):
+    """A connected node and its models."""
+
+    peer: bytes
+    served: tuple[Served, ...]
 
 
 class Overlay:
@@ -186,8 +193,13 @@ class Overlay:
             case _:
                 assert_never(event)
 
+    def nodes(self) -> list[NodeView]:
+        """The connected nodes, sorted by peer id: a twentieth of the time of ``peers``, for what strangers' questions
+        cause. Does not mutate."""
+        return [NodeView(member.peer, tuple(member.served.values())) for member in self.members.nodes()]
+
     def peers(self, now: float) -> list[PeerView]:
-        """The connected nodes, sorted by peer id. Does not mutate."""
+        """The connected nodes as users see them, sorted by peer id. Does not mutate."""
         views = []
         for member in self.members.nodes():
             spaces = [served.namespace for served in member.served.values()]

@@ -61,7 +61,7 @@ class DemandExchange:
         now = self._driver.now()
         if now - self._told_at >= TELL_EVERY_S:
             public = {*catalogue_names().values(), *map(one_name, self._own_models())}
-            public.update(one_name(one.model) for view in self._overlay.peers(now) for one in view.served)
+            public.update(one_name(one.model) for view in self._overlay.nodes() for one in view.served)
             coming = self._coming() if self._coming else ()
             rows = self.own.rows(public.__contains__, now)
             self._told, self._told_at = Demand(models=rows, coming=coming, chooses=self._coming is not None), now
@@ -69,7 +69,7 @@ class DemandExchange:
 
     async def ask(self, is_private: bool) -> list[Reported]:
         """The reports of some connected nodes. is_private: in a private swarm, whose members count one by one."""
-        peers = [view.peer for view in self._overlay.peers(self._driver.now())]
+        peers = [view.peer for view in self._overlay.nodes()]
         chosen = drawn(peers, NUM_ASKED, self._overlay.subnet)
         answers = await ask_all(self._network, DEMAND, DemandQuery(), chosen, ANSWER_DEADLINE_S)
         return [
@@ -82,7 +82,7 @@ class DemandExchange:
         """The connected nodes with the models that they serve."""
         return [
             Serving(one_name(served.model), self._counted_as(view.peer, is_private), load)
-            for view in self._overlay.peers(self._driver.now())
+            for view in self._overlay.nodes()
             for served in view.served
             if (load := _load(served.vitals)) is not None
         ]

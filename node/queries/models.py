@@ -27,7 +27,7 @@ from mycelia.proto.admission.limits import Limits
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 from mycelia.proto.config import RoutingConfig
 from mycelia.proto.events import Malformed
-from mycelia.proto.overlay import Overlay, PeerView
+from mycelia.proto.overlay import NodeView, Overlay
 from mycelia.proto.planes.directory import Directory, ModelKey, SeenModel, mark_of, shared_room
 from mycelia.proto.routing.choose import wait_here_s
 from mycelia.proto.wire.errors import RemoteError
@@ -230,8 +230,8 @@ class SwarmModels:
         informants = self._directory.informants(model, self._driver.now() - 2 * FIND_DEADLINE_S)
         return [peer for peer in informants if peer in connected][:MAX_ENTRIES]
 
-    def _peers(self) -> list[PeerView]:
-        return self._overlay.peers(self._driver.now())
+    def _peers(self) -> list[NodeView]:
+        return self._overlay.nodes()
 
     def _seen(self) -> dict[ModelKey, SeenModel]:
         context_tokens, nodes = dict[ModelKey, int](), dict[ModelKey, set[int]]()
