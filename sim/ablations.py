@@ -7,8 +7,10 @@ node still knows what is hidden: only choices change.
 - ``no-queue``: no tokens wait anywhere.
 - ``no-rate``: one prefill rate for all, the median of the known ones.
 - ``no-slots``: all nodes work on equally many requests at once.
-- ``no-hold``: a node whose slots are all taken does not count as later for that.
+- ``no-hold``: a node whose slots are all taken does not count as later for that. (Without the time of requests, it is
+  not known either how many come to a node.)
 - ``no-recompute``: computing tokens again costs other requests nothing.
+- ``no-blocking``: prompts that would come to the node meanwhile do not count.
 - ``no-load``: the time to the first token alone, without the factor for load.
 - ``no-usual``: of a long prompt, too, the factor for load and luck multiply all of the time to its first token.
 - ``no-ageing``: old load reports count like fresh ones.
@@ -23,7 +25,6 @@ node still knows what is hidden: only choices change.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
 from statistics import median_low
 
 from mycelia.proto.config import RoutingConfig
@@ -47,6 +48,8 @@ class _Ablation:
     """Whether a prompt's length is compared with the usual one."""
     has_recompute: bool = True
     """Whether computing again costs others anything."""
+    has_blocking: bool = True
+    """Whether the prompts that would come to the node meanwhile count."""
     has_crowd: bool = True
     """Whether that, and lateness, cost more where the swarm is busy."""
 
@@ -67,6 +70,7 @@ _ABLATIONS = {
     "slots": _Ablation(_hide(slots=1)),
     "hold": _Ablation(_hide(hold_s=0.0)),
     "recompute": _Ablation(has_recompute=False),
+    "blocking": _Ablation(has_blocking=False),
     "crowd": _Ablation(has_crowd=False),
     "load": _Ablation(config=RoutingConfig(load_exponent=0.0)),
     "usual": _Ablation(has_usual=False),
@@ -91,14 +95,18 @@ def _rate(
     ablation: _Ablation, told: Told | None, candidates: Candidates, prompt_tokens: int, chain: Sequence[int]
 ) -> Rating:
     known = candidates.to_list()
-    usual_tokens = candidates.usual_tokens if ablation.has_usual else inf
     some = ablation.see(told(known, chain) if told else known)
-    seen = Candidates.of(some, usual_tokens, candidates.prompts_per_node)
+    seen = Candidates.of(some, candidates.usual, candidates.prompts_per_node)
     terms = rate(seen, prompt_tokens, ablation.config)
-    cost = terms.cost
+    cost, uncertain_s = terms.cost, terms.uncertain_s
+    if not ablation.has_usual:
+        cost = cost + (terms.load_factor - 1.0) * (terms.wait_s - uncertain_s)
+        uncertain_s = terms.wait_s
+    if not ablation.has_blocking:
+        cost = cost - terms.blocking_s
     if not ablation.has_recompute:
         cost = cost - terms.recompute_s
     if not ablation.has_crowd:
         cost = cost - (terms.late_price - 1.0) * seen.lateness_s
         cost = cost - (1.0 - 1.0 / terms.work_price) * terms.recompute_s
-    return Rating(cost, "one term of the cost left out", terms.uncertain_s)
+    return Rating(cost, "one term of the cost left out", uncertain_s)

@@ -23,7 +23,7 @@ class TrueState:
 
     def candidates(self, known: Candidates, chain: Sequence[int]) -> Candidates:
         true = [look(self.serving, self.entry, one, chain) for one in known.to_list()]
-        return Candidates.of(true, known.usual_tokens, known.prompts_per_node)
+        return Candidates.of(true, known.usual, known.prompts_per_node)
 
     def waits_s(self, known: Candidates, prompt_tokens: int, chain: Sequence[int]) -> Column:
         true = self.candidates(known, chain)

@@ -133,7 +133,7 @@ QUICK = Size(
     num_peers=12,
     distances=(INTERNET,),
     loads=(MIDDLE_LOAD,),
-    workloads=tuple(one for one in WORKLOADS if one.name in ("mmlu", "tools", "dialogues", "no-sharing")),
+    workloads=tuple(one for one in WORKLOADS if one.name not in ("multi-turn", "conversation")),
     conditions=tuple(
         _condition(one.name, **{**one.changes, "num_peers": 12, "warm_s": 20.0})
         for one in CONDITION_LIST

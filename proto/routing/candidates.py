@@ -24,6 +24,11 @@ class Usual(NamedTuple):
     uncached: float = math.inf
     """Tokens of it to prefill, at least 1."""
 
+    @property
+    def cached(self) -> float:
+        """Tokens of a prompt that need no prefill; 0 if not known."""
+        return max(self.tokens - self.uncached, 0.0) if self.tokens < math.inf else 0.0
+
 
 UNKNOWN = Usual()
 
@@ -78,8 +83,8 @@ class Candidates:
     load_age_s: Column
     sent_tokens: Column
     seen_rate: Column
-    usual_tokens: float = field(default=math.inf, kw_only=True)
-    """Tokens of a usual prompt of the entry node, see ``Usual``."""
+    usual: Usual = field(default=UNKNOWN, kw_only=True)
+    """The entry node's prompts."""
     prompts_per_node: float = field(default=0.0, kw_only=True)
     """Usual prompts that wait to be computed, by the nodes' reports alone: mean of all nodes."""
 
@@ -103,9 +108,7 @@ class Candidates:
         ]
 
     @classmethod
-    def of(
-        cls, candidates: Sequence[Candidate], usual_tokens: float = math.inf, prompts_per_node: float = 0.0
-    ) -> "Candidates":
+    def of(cls, candidates: Sequence[Candidate], usual: Usual = UNKNOWN, prompts_per_node: float = 0.0) -> "Candidates":
         """The columns of ``candidates``, of which at most one is local."""
         columns = {
             name: np.array([getattr(one, name) for one in candidates], dtype=np.float64) for name in _COUNTS + _FLOATS
@@ -115,7 +118,7 @@ class Candidates:
             peers=[one.peer for one in candidates],
             local=local,
             **columns,
-            usual_tokens=usual_tokens,
+            usual=usual,
             prompts_per_node=prompts_per_node,
         )
 

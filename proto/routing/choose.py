@@ -3,18 +3,19 @@
     u_p    = max(T - rho_p * m_p, 1)                                      tokens to compute
     soon_p = RTT_p + max(Q_p / R_p, n_p H_p / s_p) + min(u_p, U) / R_p    seconds, if the prompt is not unusually long
     more_p = max(u_p - U, 0) / R_p                                        seconds that it takes because it is
-    cost_p = soon_p * L_p ** a(age_p) + more_p + d_p + (1 + k) ** 2 * u_p / R + (1 + n) ** 2 * d_p
+    b_p    = (r_p / H_p) * (u_p / R_p) * min(u_p / R_p / 2, (U - u) / R)  seconds that it costs who would come meanwhile
+    cost_p = soon_p * L_p ** a(age_p) + more_p + d_p + b_p + (1 + k) ** 2 * u_p / R + (1 + n) ** 2 * d_p
                                                                           what is minimised, with some randomness
 
-The prompt has T tokens; U is the mean of the prompts that this entry node sent lately. Node p is believed to hold m_p
-of them; rho_p is the share of such beliefs that came true there. Q_p tokens are to be computed at p before this prompt,
-at R_p tokens a second (R: the median of all nodes). n_p requests must end before the prompt gets one of s_p slots; each
-holds its slot for H_p seconds. L_p = (requests there + 1) / slots_p', where slots_p' = slots_p / the median of all,
-from 1/2 to 2. d_p is by how many seconds first tokens from p came later than expected (moving average), or are late
-now. Means over all nodes: n requests per slot, and k prompts to compute, which are the reported tokens to compute /
-those of this entry node's mean prompt.
+The prompt has T tokens; U is the mean of the prompts that this entry node sent lately, u what was to be computed of
+them. Node p is believed to hold m_p tokens of the prompt; rho_p is the share of such beliefs that came true there. Q_p
+tokens are to be computed at p before this prompt, at R_p tokens a second (R: the median of all nodes). n_p requests
+must end before the prompt gets one of s_p slots; r_p have one, each for H_p seconds. L_p = (requests there + 1) /
+slots_p', where slots_p' = slots_p / the median of all, from 1/2 to 2. d_p is by how many seconds first tokens from p
+came later than expected (moving average), or are late now. Means over all nodes: n requests per slot, and k prompts to
+compute, which are the reported tokens to compute / those of this entry node's mean prompt.
 
-soon_p + more_p + d_p, the expected time, would be enough if choices were independent. They are not, in three ways:
+soon_p + more_p + d_p, the expected time, would be enough if choices were independent. They are not, in four ways:
 
 - *A prompt makes a queue longer for the prompts after it.* Hence L, as in LMetric (arXiv 2603.15202), but weaker, since
   queues and slots are included already. A node with many requests is also one that other entry nodes choose, and will
@@ -25,6 +26,11 @@ soon_p + more_p + d_p, the expected time, would be enough if choices were indepe
   costs all of them, itself included, the derivative: (1 + k) ** 2 for each second of the work. k is measured, so
   computing again is cheap where no prompts wait and dear where they do, and nothing has to be tuned to a workload. The
   work counts at the usual rate R, not at p's own: otherwise the fastest nodes would look cheap to all entry nodes.
+- *A prompt that is computed keeps a node from others*, one at a time. Meanwhile r_p / H_p prompts a second would come
+  there (Little's law, Operations Research 9(3), 1961). Each waits half of the time on average, or goes elsewhere and
+  computes what it would have found here: (U - u) / R, the mean of all. Hence b_p. It grows with the square of the time,
+  so it is next to nothing for short prompts, and keeps long ones from nodes where many short ones are served. Where no
+  prefixes are shared it is nothing. All of it is measured.
 - *Reports are old.* What others sent since a report shows only as lateness, so d_p is the congestion that nobody
   announced. Like any congestion it costs more than one's own delay, because a prompt that joins a crowd delays all of
   it (Pigou; for roads Vickrey, American Economic Review 53(2), 1963): (1 + n) ** 2 likewise. Where the swarm is idle
@@ -61,6 +67,8 @@ _MAX_RATE_RATIO = 16.0
 _MAX_UNSEEN = 4.0
 """A rate that was not observed is believed up to this many times the usual rate."""
 _MAX_CROWD = 2.0
+_LEAST_HOLD_S = 1e-3
+"""What vitals can tell."""
 _MAX_LOAD = 1e6
 """Larger claims count as this, so that costs fit their fields on the wire."""
 
@@ -79,6 +87,8 @@ class Terms:
     load_factor: Column
     recompute_s: Column
     """The cost to other requests of computing tokens again."""
+    blocking_s: Column
+    """The cost to requests that would come to the node while it computes this prompt."""
     uncertain_s: Column
     """The part of ``wait_s`` that prompts of other entry nodes may prolong: that of a prompt of usual length."""
     crowd: float = 0.0
@@ -295,7 +305,8 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     matched = np.floor_divide(candidates.matched_tokens, STRIDE) * STRIDE
     uncached = np.maximum(prompt_tokens - candidates.precision * matched, 1.0)
     prefill_s = uncached / rate_
-    usual_s = np.minimum(uncached, candidates.usual_tokens) / rate_
+    usual = candidates.usual
+    usual_s = np.minimum(uncached, usual.tokens) / rate_
     queue_s = _queue_s(candidates.queued_tokens / rate_, candidates.num_requests, slots, candidates.hold_s, config)
     start_s = candidates.round_trip_s + queue_s  # (one round trip: the stream's opening carries the prompt)
     wait_s, uncertain_s = start_s + prefill_s, start_s + usual_s
@@ -305,11 +316,21 @@ def rate(candidates: Candidates, prompt_tokens: int, config: RoutingConfig) -> T
     crowd = float(np.add.reduce(np.minimum(candidates.num_requests / slots, _MAX_CROWD))) / len(slots)
     work_price, late_price = (1.0 + candidates.prompts_per_node) ** 2, (1.0 + crowd) ** 2
     recompute_s = work_price * uncached / usual_rate
+    blocking_s = _blocking_s(candidates, slots, prefill_s, usual.cached / usual_rate)
     late_s = wait_s + candidates.lateness_s
     expected_s = uncertain_s * load_factor + (prefill_s - usual_s) + candidates.lateness_s
-    cost = expected_s + late_price * candidates.lateness_s + recompute_s
-    prices = (crowd, work_price, late_price)
-    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, recompute_s, uncertain_s, *prices)
+    cost = expected_s + late_price * candidates.lateness_s + recompute_s + blocking_s
+    others_s, prices = (recompute_s, blocking_s), (crowd, work_price, late_price)
+    return Terms(cost, queue_s, prefill_s, wait_s, late_s, load_factor, *others_s, uncertain_s, *prices)
+
+
+def _blocking_s(candidates: Candidates, slots: Column, prefill_s: Column, elsewhere_s: float) -> Column:
+    """Seconds that requests lose in all that would come to each node during ``prefill_s``, if going elsewhere costs one
+    of them ``elsewhere_s``."""
+    hold_s = np.maximum(candidates.hold_s, _LEAST_HOLD_S)
+    coming = np.where(candidates.hold_s > 0, np.minimum(candidates.num_requests, slots) / hold_s, 0.0) * prefill_s
+    blocking_s: Column = np.minimum(coming, _MAX_LOAD) * np.minimum(prefill_s / 2, elsewhere_s)
+    return blocking_s
 
 
 def _queue_s(

@@ -225,7 +225,7 @@ class LoadTable:
             peers = [self._peers[place] for place in np.flatnonzero(fits).tolist()]
             local = peers.index(self._me) if self._me in peers else -1
             made = [column[fits] for column in made]
-        return Candidates(peers, local, *made, usual_tokens=usual.tokens, prompts_per_node=per_node)
+        return Candidates(peers, local, *made, usual=usual, prompts_per_node=per_node)
 
     def _few(
         self,
@@ -275,7 +275,7 @@ class LoadTable:
         columns = np.array(made, np.float64).reshape(-1, _NUM_QUANTITIES).T.copy()
         local = peers.index(self._me) if self._me in peers else -1
         per_node = waiting / max(len(peers), 1)
-        return Candidates(peers, local, *columns, usual_tokens=usual.tokens, prompts_per_node=per_node)
+        return Candidates(peers, local, *columns, usual=usual, prompts_per_node=per_node)
 
     def check_invariants(self) -> None:
         assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}

@@ -45,4 +45,4 @@ class Oracle:
         waits_s = self._truth.waits_s(candidates, prompt_tokens, chain)
         if self._name == "oracle-soonest":
             return Rating(waits_s, "first token truly soonest")
-        return Rating(waits_s + terms.recompute_s, "first token truly soonest, less what others pay")
+        return Rating(waits_s + terms.recompute_s + terms.blocking_s, "first token truly soonest, less what others pay")

@@ -58,7 +58,7 @@ def gorgo(candidates: Candidates, prompt_tokens: int, chain: Sequence[int]) -> R
     usual_rate = float(rates[len(rates) // 2]) if len(rates) else DEFAULT_RATE
     uncached = _uncached(candidates, prompt_tokens)
     cost = candidates.round_trip_s + (candidates.queued_tokens + uncached) / usual_rate
-    more_s = np.maximum(uncached - candidates.usual_tokens, 0.0) / usual_rate
+    more_s = np.maximum(uncached - candidates.usual.tokens, 0.0) / usual_rate
     return Rating(cost, "least round trip + work", cost - more_s)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mycelia.proto.config import RoutingConfig
-from mycelia.proto.routing.candidates import Candidate, Candidates, Column
+from mycelia.proto.routing.candidates import Candidate, Candidates, Column, Usual
 from mycelia.proto.routing.choose import Policy, choose
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.policies import ABLATIONS, NAMES, ORACLES, make_policy
@@ -203,8 +203,12 @@ def test_an_ablation_hides_one_thing() -> None:
     assert chosen("mycelia-no-crowd", slower, *others, tokens=9_000) == "slower"
     assert chosen("mycelia-no-rtt", slower, *others, tokens=9_000) != "slower"
     several = [candidate("busy", 0, 30, prefill_rate=3_000.0), candidate("slow", prefill_rate=600.0)]
-    known = Candidates.of(several, usual_tokens=1_000)
+    known = Candidates.of(several, usual=Usual(1_000, 200))
     for name, best in (("mycelia-no-usual", 1), ("mycelia-no-queue", 0)):
+        assert policy(name)(known, 100_000, ()).cost.argmin() == best, name
+    popular = candidate("popular", 0, 3, slots=3, hold_s=2.0, prefill_rate=1_000.0)
+    known = Candidates.of([popular, candidate("quiet", slots=3, prefill_rate=900.0)], usual=Usual(6_000, 2_000))
+    for name, best in (("mycelia-no-blocking", 0), ("mycelia-no-crowd", 1)):
         assert policy(name)(known, 100_000, ()).cost.argmin() == best, name
 
 

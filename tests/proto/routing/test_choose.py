@@ -66,7 +66,7 @@ def test_whatever_is_claimed_every_cost_is_a_number_and_one_is_chosen(several: l
 @settings(max_examples=examples(100), deadline=None)
 def test_more_of_anything_bad_never_costs_less(one: Candidate, other: Candidate, tokens: int, mean: float) -> None:
     def cost(candidate: Candidate) -> float:
-        return float(rate(Candidates.of([candidate, other], mean), tokens, CONFIG).cost[0])
+        return float(rate(Candidates.of([candidate, other], Usual(mean)), tokens, CONFIG).cost[0])
 
     worse = [
         replace(one, matched_tokens=one.matched_tokens // 2),
@@ -134,7 +134,7 @@ def test_computing_again_costs_ever_more_the_more_prompts_wait() -> None:
             table.put(peer, Served(namespace=b"", model="m", context_tokens=9_000, vitals=load), 0.0, 0.0, 0.02)
         sent = {NEAR: [UnderWay(0.0, 50_000, 0.0)]}
         candidates = table.candidates(1_000, {}, {}, sent, set(), 0.0, usual=Usual(2_000, 600))
-        assert (candidates.queued_tokens - queued_tokens).tolist() == [50_000, 0] and candidates.usual_tokens == 2_000
+        assert (candidates.queued_tokens - queued_tokens).tolist() == [50_000, 0] and candidates.usual.tokens == 2_000
         return float(rate(candidates, 1_000, CONFIG).recompute_s[0])
 
     none, half, one, most = (recompute_s(number) for number in (0, 300, 600, MAX_SMALL))
@@ -166,16 +166,35 @@ def test_load_and_luck_do_not_send_a_long_prompt_to_a_slow_node() -> None:
     slow = [usual(b"%d" % number, prefill_rate=600.0) for number in range(3)]
 
     def chosen(prompt_tokens: int, usual_tokens: float = 1_000.0) -> set[bytes]:
-        several, chance = Candidates.of([fast, *slow], usual_tokens), np.random.default_rng(1)
+        several, chance = Candidates.of([fast, *slow], Usual(usual_tokens)), np.random.default_rng(1)
         return {choose_among(several, prompt_tokens, CONFIG, chance.random(4)).chosen for _ in range(50)}
 
     assert chosen(100_000) == {NEAR}
     busier = replace(fast, num_requests=30)
     assert choose([busier, *slow], 100_000, CONFIG).chosen != NEAR, "all of its time counts, if it is usual"
-    assert choose_among(Candidates.of([busier, *slow], 1_000), 100_000, CONFIG).chosen == NEAR
-    terms = rate(Candidates.of([fast, *slow], 1_000), 100_000, CONFIG)
+    assert choose_among(Candidates.of([busier, *slow], Usual(1_000)), 100_000, CONFIG).chosen == NEAR
+    terms = rate(Candidates.of([fast, *slow], Usual(1_000)), 100_000, CONFIG)
     assert terms.uncertain_s.tolist() == pytest.approx([0.02 + 1 / 3, *[0.02 + 1 / 0.6] * 3])
     assert terms.wait_s.tolist() == pytest.approx([0.02 + 100 / 3, *[0.02 + 100 / 0.6] * 3])
+
+
+def test_a_long_prompt_stays_away_from_nodes_where_many_prompts_find_their_prefix() -> None:
+    popular = usual(NEAR, prefill_rate=1_000.0, num_requests=3, hold_s=2.0)
+    quiet = usual(FAR, prefill_rate=800.0, num_requests=1, hold_s=20.0, round_trip_s=0.03)
+
+    def costs(prompt_tokens: int, prompts: Usual, *several: Candidate) -> tuple[list[float], list[float]]:
+        terms = rate(Candidates.of(several or [popular, quiet], prompts), prompt_tokens, CONFIG)
+        return terms.blocking_s.tolist(), terms.cost.tolist()
+
+    shared, apart = Usual(6_000, 2_000), Usual(6_000, 6_000)
+    blocking_s, (at_popular, at_quiet) = costs(30_000, shared)
+    assert blocking_s == pytest.approx([1.5 * 30 * 4, 0.05 * 37.5 * 4]), "who goes elsewhere computes 4,000 again"
+    assert at_popular > at_quiet
+    blocking_s, _ = costs(500, shared)
+    assert blocking_s == pytest.approx([1.5 * 0.5 * 0.25, 0.05 * 0.625 * 0.3125]), "or waits for half of a short one"
+    for unknown in (apart, UNKNOWN, Usual(6_000)):
+        assert costs(30_000, unknown)[0] == [0.0, 0.0]
+    assert costs(30_000, shared, replace(popular, hold_s=0.0), quiet)[0][0] == 0.0, "not measured yet"
 
 
 def test_usual_prompts_are_those_sent_lately() -> None:
