@@ -281,7 +281,10 @@ class _Enforcer:
         """The constraint by ``propertyNames``."""
         texts = texts_of(schema, self._document)
         if texts is not None:
+            self._count(len(texts))
             return {"properties": dict.fromkeys(texts, True), "additionalProperties": False}
+        if schema in ({"minLength": 1}, {"minLength": 1, "type": "string"}):
+            return {"properties": {"": False}}
         pattern = pattern_of_names(schema, self._document)
         if pattern is None:
             return True

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mycelia.node.schemas.document import Document, Schema, not_enforced
-from mycelia.node.schemas.negation import excluding_texts
+from mycelia.node.schemas.negation import MAX_SQUARES, excluding_texts
 from mycelia.node.schemas.texts import PATTERNS, of_format, of_pattern
 
 _MAX_DEPTH = 8
@@ -52,7 +52,8 @@ def pattern_of_names(schema: Schema, document: Document, depth: int = 0) -> str 
     if keywords == {"format"} and schema["format"] in PATTERNS:
         return PATTERNS[schema["format"]]
     if keywords == {"not"} and (texts := texts_of(schema["not"], document)) is not None:
-        return f"^(?:{excluding_texts(texts)})$"
+        if sum(len(text) ** 2 for text in texts) <= MAX_SQUARES:
+            return f"^(?:{excluding_texts(texts)})$"
     raise not_enforced("propertyNames", "with such a schema")
 
 

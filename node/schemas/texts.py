@@ -15,6 +15,7 @@ _DAY = (
 )
 _HOUR = r"(?:[01]\d|2[0-3]):[0-5]\d"
 _TIME = rf"{_HOUR}:[0-5]\d(?:\.\d{{1,9}})?(?:Z|[+-]{_HOUR})"
+_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _DURATION_TIME = r"(?:\d+H(?:\d+M(?:\d+S)?)?|\d+M(?:\d+S)?|\d+S)"
 _DURATION_DATE = r"(?:\d+D|\d+M(?:\d+D)?|\d+Y(?:\d+M(?:\d+D)?)?)"
@@ -29,15 +30,25 @@ PATTERNS = {
     "date-time": f"^(?:{_DAY})T{_TIME}$",
     "duration": rf"^P(?:\d+W|{_DURATION_DATE}(?:T{_DURATION_TIME})?|T{_DURATION_TIME})$",
     "e164": r"^\+[1-9]\d{6,14}$",
+    "email": (
+        rf"^(?:{_ATEXT}{{1,64}}|{_ATEXT}{{1,31}}\.{_ATEXT}{{1,31}}|{_ATEXT}{{1,20}}(?:\.{_ATEXT}{{1,20}}){{2}})"
+        r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,3}[A-Za-z]{2,24}$"
+    ),
     "json-pointer": r"^(?:/(?:[^/~]|~[01])*)*$",
     "nanoid": r"^[a-zA-Z0-9_-]{21}$",
     "time": f"^{_TIME}$",
     "ulid": r"^[0-7][0-9A-HJKMNP-TV-Z]{25}$",
     "uuid": r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
 }
-PATTERNS |= {"byte": PATTERNS["base64"], "ipv4network": PATTERNS["cidrv4"], "ipv4interface": PATTERNS["cidrv4"]}
+_UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-%s[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}$"
+PATTERNS |= {f"uuid{number}": _UUID % number for number in range(1, 9)}
+PATTERNS |= {
+    "byte": PATTERNS["base64"],
+    "idn-email": PATTERNS["email"],
+    "ipv4network": PATTERNS["cidrv4"],
+    "ipv4interface": PATTERNS["cidrv4"],
+}
 NARROWER = {
-    "idn-email": "email",
     "idn-hostname": "hostname",
     "ipvanyaddress": "ipv4",
     "iri": "uri",
@@ -49,7 +60,8 @@ NARROWER = {
 """Formats by another one with some of their texts."""
 ANY_TEXT = frozenset(
     {
-        *("binary", "code", "directory-path", "file-path", "html", "markdown", "multiline", "new-path", "password"),
+        *("binary", "code", "directory-path", "file-path", "html", "json-string", "markdown", "multiline", "new-path"),
+        "password",
         *("path", "text", "textarea"),
         *("decimal", "double", "float", "number"),
     }

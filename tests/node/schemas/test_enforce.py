@@ -104,6 +104,8 @@ KEPT: list[tuple[str, Any, list[Any], list[Any]]] = [
     ("formats of numbers", {"type": "integer", "format": "int32"}, [5, -(2**31)], [2**31]),
     ("large formats", {"type": "integer", "format": "int64"}, [10**17], [10**20]),
     ("formats that say nothing", {"type": "string", "format": "password"}, ["x"], [1]),
+    ("kinds of uuid", {"type": "string", "format": "uuid4"}, ["123e4567-e89b-42d3-a456-426614174000"], ["1", "a" * 36]),
+    ("e-mail", {"type": "string", "format": "email"}, ["a.b+c@d.example"], ["a@b", "a..b@c.de", f"{'a' * 65}@b.cd"]),
     ("base64", {"type": "string", "format": "byte"}, ["", "aGk=", "aGVq"], ["a", "a!=="]),
     ("days", {"type": "string", "format": "date"}, ["2024-02-29", "2026-12-31"], ["2026-02-29", "2026-04-31"]),
     (
@@ -129,6 +131,12 @@ KEPT: list[tuple[str, Any, list[Any], list[Any]]] = [
         [{"c": 1}],
     ),
     ("names of a union", {"propertyNames": {"anyOf": [{"const": "a"}, {"enum": ["b"]}]}}, [{"b": 1}], [{"c": 1}]),
+    (
+        "names that are not empty",
+        {"type": "object", "patternProperties": {"^[a-z]+$": {"type": "integer"}}, "propertyNames": {"minLength": 1}},
+        [{"a": 1}, {"A": "x"}],
+        [{"": 1}, {"a": "x"}],
+    ),
     ("names but one", {"propertyNames": {"not": {"const": "a"}}}, [{"b": 1}], [{"a": 1}]),
     ("names that are dates", {"propertyNames": {"format": "date"}}, [{"2026-01-02": 1}], [{"a": 1}]),
     (
@@ -176,7 +184,7 @@ REFUSED = [
     ({"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True}, "'uniqueItems'"),
     ({"type": "object", "required": [5]}, "'required'"),
     ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "'oneOf'"),
-    ({"propertyNames": {"format": "email"}}, "'propertyNames'"),
+    ({"propertyNames": {"format": "hostname"}}, "'propertyNames'"),
     ({"$ref": "https://example.com/s"}, "example.com"),
     ({"$ref": "#/$defs/none"}, "none"),
     ({"$schema": "https://example.com/meta"}, "unknown kind"),
@@ -214,6 +222,12 @@ def test_depth_and_expansions_are_bounded() -> None:
     for schema in long:
         with suppress(SchemaError):
             assert len(json.dumps(enforceable(json.dumps(schema)))) < 1_000
+    names = {"$defs": {"k": {"enum": [f"v{n}" for n in range(4_000)]}}}
+    many = names | {"properties": {f"p{n}": {"propertyNames": {"$ref": "#/$defs/k"}} for n in range(10)}}
+    with pytest.raises(SchemaError, match="too deep"):
+        enforceable(json.dumps(many))
+    with pytest.raises(SchemaError, match="propertyNames"):
+        enforceable(json.dumps({"propertyNames": {"not": {"enum": ["x" * 1_000]}}}))
     ways = {"unevaluatedProperties": False, "allOf": [{"anyOf": [{"properties": {f"p{n}": {}}}, {}]} for n in range(9)]}
     with pytest.raises(SchemaError, match="too many ways"):
         enforceable(json.dumps(ways))
