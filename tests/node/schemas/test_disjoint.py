@@ -82,7 +82,7 @@ def test_the_work_is_bounded() -> None:
     deep: dict[str, Any] = {"type": "object"}
     for place in range(40):
         deep = {"anyOf": [deep, {"allOf": [deep, {"properties": {"a": {"const": place}}}]}]}
-    wide = {"$defs": {"one": {"properties": {f"p{place}": {} for place in range(5_000)}}}}
+    wide: dict[str, Any] = {"$defs": {"one": {"properties": {f"p{place}": {} for place in range(5_000)}}}}
     alike = [{"type": "object", "allOf": [{"$ref": "#/$defs/one"}] * 10, "required": ["a"]} for _ in range(50)]
     assert not Disjoint(Document(wide)).all(alike)
     loop: dict[str, Any] = {"$defs": {"one": {"$ref": "#/$defs/one"}}}
