@@ -54,6 +54,9 @@ EXCHANGES_OF_A_PEER, EXCHANGES_OF_A_SUBNET, EXCHANGES_OF_A_PRIVATE_NETWORK = (
 FREE_ANSWERS = Trace, Links, Models, Uses, Demand
 """Answers that cost their asker nothing else, neither work nor a share of an engine. Their bytes count as if the asker
 had sent them: a question has 30 bytes, and its answer up to 330 kB."""
+ANSWER = Rate(1_000.0, 4_096.0)
+"""The same for one answer of a peer, in an exchange that this node opened: an entry node may send any number of frames
+without text, and of routes, which take 1 ms each."""
 EXCHANGE_PATIENCE_S = 5.0
 """An exchange is reset when its next message would have to wait for longer."""
 OWN_CONTROL = Rate(40.0, 100.0)
@@ -223,6 +226,20 @@ class Libp2pStream:
             self._buffer += data
 
 
+def answer_pace() -> Callable[[int], Awaitable[None]]:
+    """The pace of one answer that a peer sends: what comes faster than ANSWER waits unread."""
+    paid_at = 0.0
+
+    async def wait(length: int) -> None:
+        nonlocal paid_at
+        now = trio.current_time()
+        paid_at = max(paid_at, now) + (1 + length / 1_024) / ANSWER.per_s
+        if (delay_s := paid_at - now - ANSWER.burst / ANSWER.per_s) > 0:
+            await trio.sleep(delay_s)
+
+    return wait
+
+
 class _Outbox:
     """The one outbound control stream of a peer."""
 
@@ -270,7 +287,7 @@ class Streams:
             self.exchanges.discard(stream)
             self._count_ended(peer)
 
-        stream = Libp2pStream(raw, peer, self._charge, proposal, on_end=on_end)
+        stream = Libp2pStream(raw, peer, self._charge, proposal, pace=answer_pace(), on_end=on_end)
         self.exchanges.add(stream)
         return stream
 

@@ -191,6 +191,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "Rate: the same for control, a subnet": both(streams.CONTROL_OF_A_SUBNET),
     "Rate: exchanges of a peer a second, at once": both(streams.EXCHANGES_OF_A_PEER),
     "Rate: the same for exchanges, a subnet": both(streams.EXCHANGES_OF_A_SUBNET),
+    "Rate: messages of one answer a second, at once": both(streams.ANSWER),
     "Rate: an exchange that would wait for longer is reset, s": (streams.EXCHANGE_PATIENCE_S,),
     "Rate: addresses dialled on the word of others a second, at once": (outbound.TOLD_RATE, outbound.TOLD_BURST),
     "Deadline: writing 32,768 bytes, s": (streams.WRITE_DEADLINE_S,),

@@ -12,9 +12,10 @@ from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import streams
 from mycelia.node.network.libp2p.streams import Libp2pStream
 from mycelia.node.network.network import NetworkError
+from mycelia.proto.admission.pace import Rate
 from mycelia.proto.wire.codec import LENGTH_PREFIX, MAX_MESSAGE_BYTES, encode
 from mycelia.proto.wire.errors import LimitExceeded, RemoteError
-from mycelia.proto.wire.messages import Message
+from mycelia.proto.wire.messages import Message, Text
 from mycelia.proto.wire.refusals import Refusal
 from tests.node.network.libp2p.network_helpers import hello, tokens
 
@@ -140,6 +141,18 @@ async def test_a_peer_that_stops_inside_a_message_is_not_waited_for(autojump_clo
     case = Case(FakeStream(framed(encode(hello()))[:6], silent=True))
     with pytest.raises(NetworkError, match="in the middle"):
         await case.stream.receive()
+
+
+async def test_frames_that_say_nothing_are_read_at_a_pace(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "ANSWER", Rate(10.0, 20.0))
+    fake = FakeStream(framed(encode(Text(text=""))) * 50, piece=64)
+    stream = Libp2pStream(fake, PEER, lambda *args: None, pace=streams.answer_pace())  # type: ignore[arg-type]
+    for number in range(50):
+        await stream.receive()
+        assert trio.current_time() >= (number - 20) / 10
+    assert trio.current_time() < 5
 
 
 async def test_silence_between_messages_is_allowed(autojump_clock: trio.testing.MockClock) -> None:
