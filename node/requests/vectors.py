@@ -7,6 +7,7 @@ of different models cannot be compared. A peer that does not serve the model pas
 """
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,11 @@ PATIENCE_S = 300.0
 """Maximum time for the answer to a part: 4,000 tokens at 30 tokens/s, and others before it."""
 MAX_ASKED, MAX_ASKED_PER_KEY = 64, 8
 """Questions to peers at once, of all and of one client or peer."""
+MAX_PASSED_TO_PEER = 16
+"""Questions of peers that are passed on to one peer at once: of the 40 exchanges that this node may have open with it,
+prompts take up to 32."""
 RETRY_S = 2.0
+_TOO_MANY = "this node passes on too many texts"
 _FINAL = ("bad_request", "too_long")
 """Codes of failures that another node would have, too."""
 
@@ -132,6 +137,8 @@ class Vectors:
         self._overlay = overlay
         self._handle = handle
         self._places = Places(MAX_ASKED, MAX_ASKED_PER_KEY)
+        self._num_passed = Counter[bytes]()
+        """Peer -> the questions of other peers that it is asked now."""
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
         return await self._made(_Wanted(texts), client, model)
@@ -192,7 +199,7 @@ class Vectors:
     def _place(self, key: bytes, subnet: str, is_known: bool) -> Iterator[None]:
         """A place for questions to peers. Raises BusyError."""
         if not self._places.take(key, subnet, is_known):
-            raise BusyError("this node passes on too many texts", RETRY_S)
+            raise BusyError(_TOO_MANY, RETRY_S)
         try:
             yield
         finally:
@@ -205,12 +212,18 @@ class Vectors:
             raise FailedError(no_such_model(question.model, served), "unknown_model")
         busy: Failed | None = None
         for peer in peers:
+            if question.is_passed_on and self._num_passed[peer] >= MAX_PASSED_TO_PEER:
+                busy = busy or Failed(code=OVERLOADED, message=_TOO_MANY, retryable=True)
+                continue
             answer: object = None
+            self._num_passed[peer] += question.is_passed_on
             with trio.move_on_after(PATIENCE_S):
                 try:
                     answer = await answer_of(self._network, VECTORS, question, peer)
                 except (NetworkError, RemoteError):  # (an older node does not know the question)
                     continue
+                finally:
+                    self._num_passed -= Counter({peer: int(question.is_passed_on)})  # (which deletes a count of zero)
             if isinstance(answer, Failed):
                 if answer.code in _FINAL:
                     raise FailedError(answer.message, answer.code)

@@ -13,6 +13,7 @@ from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.kinds import EMBEDDING, RERANK, TEXT
 from mycelia.node.errors import BusyError, FailedError
 from mycelia.node.network.network import MessageStream
+from mycelia.node.queries.questions import answer_of
 from mycelia.node.queries.uses import VECTORS
 from mycelia.node.requests import vectors
 from mycelia.node.requests.vectors import MAX_SENT_CHARS
@@ -209,6 +210,44 @@ async def ask(one: Member, other: Member, **changed: object) -> Message:
     stream = await one.network.open(other.peer, VECTORS)
     await stream.send(EmbedTexts(**question))  # type: ignore[arg-type]
     return await stream.receive()
+
+
+class StuckEngine(CountingEngine):
+    async def embed(
+        self, texts: Sequence[Sequence[int]], client: bytes = b"", subnet: str = ""
+    ) -> list[NDArray[np.float32]]:
+        self.clients.append(client)
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+async def test_questions_of_peers_leave_a_node_room_for_prompts_to_the_same_peer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    links = ((0, 1), (1, 2), (1, 3), (1, 4))
+    async with open_members(5, models=("s", "m", "a", "b", "c"), links=links) as (_, (server, two, *askers)):
+        engine = StuckEngine("r", RERANK)
+        await server.node.serve(engine)
+        await trio.sleep(2)
+        refused = list[Message]()
+        question = EmbedTexts(model="r", namespace=b"", query="q", texts=("a",), is_passed_on=False)
+
+        async def ask_two(asker: Member) -> None:
+            refused.append(await answer_of(asker.network, VECTORS, question, two.peer))
+
+        async with trio.open_nursery() as nursery:
+            for asker in askers:
+                for _ in range(vectors.MAX_ASKED_PER_KEY):
+                    nursery.start_soon(ask_two, asker)
+            await trio.sleep(1)
+            assert len(engine.clients) == vectors.MAX_PASSED_TO_PEER
+            assert len(refused) == 3 * vectors.MAX_ASKED_PER_KEY - vectors.MAX_PASSED_TO_PEER
+            assert all(isinstance(one, Failed) and one.code == "overloaded" and one.retryable for one in refused)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(1)
+        with trio.move_on_after(1):
+            await ask_two(askers[0])
+        assert len(engine.clients) == vectors.MAX_PASSED_TO_PEER + 1, "the places are free again"
 
 
 async def test_what_a_node_refuses_a_peer(autojump_clock: trio.testing.MockClock) -> None:
