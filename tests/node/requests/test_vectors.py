@@ -285,6 +285,33 @@ async def test_a_peer_that_answers_nonsense_is_not_believed(
         assert failed.value.code == "no_peer"
 
 
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_one_peer_alone_can_neither_refuse_all_nor_hold_up_each(
+    autojump_clock: trio.testing.MockClock, refuses: bool
+) -> None:
+    async with open_members(3, models=("a", "b", "c")) as (_, (one, *others)):
+        liar, honest = sorted(others, key=lambda member: member.peer)  # (of equal peers the first one is asked first)
+        for member in (honest, liar):
+            await member.node.serve(CountingEngine("r", RERANK))
+        await trio.sleep(2)
+        num_asked = 0
+
+        async def lie(stream: MessageStream) -> None:
+            nonlocal num_asked
+            await stream.receive()
+            num_asked += 1
+            if not refuses:
+                await trio.sleep_forever()
+            await stream.send(Failed(code="bad_request", message="no", retryable=False))
+
+        liar.network.serve(VECTORS, lie)
+        began = trio.current_time()
+        for _ in range(30):
+            assert ranks_of((await one.node.rank(QUERY, DOCUMENTS, model="r")).vectors) == [0.5, 0.5, 1.0]
+        waited_s = trio.current_time() - began
+        assert waited_s < 1.5 * vectors.PATIENCE_S and (refuses or num_asked == 1)
+
+
 async def test_a_client_that_leaves_cancels_the_work_at_the_peer(autojump_clock: trio.testing.MockClock) -> None:
     begun, ended = trio.Event(), trio.Event()
 
