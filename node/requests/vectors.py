@@ -30,6 +30,7 @@ from mycelia.node.queries.uses import VECTORS
 from mycelia.node.requests.failures import failed_of
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.serve.api import Embedded
+from mycelia.proto.admission.limits import Limits
 from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 from mycelia.proto.events import Event, Malformed
@@ -56,6 +57,8 @@ PATIENCE_S = 300.0
 """Maximum time for the answer to a part: 4,000 tokens at 30 tokens/s, and others before it."""
 MAX_ASKED, MAX_ASKED_PER_KEY = 64, 8
 """Questions to peers at once, of all and of one client or peer."""
+FAULT_S = 600.0
+"""Time for which a peer that gave no answer is asked after the others."""
 MAX_PASSED_TO_PEER = 16
 """Questions of peers that are passed on to one peer at once: of the 40 exchanges that this node may have open with it,
 prompts take up to 32."""
@@ -137,6 +140,7 @@ class Vectors:
         self._overlay = overlay
         self._handle = handle
         self._places = Places(MAX_ASKED, MAX_ASKED_PER_KEY)
+        self._faults = Limits[bytes](1 / FAULT_S, 1.0)
         self._num_passed = Counter[bytes]()
         """Peer -> the questions of other peers that it is asked now."""
 
@@ -211,30 +215,42 @@ class Vectors:
             served = [row.model for row in self._models.known_rows()]
             raise FailedError(no_such_model(question.model, served), "unknown_model")
         busy: Failed | None = None
-        for peer in peers:
+        final: Failed | None = None
+        # (a peer that gave no answer lately is asked last: it could hold up each question for as long)
+        for peer in sorted(peers, key=lambda peer: not self._faults.has(peer, trio.current_time())):
             if question.is_passed_on and self._num_passed[peer] >= MAX_PASSED_TO_PEER:
                 busy = busy or Failed(code=OVERLOADED, message=_TOO_MANY, retryable=True)
                 continue
-            answer: object = None
-            self._num_passed[peer] += question.is_passed_on
-            with trio.move_on_after(PATIENCE_S):
-                try:
-                    answer = await answer_of(self._network, VECTORS, question, peer)
-                except (NetworkError, RemoteError):  # (an older node does not know the question)
-                    continue
-                finally:
-                    self._num_passed -= Counter({peer: int(question.is_passed_on)})  # (which deletes a count of zero)
+            answer = await self._answer_of(peer, question)
             if isinstance(answer, Failed):
-                if answer.code in _FINAL:
-                    raise FailedError(answer.message, answer.code)
+                final = answer if answer.code in _FINAL and final is None else final
                 busy = answer if answer.code == OVERLOADED else busy
-            elif isinstance(answer, TextVectors) and _fits(answer, question):
-                return answer
             elif answer is not None:
-                self._handle(Malformed(peer, f"no answer to {len(question.texts)} texts"))
+                return answer
+            else:
+                self._faults.take(peer, trio.current_time())
+        if final is not None:  # (not sooner: one peer alone could refuse everything)
+            raise FailedError(final.message, final.code)
         if busy is not None:
             raise BusyError(busy.message, busy.retry_after_ms / 1_000 or RETRY_S)
         raise FailedError(f"no node that serves {question.model!r} could answer: try again", "no_peer")
+
+    async def _answer_of(self, peer: bytes, question: EmbedTexts) -> TextVectors | Failed | None:
+        """None: it gave none that can be one."""
+        answer: object = None
+        self._num_passed[peer] += question.is_passed_on
+        with trio.move_on_after(PATIENCE_S):
+            try:
+                answer = await answer_of(self._network, VECTORS, question, peer)
+            except (NetworkError, RemoteError):  # (an older node does not know the question)
+                return None
+            finally:
+                self._num_passed -= Counter({peer: int(question.is_passed_on)})  # (which deletes a count of zero)
+        if isinstance(answer, Failed) or (isinstance(answer, TextVectors) and _fits(answer, question)):
+            return answer
+        if answer is not None:
+            self._handle(Malformed(peer, f"no answer to {len(question.texts)} texts"))
+        return None
 
     # --- questions of peers -----------------------------------------------------------------------------------------
 
