@@ -46,6 +46,8 @@ _FRESH = {"preexec_fn": None, "pass_fds": (), "shell": False, "gid": None, "gids
 """Options with which alone a process is forked."""
 _VARIABLES = (b"PYTHONPATH", b"LD_PRELOAD", b"OMP_WAIT_POLICY")
 """Variables that a process reads when it starts: a process with others is not forked."""
+_READ_VARIABLES = ("node.models.hub", "node.models.pull")
+"""Modules that import huggingface_hub, which reads the environment as it is then."""
 _CLONE_NEWNET = 0x40000000
 
 
@@ -353,9 +355,10 @@ def _import_everything() -> None:
     for root in ("mycelia.node", "mycelia.bench.hundred"):
         package = importlib.import_module(root)
         for found in pkgutil.walk_packages(package.__path__, f"{root}."):
-            if not found.name.endswith("__main__"):
+            if not found.name.endswith(("__main__", *_READ_VARIABLES)):
                 importlib.import_module(found.name)
     importlib.import_module("llguidance")
+    assert "huggingface_hub" not in sys.modules, "its settings are those of its environment when it is imported"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Fetches a model of the catalogue in a process of its own, ``mycelia model pull``, and passes on what that says."""
 
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -24,14 +25,24 @@ async def pull(name: str, say: Say) -> None:
     last = ""
     with os.fdopen(readable, "rb") as stdin, os.fdopen(writable, "wb"):  # (its end tells the child of the parent's)
         async with trio.open_nursery() as nursery:
-            run = partial(trio.run_process, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+            run = partial(
+                trio.run_process,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+                start_new_session=True,  # (Ctrl-C in a terminal is for the node)
+            )
             process: trio.Process = await nursery.start(run, command)
             assert process.stderr is not None
             async for line in _lines(process.stderr):
                 last = line
                 say(line)
-    if process.returncode:
-        raise LocalError(last.removeprefix("mycelia: ") or f"the download ended with {process.returncode}")
+    code = process.returncode or 0
+    if code < 0:
+        raise LocalError(f"the download's process was ended by {signal.Signals(-code).name}")
+    if code:
+        raise LocalError(last.removeprefix("mycelia: ") or f"the download ended with {code}")
 
 
 async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:

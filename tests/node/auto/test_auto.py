@@ -1,6 +1,9 @@
 """A node that chooses its model: over the in-memory network, with fake engines and a pool without processes."""
 
+import os
 import random
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 import trio
 
 from mycelia.node.auto import auto as auto_module
+from mycelia.node.auto import fetch
 from mycelia.node.auto.auto import AUTO_FILE, Auto, Kept, Part
 from mycelia.node.auto.fetch import Say, pull
 from mycelia.node.auto.machine import Machine, options
@@ -320,9 +324,26 @@ async def test_a_download_that_fails_says_why(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said: list[str] = []
-    with trio.fail_after(DEADLINE_S), pytest.raises(LocalError, match="Qwen3-4B-GGUF"):
+    with trio.fail_after(DEADLINE_S), pytest.raises(LocalError, match=r"^cannot ask .*Qwen3-4B-GGUF"):
         await pull("qwen3-4b", said.append)
     assert len(said) == 1
+
+
+_TELLS_AND_WAITS = "import os, sys; print(os.getpid(), os.getsid(0), file=sys.stderr, flush=True); sys.stdin.read()"
+
+
+async def test_a_download_is_out_of_a_terminals_reach_and_its_violent_end_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fetch, "program", lambda: [sys.executable, "-c", _TELLS_AND_WAITS])
+
+    def kill(line: str) -> None:
+        pid, session = map(int, line.split())
+        assert session == pid, "a terminal's Ctrl-C does not reach it"
+        os.kill(pid, signal.SIGKILL)
+
+    with trio.fail_after(DEADLINE_S), pytest.raises(LocalError, match="was ended by SIGKILL"):
+        await pull("qwen3-4b", kill)
 
 
 def test_models_that_others_choose_leave_half_of_the_disk_free() -> None:

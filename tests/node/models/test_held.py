@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -26,6 +29,7 @@ from tests.node.models.test_catalogue import GOOD
 from tests.node.models.test_pull import FILE, NAME, Said
 
 OTHER = "tiny-Q8_0.gguf"
+DEADLINE_S = 60.0
 
 
 def rows() -> list[tuple[str, str, int, bool]]:
@@ -123,6 +127,23 @@ def test_the_commands(hub: Hub, folders: Path) -> None:
     for command in ("pull", "ls", "show", "rm", "catalogue"):
         assert "Examples:" in run("model", command, "--help")
     assert "mycelia models" in run("model", "--help") and "mycelia model" in run("models", "--help")
+
+
+def test_a_download_of_a_program_ends_with_it(hub: Hub, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    begun, over = threading.Event(), threading.Event()
+
+    def hold(path: str) -> None:
+        begun.set()
+        over.wait(DEADLINE_S)
+
+    hub.on_request = hold
+    command = [sys.executable, "-P", "-m", "mycelia.node", "--isolated", "model", "pull", "--exit-with-parent"]
+    with subprocess.Popen([*command, f"{hub.endpoint}/web/{FILE}"], stdin=subprocess.PIPE) as process:
+        assert begun.wait(DEADLINE_S) and process.poll() is None and process.stdin is not None
+        process.stdin.close()
+        assert process.wait(DEADLINE_S) == 1
+        over.set()
 
 
 def shown(card: dict[str, object]) -> str:
