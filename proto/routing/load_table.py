@@ -95,7 +95,9 @@ class LoadTable:
         """``observed`` has news of ``peer``, which need not be in the table. Mutates."""
         row = self._row_of.get(peer)
         if row is not None:
-            self._columns[_IMPRECISION:, row] = self._observed.record(peer, self._connected_at(peer), self._namespace)
+            record = self._observed.record(peer, self._connected_at(peer), self._namespace)
+            for column, value in enumerate(record, _IMPRECISION):  # (in Python: see ``_FEW``)
+                self._columns[column, row] = value
 
     def remove(self, peer: bytes) -> None:
         row = self._row_of.pop(peer, None)
