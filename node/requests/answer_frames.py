@@ -92,5 +92,7 @@ def _size(frame: EntryFrame) -> int:
         return FRAME_BYTES + _ALTERNATIVE_BYTES * sum(1 + len(entry.top) for entry in frame.logprobs)
     if not isinstance(frame, Text):
         return FRAME_BYTES
+    if not frame.logprobs:
+        return FRAME_BYTES + len(frame.text) + len(frame.tokens)
     alternatives = sum(_TOKEN_BYTES + _ALTERNATIVE_BYTES * len(entry.top) for entry in frame.logprobs)
     return FRAME_BYTES + len(frame.text) + len(frame.tokens) + alternatives

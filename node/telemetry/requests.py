@@ -63,7 +63,10 @@ class _Record:
     """Seconds of the monotonic clock."""
     made: RequestRow | None = None
     """The row without ``changes``; only for a request that entered here."""
-    steps: list[TraceStep] = field(default_factory=list)
+    made_steps: list[TraceStep] = field(default_factory=list)
+    """The steps without ``noted``."""
+    noted: list[tuple[float, str, str, bytes]] = field(default_factory=list)
+    """Time, name, detail and peer of further ones: steps are seldom looked at, too."""
     matched_tokens: dict[bytes, int] = field(default_factory=dict)
     """Peer -> the cached tokens its digest promised when it was chosen."""
     is_told: bool = True
@@ -78,6 +81,13 @@ class _Record:
             self.made = msgspec.structs.replace(self.made, **self.changes)
             self.changes.clear()
         return self.made
+
+    @property
+    def steps(self) -> list[TraceStep]:
+        for at, name, detail, peer in self.noted:
+            self.made_steps.append(TraceStep(at_ms=_ms(at - self.started_at), name=name, detail=detail, peer=peer))
+        self.noted.clear()
+        return self.made_steps
 
 
 @dataclass
@@ -372,9 +382,8 @@ class RequestLog:
         self._add(record, request_id, name, detail, peer)
 
     def _add(self, record: _Record, request_id: bytes, name: str, detail: str, peer: bytes) -> None:
-        if len(record.steps) < MAX_TRACE_STEPS:
-            step = TraceStep(at_ms=self._ms(record), name=name, detail=detail[:MAX_DETAIL_CHARS], peer=peer[:64])
-            record.steps.append(step)
+        if len(record.made_steps) + len(record.noted) < MAX_TRACE_STEPS:
+            record.noted.append((self._clock(), name, detail[:MAX_DETAIL_CHARS], peer[:64]))
         if self._logs_steps and name not in _ENDS:  # (which are logged with all facts at the end)
             log.debug(f"request_{name}", request=request_id.hex(), detail=detail, peer=id_text(peer) if peer else "")
 
@@ -391,7 +400,7 @@ class RequestLog:
         self._rows.remove(request_id)
 
     def _ms(self, record: _Record) -> int:
-        return min(round(1000 * (self._clock() - record.started_at)), _MAX_AT_MS)
+        return _ms(self._clock() - record.started_at)
 
     def update(self, request_id: bytes, **changes: object) -> None:
         record = self._entered.get(request_id)
@@ -414,6 +423,10 @@ class RequestLog:
     def _wake(self) -> None:
         self._version += 1
         self._changed.notify()
+
+
+def _ms(seconds: float) -> int:
+    return min(round(1000 * seconds), _MAX_AT_MS)
 
 
 def _computed(usage: Usage) -> int:

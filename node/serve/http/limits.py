@@ -60,7 +60,9 @@ class KeyLimits:
 
     def enter(self, key: ApiKey) -> Refused | None:
         """Counts a request; call ``leave`` at its end. Refused: it is not counted. Mutates."""
-        use, limits = self._uses.setdefault(key.name, _Use(0, self._clock())), key.limits
+        use, limits = self._uses.get(key.name), key.limits
+        if use is None:
+            use = self._uses[key.name] = _Use(0, self._clock())
         if limits.tokens_per_day is not None and (used := self._tokens_today(key.name)) >= limits.tokens_per_day:
             left_s = DAY_S - int(self._wall()) % DAY_S
             message = f"the key {key.name} has used {used} tokens of {limits.tokens_per_day} for today (UTC)"

@@ -167,6 +167,8 @@ class ReadAnswer:
 
 def _joined(parts: list[AnswerPart]) -> list[AnswerPart]:
     """Fewer parts that say the same."""
+    if len(parts) < 2:
+        return parts
     joined: list[AnswerPart] = []
     for part in parts:
         last = joined[-1] if joined else None
