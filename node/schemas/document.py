@@ -8,6 +8,8 @@ Schema = dict[str, Any] | bool
 
 MAX_DEPTH = 60
 """The number of schemas in each other. Each takes two levels of the 127 that llguidance reads."""
+MAX_LEAST = 1_000_000
+"""What a text, a list or an object must have at least, at most: no answer is longer."""
 ONE = frozenset(
     {
         *("additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then"),
@@ -124,7 +126,9 @@ class Document:
                 kept[keyword] = _of_kind(keyword, value, list)
                 if not all(isinstance(name, str) for name in value):
                     raise SchemaError("'required' of the JSON schema has something that is no name")
-            elif keyword in COUNTS and isinstance(value, float) and value.is_integer():
+            elif keyword in COUNTS and type(value) in (int, float) and value == value // 1:
+                if keyword.startswith("min") and value > MAX_LEAST:
+                    raise not_enforced(keyword, f"above {MAX_LEAST}")
                 kept[keyword] = int(value)
             elif keyword in PLAIN:
                 kept[keyword] = value

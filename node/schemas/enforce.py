@@ -58,9 +58,13 @@ def enforceable(text: str, expands_one_of: bool = False) -> Schema:
 
 def _read(text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_number)
     except ValueError as exc:
         raise SchemaError(f"the JSON schema is no JSON: {exc}") from exc
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
 @dataclass(frozen=True)

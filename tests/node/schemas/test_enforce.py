@@ -181,6 +181,8 @@ REFUSED = [
     ({"type": "string", "pattern": "^(?=a)"}, "'pattern' of the JSON schema is not enforced with look-around"),
     ({"type": "string", "pattern": r"(a)\1"}, "'pattern'"),
     ({"type": "integer", "minimum": 10**30}, "'minimum'"),
+    ({"type": "string", "minLength": 10**12}, "'minLength'"),
+    ({"type": "number", "minimum": float("nan")}, "NaN"),
     ({"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True}, "'uniqueItems'"),
     ({"type": "object", "required": [5]}, "'required'"),
     ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "'oneOf'"),
