@@ -28,7 +28,7 @@ def test_the_unit_runs_the_node_with_its_options_from_any_folder(
     Path("keys").touch()
     done = run("--model", "fake", "--polite", "--drain", "5", "--data-dir", "data", "--api-key-file", "keys")
     assert done.exit_code == 0, done.output
-    assert re.search(r"^ExecStart=/\S+.* node --model fake --polite --drain 5 ", done.output, re.MULTILINE)
+    assert re.search(r'^ExecStart="?/.+ node --model fake --polite --drain 5 ', done.output, re.MULTILINE)
     assert f"--api-key-file {tmp_path}/keys\n" in done.output and "TimeoutStopSec=20\n" in done.output
     assert f"Environment=MYCELIA_DATA_DIR={tmp_path}/data\n" in done.output
 
