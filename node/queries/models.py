@@ -175,14 +175,16 @@ class SwarmModels:
 
     def servers(self, model: str) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes that serve ``model``, first those where a prompt begins soonest, to the
-        second, and of these the least loaded."""
+        second, and of these those with a free slot; equal ones at random, of as many subnets as possible. (If the one
+        that claims the least load came first, one liar would get every prompt for any model that it names.)"""
         loads = {
-            view.peer: (round(wait_here_s(served.vitals, 0, self._routing)), _load(served.vitals))
+            view.peer: (round(wait_here_s(served.vitals, 0, self._routing)), _is_full(served.vitals))
             for view in self._peers()
             for served in view.served
             if served.model == model
         }
-        return sorted(loads, key=lambda peer: loads[peer])[:MAX_ENTRIES]
+        order = drawn([*loads], len(loads), self._overlay.subnet)
+        return sorted(order, key=lambda peer: loads[peer])[:MAX_ENTRIES]
 
     def sooner(self, engine: Engine) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes at which a prompt for the model of ``engine``, which is not loaded here,
@@ -324,5 +326,5 @@ class SwarmModels:
             await self._network.dial(peer)
 
 
-def _load(vitals: Vitals) -> float:
-    return (vitals.active_requests + vitals.waiting_requests) / max(vitals.slots, 1)
+def _is_full(vitals: Vitals) -> bool:
+    return vitals.active_requests + vitals.waiting_requests >= vitals.slots
