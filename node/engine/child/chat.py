@@ -2,7 +2,7 @@
 them, except that nobody can spell control tokens (``controls.py``)."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from mycelia.node.engine.child.abilities import SWITCHES, THOUGHT_FIELDS
@@ -23,6 +23,10 @@ CHATML = (
 NO_LIMIT = PromptLimit(2**31, 2**31)
 _END = f"end-{secrets.token_hex(16)} "
 """Marks the place where a prompt ends that an answer continues. The blank shows whether the template trims contents."""
+
+
+_NEXT_EFFORT = {"minimal": "low", "high": "xhigh", "xhigh": "high", "max": "high"}
+"""Templates differ in the names of the least and the most effort."""
 
 
 class Tokenizer(Protocol):
@@ -100,16 +104,19 @@ class ChatTemplate:
         if continues_final:
             turns, context = [*turns[:-1], _continued(turns[-1])], context | {"add_generation_prompt": False}
         refusal: RefusedError | None = None
-        tried: list[object] = []
-        for form, given in forms(turns, functions, renderer.abilities):
-            if (form, given) in tried:
-                continue
-            tried.append((form, given))
-            try:
-                rendered = renderer.render({"messages": form, "tools": given or None} | context)
-                return _up_to_end(rendered) if continues_final else rendered
-            except RefusedError as exc:
-                refusal = refusal or exc
+        for chosen in (context, *_with_other_efforts(context)):
+            if refusal is not None and str(context["reasoning_effort"]) not in str(refusal):
+                break
+            tried: list[object] = []
+            for form, given in forms(turns, functions, renderer.abilities):
+                if (form, given) in tried:
+                    continue
+                tried.append((form, given))
+                try:
+                    rendered = renderer.render({"messages": form, "tools": given or None} | chosen)
+                    return _up_to_end(rendered) if continues_final else rendered
+                except RefusedError as exc:
+                    refusal = refusal or exc
         assert refusal is not None
         raise refusal
 
@@ -134,6 +141,17 @@ def _switched(options: dict[str, Any]) -> dict[str, Any]:
         options.setdefault("reasoning_strength", effort)
     given = [options[name] for name in SWITCHES if name in options] or [effort != "none"] * isinstance(effort, str)
     return dict.fromkeys(SWITCHES, given[0]) | options if given else options
+
+
+def _with_other_efforts(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options for a template that refuses their reasoning effort: with the next one that it may know, and without
+    one."""
+    effort = options.get("reasoning_effort")
+    if effort is not None:
+        without = {name: value for name, value in options.items() if name != "reasoning_effort"}
+        if isinstance(effort, str) and effort in _NEXT_EFFORT:
+            yield without | {"reasoning_effort": _NEXT_EFFORT[effort]}
+        yield without
 
 
 def _continued(turn: Turn) -> Turn:

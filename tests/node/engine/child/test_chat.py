@@ -332,6 +332,24 @@ def test_else_the_error_has_the_templates_words() -> None:
         chat(NO_SYSTEM).tokens([message("assistant", "a"), message("user", "b")])
 
 
+@pytest.mark.parametrize(
+    ("effort", "text"), [("low", "low"), ("high", "xhigh"), ("minimal", "low"), ("medium", "none"), (None, "none")]
+)
+def test_an_effort_that_the_template_does_not_know_is_told_as_the_next_one(effort: str | None, text: str) -> None:
+    source = (
+        "{% if reasoning_effort is defined and reasoning_effort not in ('low', 'xhigh') %}"
+        "{{ raise_exception('no effort ' ~ reasoning_effort) }}{% endif %}{{ reasoning_effort or 'none' }}"
+    )
+    options = json.dumps({"reasoning_effort": effort} if effort else {})
+    assert text_of(chat(source).tokens([message("user", "x")], options=options)) == text
+
+
+def test_a_refusal_for_another_reason_stays_with_an_effort() -> None:
+    options = json.dumps({"reasoning_effort": "high"})
+    with pytest.raises(LocalError, match="roles must alternate"):
+        chat(NO_SYSTEM).tokens([message("assistant", "a"), message("user", "b")], options=options)
+
+
 def test_tools_go_into_the_users_first_turn_where_there_is_no_system() -> None:
     text = text_of(chat(NO_SYSTEM).tokens([message("user", "x")], json.dumps([WEATHER])))
     assert text.startswith("§You may call functions") and text.endswith("</tool_call>\n\nx¶")
