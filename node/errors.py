@@ -26,8 +26,9 @@ class FailedError(LocalError):
 def no_such_model(name: str, served: Sequence[str]) -> str:
     """The message for a model that no node serves, in OpenAI's words, by which clients know the case. It has at most
     512 characters, as a message between nodes."""
-    wanted, *shown = (one_line(one[:64])[:64] for one in (name, *served[:MAX_NAMED]))
-    told = ", ".join(shown) + ", ..." * (len(served) > MAX_NAMED)
+    others = [one for one in served if one != name]  # (it may be in a list that is some minutes old)
+    wanted, *shown = (one_line(one[:64])[:64] for one in (name, *others[:MAX_NAMED]))
+    told = ", ".join(shown) + ", ..." * (len(others) > MAX_NAMED)
     return f"The model `{wanted}` does not exist: no node that can be found serves it. Served: {told or 'none'}."
 
 

@@ -5,7 +5,7 @@ import pytest
 import trio
 
 from mycelia.node.engine.fake.engine import FakeEngine
-from mycelia.node.errors import BusyError
+from mycelia.node.errors import BusyError, no_such_model
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.network import MessageStream, NetworkSettings
 from mycelia.node.requests.entry import ASK, GENERATE, Entry
@@ -91,6 +91,11 @@ async def test_a_name_of_the_catalogue_is_known_at_every_node(autojump_clock: tr
             assert isinstance(frames[-1], Answered) and frames[-1].served_by == two.peer
         unknown = await frames_of(one, an_ask(LONG, model="qwen3-8b"))
     assert isinstance(unknown[-1], Failed) and "qwen3-8b" in unknown[-1].message
+
+
+def test_a_model_that_nobody_serves_is_not_named_as_served() -> None:
+    message = no_such_model("gone", ["a", "gone", *"bcdef"])
+    assert "The model `gone` does not exist" in message and message.endswith("Served: a, b, c, d, e, ....")
 
 
 async def test_leaving_early_cancels_an_answer_of_another_model(autojump_clock: trio.testing.MockClock) -> None:
