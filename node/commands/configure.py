@@ -1,6 +1,9 @@
 """``mycelia config``: show and write the configuration. ``mycelia completion``: set up the shell."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,14 +48,11 @@ Examples:
 @click.pass_context
 def init(context: click.Context, file: Path | None, force: bool) -> None:
     """Write a configuration file that lists every setting, its meaning and its default as comments."""
-    path = file or _file(context)
-    if path.exists() and not force:
-        raise click.UsageError(f"{path} exists already; --force replaces it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = file or config_file_of(context)
+    with changing(path):
+        if path.exists() and not force:
+            raise click.UsageError(f"{path} exists already; --force replaces it")
         write_config(path, Schema(_root(context)).template())
-    except OSError as exc:
-        raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
     click.echo(path)
 
 
@@ -104,7 +104,7 @@ Examples:
 @click.pass_context
 def path(context: click.Context) -> None:
     """Print the path of the configuration file."""
-    click.echo(_file(context))
+    click.echo(config_file_of(context))
 
 
 @config.command(
@@ -167,8 +167,24 @@ def _root(context: click.Context) -> click.Group:
     return root
 
 
-def _file(context: click.Context) -> Path:
+def config_file_of(context: click.Context) -> Path:
     return context.find_root().params.get("config") or default_file()
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """No other command changes the configuration file meanwhile. Makes its folder. Raises click.ClickException for
+    errors of the file system."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+    except OSError as exc:
+        raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def write_config(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from mycelia.node.commands.configure import changing, config_file_of, write_config
 from mycelia.node.commands.options import data_dir_option, json_option
 
 MAX_DAYS = 92
@@ -55,14 +56,18 @@ def add(
     from mycelia.node.commands.key_texts import check_key_name, section_of
     from mycelia.node.serve.api_keys import Limits, digest_of
 
-    path, text, sections = _sections(context)
     check_key_name(name)
-    if name in sections:
-        raise click.UsageError(f"there is a key with the name {name} already; remove it first, or choose another name")
     made = secrets.token_hex(24)
     limits = Limits(requests_per_minute, tokens_per_day, concurrent)
-    section = section_of(name, digest_of(made.encode()), limits)
-    _write(path, f"{text.rstrip()}\n\n{section}" if text.strip() else section)
+    path = config_file_of(context)
+    with changing(path):
+        text, sections = _sections(path)
+        if name in sections:
+            raise click.UsageError(
+                f"there is a key with the name {name} already; remove it first, or choose another name"
+            )
+        section = section_of(name, digest_of(made.encode()), limits)
+        write_config(path, f"{text.rstrip()}\n\n{section}" if text.strip() else section)
     click.echo(made)
     click.echo(f"it is in {path}, as a hash; a running node takes it over with: mycelia config reload", err=True)
 
@@ -82,7 +87,8 @@ def list_(context: click.Context, as_json: bool) -> None:
 
     from mycelia.node.commands.key_texts import read_keys, texts_of_section
 
-    path, _, sections = _sections(context)
+    path = config_file_of(context)
+    _, sections = _sections(path)
     keys = read_keys(texts_of_section(sections, path.parent))
     rows = [{"name": one.name, **vars(one.limits)} for one in keys]
     if as_json:
@@ -112,23 +118,25 @@ def remove(context: click.Context, name: str) -> None:
     """Remove the key NAME. A running node accepts it until 'mycelia config reload'."""
     import tomllib
 
-    path, text, sections = _sections(context)
-    if name not in sections:
-        raise click.UsageError(f"there is no key with the name {name} in {path}")
-    lines = text.splitlines(keepends=True)
-    begin = next((n for n, line in enumerate(lines) if _heading(line) == f"keys.{name}"), len(lines))
-    end = next((n for n in range(begin + 1, len(lines)) if _heading(lines[n])), len(lines))
-    without = "".join([*lines[:begin], *lines[end:]])
-    wanted = tomllib.loads(text)
-    del wanted["keys"][name]
-    try:
-        is_right = (tomllib.loads(without) | {"keys": {}}) == (wanted | {"keys": {}})
-        is_right = is_right and tomllib.loads(without).get("keys", {}) == wanted["keys"]
-    except tomllib.TOMLDecodeError:
-        is_right = False
-    if not is_right:
-        raise click.ClickException(f"the section [keys.{name}] of {path} has an unusual form: remove it by hand")
-    _write(path, without)
+    path = config_file_of(context)
+    with changing(path):
+        text, sections = _sections(path)
+        if name not in sections:
+            raise click.UsageError(f"there is no key with the name {name} in {path}")
+        lines = text.splitlines(keepends=True)
+        begin = next((n for n, line in enumerate(lines) if _heading(line) == f"keys.{name}"), len(lines))
+        end = next((n for n in range(begin + 1, len(lines)) if _heading(lines[n])), len(lines))
+        without = "".join([*lines[:begin], *lines[end:]])
+        wanted = tomllib.loads(text)
+        del wanted["keys"][name]
+        try:
+            is_right = (tomllib.loads(without) | {"keys": {}}) == (wanted | {"keys": {}})
+            is_right = is_right and tomllib.loads(without).get("keys", {}) == wanted["keys"]
+        except tomllib.TOMLDecodeError:
+            is_right = False
+        if not is_right:
+            raise click.ClickException(f"the section [keys.{name}] of {path} has an unusual form: remove it by hand")
+        write_config(path, without)
     click.echo(f"removed {name}; a running node accepts it until: mycelia config reload")
 
 
@@ -166,29 +174,18 @@ def usage(days: int, data_dir: Path | None, as_json: bool) -> None:
     run(show)
 
 
-def _sections(context: click.Context) -> tuple[Path, str, dict[str, object]]:
-    """The configuration file, its text, and its sections [keys.NAME] by name. Raises click.UsageError."""
+def _sections(path: Path) -> tuple[str, dict[str, object]]:
+    """The text of the configuration file, and its sections [keys.NAME] by name. Raises click.UsageError."""
     import tomllib
 
-    from mycelia.node.commands.config_file import default_file, read_text
+    from mycelia.node.commands.config_file import read_text
 
-    path = context.find_root().params.get("config") or default_file()
     text = read_text(path) if path.exists() else ""
     sections = tomllib.loads(text).get("keys", {})
-    return path, text, sections if isinstance(sections, dict) else {}
+    return text, sections if isinstance(sections, dict) else {}
 
 
 def _heading(line: str) -> str:
     """The name of the section that begins with this line; empty: none does."""
     text = line.strip()
     return "".join(text[1 : text.index("]")].split()).replace('"', "") if text.startswith("[") and "]" in text else ""
-
-
-def _write(path: Path, text: str) -> None:
-    from mycelia.node.commands.configure import write_config
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_config(path, text)
-    except OSError as exc:
-        raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc

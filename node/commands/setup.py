@@ -259,17 +259,14 @@ def _write(context: click.Context, settings: dict[str, object], is_of_system: bo
     """Writes the configuration file."""
     from mycelia.node.commands.config_edit import with_values
     from mycelia.node.commands.config_file import SYSTEM_FILE, default_file, read_text
-    from mycelia.node.commands.configure import write_config
+    from mycelia.node.commands.configure import changing, write_config
 
     path: Path = context.find_root().params["config"] or (SYSTEM_FILE if is_of_system else default_file())
-    text = read_text(path) if path.exists() else ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with changing(path):
+        text = read_text(path) if path.exists() else ""
         write_config(path, with_values(text, "node", settings))
         if is_of_system:
             path.chmod(0o644)  # (the service is a user of its own)
-    except OSError as exc:
-        raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
     click.echo(f"written to {path}")
 
 

@@ -1,6 +1,8 @@
 """``mycelia key``, ``mycelia usage``, and the keys of the configuration."""
 
+import fcntl
 import json
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -12,6 +14,7 @@ import mycelia.node.commands.key as key_commands
 from mycelia.node.cli import cli
 from mycelia.node.commands.checks import read_api_keys
 from mycelia.node.commands.config_file import Schema
+from mycelia.node.commands.configure import write_config
 from mycelia.node.commands.key_texts import read_keys
 from mycelia.node.serve.api_keys import MAX_KEYS, Limits, digest_of
 from mycelia.node.settings import UsageError
@@ -49,6 +52,24 @@ def test_the_command_for_a_first_key_stands_on_one_line(tmp_path: Path) -> None:
     file = tmp_path / ("a long name " * 8) / "config.toml"
     done = CliRunner().invoke(cli, ["--config", str(file), "key", "list"])
     assert done.output.endswith("config.toml; make one with: mycelia key add NAME\n") and done.output.count("\n") == 1
+
+
+def test_nobody_else_changes_the_file_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some keys that were made at the same moment were lost."""
+    file, written, write = tmp_path / "config.toml", [], write_config
+
+    def checked(path: Path, text: str) -> None:
+        folder = os.open(path.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
+        write(path, text)
+        written.append(path)
+
+    monkeypatch.setattr(key_commands, "write_config", checked)
+    for arguments in (("add", "alice"), ("add", "bob"), ("remove", "alice")):
+        assert run(file, "key", *arguments).exit_code == 0
+    assert written == [file] * 3 and list(tomllib.loads(file.read_text())["keys"]) == ["bob"]
 
 
 def test_other_settings_stay_when_keys_come_and_go(tmp_path: Path) -> None:
