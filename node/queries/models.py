@@ -8,18 +8,20 @@ at a peer that is connected with one.
 
 import math
 import random
+import secrets
 from collections import Counter, OrderedDict
 from contextlib import suppress
 
 import structlog
 import trio
+from blake3 import blake3
 
 from mycelia.node.driver import OverlayDriver
 from mycelia.node.engine.engine import Engine
 from mycelia.node.models.catalogue import served_as
 from mycelia.node.network.exchange import receive_opening
 from mycelia.node.network.network import MessageStream, Network, NetworkError
-from mycelia.node.queries.questions import ask_all, drawn
+from mycelia.node.queries.questions import ask_all, drawn, spread
 from mycelia.node.queries.uses import PeerUses
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.views import ModelRow
@@ -41,6 +43,7 @@ MAX_ROWS = 256
 """Models that are listed: peers can report any number of names."""
 MAX_ENTRIES = 3
 """Nodes at which a prompt for another model may enter."""
+ENTRY_TURN_S = 3_600.0
 ASK_EVERY_S = 60.0
 """Peers pass on these reports, so nodes know all models of a swarm some minutes after its start."""
 NUM_ASKED_STEADILY, NUM_ASKED_NOW = 3, 8
@@ -92,6 +95,7 @@ class SwarmModels:
         """Model that is being looked for -> the event that is set at the end of the search."""
         self._places_of_clients = Places(MAX_FINDING, per_key=MAX_FINDING)
         self._places_of_peers = Places(MAX_FINDING, per_key=MAX_FINDING)
+        self._secret = secrets.token_bytes(16)
         self._missed: OrderedDict[bytes, float] = OrderedDict()
         """Namespace -> the time at which none of its nodes could be reached."""
         self._met: OrderedDict[bytes, None] = OrderedDict()
@@ -175,15 +179,18 @@ class SwarmModels:
 
     def servers(self, model: str) -> list[bytes]:
         """At most MAX_ENTRIES connected nodes that serve ``model``, first those where a prompt begins soonest, to the
-        second, and of these those with a free slot; equal ones at random, of as many subnets as possible. (If the one
-        that claims the least load came first, one liar would get every prompt for any model that it names.)"""
+        second, and of these those with a free slot; equal ones in an order that changes after ENTRY_TURN_S, of as many
+        subnets as possible. (If the one that claims the least load came first, one liar would get every prompt for any
+        model that it names. If the order changed sooner, the next turn of a conversation would enter at a node that
+        does not know where it is cached.)"""
         loads = {
             view.peer: (round(wait_here_s(served.vitals, 0, self._routing)), _is_full(served.vitals))
             for view in self._peers()
             for served in view.served
             if served.model == model
         }
-        order = drawn([*loads], len(loads), self._overlay.subnet)
+        turn = b"%s %s %d " % (self._secret, model.encode(), self._driver.now() // ENTRY_TURN_S)
+        order = spread(sorted(loads, key=lambda peer: blake3(turn + peer).digest(8)), self._overlay.subnet)
         return sorted(order, key=lambda peer: loads[peer])[:MAX_ENTRIES]
 
     def sooner(self, engine: Engine) -> list[bytes]:

