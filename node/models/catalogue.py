@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -80,20 +80,43 @@ Catalogue = dict[str, Entry]
 
 def load_catalogue() -> Catalogue:
     """The catalogue of the program, with the user's own. Raises LocalError that names the file and the mistake."""
+    own = _own_path()
+    return _built_in() | (read_catalogue(str(own), _text(own)) if own.exists() else {})
+
+
+def _built_in() -> Catalogue:
+    return read_catalogue(OWN_FILE, files("mycelia.node.models").joinpath(OWN_FILE).read_text("utf-8"))
+
+
+def _served() -> Mapping[str, str]:
+    """Name -> ``Entry.served`` in small letters. Of the user's own catalogue there is none if it cannot be read."""
+    return _names(_own_path(), _version())[0]
+
+
+@lru_cache(maxsize=1)
+def _names(own: Path, version: tuple[int, int]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """See ``_served`` and ``catalogue_names``. version: of the user's own catalogue at ``own``."""
+    try:
+        catalogue = load_catalogue()
+    except (LocalError, OSError):
+        catalogue = _built_in()
+    served = {name: entry.served.casefold() for name, entry in catalogue.items()}
+    return served, {file: name for name, file in served.items()} | {name: name for name in served}
+
+
+def _version() -> tuple[int, int]:
+    """Other numbers when the user's own catalogue was changed."""
+    try:
+        found = _own_path().stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+def _own_path() -> Path:
     from platformdirs import user_config_path
 
-    own = user_config_path("mycelia", appauthor=False) / OWN_FILE
-    built_in = files("mycelia.node.models").joinpath(OWN_FILE).read_text("utf-8")
-    return read_catalogue(OWN_FILE, built_in) | (read_catalogue(str(own), _text(own)) if own.exists() else {})
-
-
-@cache
-def _served() -> dict[str, str]:
-    """Name -> ``Entry.served`` in small letters. A catalogue that cannot be read has none."""
-    try:
-        return {name: entry.served.casefold() for name, entry in load_catalogue().items()}
-    except LocalError:
-        return {}
+    return user_config_path("mycelia", appauthor=False) / OWN_FILE
 
 
 def served_as(name: str, models: Callable[[], Collection[str]]) -> str:
@@ -105,11 +128,10 @@ def served_as(name: str, models: Callable[[], Collection[str]]) -> str:
     return next((model for model in known if model.casefold() == file), name)
 
 
-@cache
 def catalogue_names() -> Mapping[str, str]:
     """The names in small letters by which the catalogue's models are known, their own and those of their files -> their
     own."""
-    return {served: name for name, served in _served().items()} | {name: name for name in _served()}
+    return _names(_own_path(), _version())[1]
 
 
 def one_name(model: str) -> str:

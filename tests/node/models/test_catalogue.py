@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mycelia.node.models.catalogue import load_catalogue, read_catalogue, served_as
+from mycelia.node.models.catalogue import load_catalogue, one_name, read_catalogue, served_as
 from mycelia.node.models.held import list_models
 from mycelia.proto.wire.errors import LocalError
 
@@ -59,6 +59,17 @@ def test_a_mistake_is_one_line_that_names_the_file(text: str) -> None:
     with pytest.raises(LocalError, match=WRONG[text]) as caught:
         read_catalogue("own.toml", text)
     assert str(caught.value).startswith("own.toml") and "\n" not in str(caught.value)
+
+
+def test_names_follow_the_users_own_file_while_the_program_runs(folders: Path) -> None:
+    own = folders / "XDG_CONFIG_HOME" / "mycelia" / "catalogue.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("[mine")
+    assert served_as("mine", lambda: ["Mine-Q4_0"]) == "mine" and one_name("Qwen3-4B-Q4_K_M") == "qwen3-4b"
+    own.write_text(GOOD + 'file = "Mine-Q4_0"')
+    assert served_as("mine", lambda: ["Mine-Q4_0"]) == "Mine-Q4_0" and one_name("mine-q4_0") == "mine"
+    own.unlink()
+    assert served_as("mine", lambda: ["Mine-Q4_0"]) == "mine" and one_name("mine-q4_0") == "mine-q4_0"
 
 
 def test_ones_own_models_come_on_top(folders: Path) -> None:
