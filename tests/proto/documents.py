@@ -9,7 +9,7 @@ from msgspec import inspect
 
 from mycelia import proto
 from mycelia.proto.wire.codec import MAX_MESSAGE_BYTES
-from mycelia.proto.wire.messages import Kind
+from mycelia.proto.wire.messages import CandidateTerms, Kind, Text
 
 FOLDER = Path(proto.__file__).parent
 INTEROPERABILITY = (FOLDER / "interoperability.md").read_text("utf-8")
@@ -49,6 +49,12 @@ def values() -> dict[str, tuple[list[float], list[float]]]:
 
 
 VALUES = "| What | Value | Notes |"
+
+
+def rule_name(kind: type) -> str:
+    """The name of a kind in ``wire.cddl``: RepairRequest is repair-request."""
+    special: dict[type, str] = {Text: "text-frame", CandidateTerms: "candidate"}  # (CDDL has a type called text)
+    return special.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
 
 
 def largest(kind: type[Kind]) -> int:

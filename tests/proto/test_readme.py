@@ -40,8 +40,17 @@ from mycelia.proto.wire.messages import (
 )
 from mycelia.proto.wire.refusals import Refusal
 from mycelia.proto.wire.versions import ADDED_IN_2, LEFT_OUT
-from tests.proto.documents import FOLDER, INTEROPERABILITY, POLICY, largest, numbers_in, rows, settings, values
-from tests.proto.wire.test_cddl import rule_name
+from tests.proto.documents import (
+    FOLDER,
+    INTEROPERABILITY,
+    POLICY,
+    largest,
+    numbers_in,
+    rows,
+    rule_name,
+    settings,
+    values,
+)
 
 KINDS_OF_2 = (PromptLogprobs, EmbedTexts, TextVectors, UsesQuery, Uses, DemandQuery, Demand)
 _CONFIGS = (

@@ -11,17 +11,12 @@ from msgspec import inspect
 
 from mycelia.proto import wire
 from mycelia.proto.wire.codec import encode
-from mycelia.proto.wire.messages import CandidateTerms, Kind, Message, Record, Text
+from mycelia.proto.wire.messages import Kind, Message, Record
 from mycelia.proto.wire.versions import LEFT_OUT
+from tests.proto.documents import rule_name
 from tests.proto.examples import EXAMPLES
 
 SOURCE = (Path(wire.__file__).parent / "wire.cddl").read_text("utf-8")
-
-
-def rule_name(kind: type) -> str:
-    """The rule of a kind: RepairRequest is repair-request."""
-    special: dict[type, str] = {Text: "text-frame", CandidateTerms: "candidate"}  # (CDDL has a type called text)
-    return special.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
 
 
 def rule_of(message: Message) -> str:

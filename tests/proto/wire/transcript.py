@@ -34,7 +34,7 @@ from mycelia.proto.wire.blocks import STRIDE, namespace_key, pack_tokens
 from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
 from mycelia.proto.wire.messages import Accepted, Ask, Begun, Final, Message, Sampling, Text, Tokens, Usage, Vitals
 from tests.interop.by_hand import rpc
-from tests.proto.wire.test_cddl import rule_name
+from tests.proto.documents import rule_name
 
 START_S = 1_800_000_000.0
 SERVER_SEED, ENTRY_SEED = bytes(range(32)), bytes(range(32, 64))
