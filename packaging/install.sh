@@ -218,9 +218,13 @@ install_wheel() {
     python=
     if [ "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi
     for one in "$@"; do
-        if "$one" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$one; break; fi
+        if "$one" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            python=$one
+            break
+        fi
     done
-    [ "$python" ] || fail "the wheel needs Python 3.11 or newer: $(how_to_get python3)"
+    # (a dependency has no wheel for 3.14 yet)
+    [ "$python" ] || fail "the wheel needs Python 3.11, 3.12 or 3.13, or 3.14 by hand (see docs/install.md): $(how_to_get python3)"
     package=python3
     case ${python##*/} in python3.*) package=${python##*/} ;; esac
     packages=
