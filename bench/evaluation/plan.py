@@ -128,7 +128,7 @@ class Size:
 
 
 FULL = Size()
-_FEW = ("least_load", "longest_prefix", "lmetric", "gorgo", "llmd", OWN)
+_FEW = ("least_load", "least_ttft", "longest_prefix", "lmetric", "gorgo", "llmd", OWN)
 QUICK = Size(
     num_peers=12,
     distances=(INTERNET,),
