@@ -99,14 +99,21 @@ async def test_prompts_that_begin_alike_wait_for_the_first(autojump_clock: trio.
 
 async def test_one_that_fails_lets_the_others_go_on(autojump_clock: trio.testing.MockClock) -> None:
     reports, first = PromptReports(), entries([0])[0]
-    one = await reports.begin(OWNER, SHOTS, first, 0)
+    one, begun = await reports.begin(OWNER, SHOTS, first, 0), []
+
+    async def ask() -> None:
+        begun.append(await reports.begin(OWNER, SHOTS, first, 0))
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reports.begin, OWNER, SHOTS, first, 0)
+        nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         reports.end(one)
-    with trio.move_on_after(1):
+    with trio.move_on_after(1) as waiting:
         await reports.begin(OWNER, SHOTS, first, 0)  # (waits for the second one, and is cancelled)
-    assert len(reports._running) == 1  # noqa: SLF001
+    assert waiting.cancelled_caught
+    reports.end(begun[0])
+    with trio.fail_after(1):
+        await reports.begin(OWNER, SHOTS, first, 0)  # Nothing is left of the cancelled one.
 
 
 # --- in a swarm -------------------------------------------------------------------------------------------------------
