@@ -61,6 +61,10 @@ _NONSENSE: tuple[bytes, ...] = (
 )
 
 
+class NoAnswerError(LocalError):
+    """A node that runs did not answer in time."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """The resources of one node at one time."""
@@ -97,6 +101,8 @@ class Soak:
     """Second models that were loaded."""
     num_engines_lost: int = 0
     """Engines that watched nodes lost."""
+    num_unanswered: int = 0
+    """Looks at a watched node under load that it did not answer in time, although it was awake."""
     most_data_bytes: int = 0
     """The size of the largest data directory of a watched node, at any time."""
     most_cache_bytes: int = 0
@@ -135,7 +141,12 @@ async def _soak(bench: SoakBench, nodes: Nodes, soak: Soak, cache: Path, progres
     async def sample() -> None:
         while True:
             for number, samples in soak.samples.items():
-                if (taken := await _sample(nodes.nodes[number], began)) is not None:
+                try:
+                    taken = await _sample(nodes.nodes[number], began)
+                except NoAnswerError:
+                    soak.num_unanswered += 1  # (hours of measurements are not thrown away for it)
+                    continue
+                if taken is not None:
                     samples.append(taken)
                     soak.most_data_bytes = max(soak.most_data_bytes, taken.disk_bytes)
             soak.most_cache_bytes = max(soak.most_cache_bytes, await trio.to_thread.run_sync(_size_of, cache))
@@ -182,16 +193,19 @@ def _size_of(folder: Path) -> int:
 
 
 async def _sample(node: LocalNode, began: float) -> Sample | None:
-    """None: the node sleeps. Raises LocalError when it is gone."""
+    """None: the node sleeps. Raises LocalError when it is gone, and NoAnswerError when it does not answer."""
     info = await node.wait_ready()
     try:
         process = psutil.Process(node.process.pid)
         try:
             state = await fetch_state(info)
-        except LocalError:
-            if process.status() == psutil.STATUS_STOPPED:
+        except LocalError as exc:
+            status = process.status()
+            if status == psutil.STATUS_STOPPED:
                 return None
-            raise
+            if status == psutil.STATUS_ZOMBIE:
+                raise
+            raise NoAnswerError(str(exc)) from exc
         engines = [child.memory_info().rss for child in process.children()]
         return Sample(
             trio.current_time() - began,
@@ -395,6 +409,7 @@ def failures_of(soak: Soak) -> list[str]:
         f"nodes' memory grew by {node:.1%}": node > MAX_GROWTH,
         f"engines' memory grew by {engine:.1%}": engine > MAX_GROWTH,
         f"{soak.num_engines_lost} engines were lost": soak.num_engines_lost > 0,
+        f"{soak.num_unanswered} questions to watched nodes got no answer": soak.num_unanswered > 0,
         f"a data directory took {soak.most_data_bytes} bytes": soak.most_data_bytes > DATA_BYTES,
         f"the prefixes on disk took {soak.most_cache_bytes} bytes": soak.most_cache_bytes > cache_bytes,
         "nothing was answered": not soak.num_answered,
@@ -421,6 +436,7 @@ def _rows(soak: Soak) -> list[Row]:
         ("data_mib", "MiB on disk, the most", soak.most_data_bytes / _MIB),
         ("prefixes_mib", "MiB on disk, the most, of all nodes", soak.most_cache_bytes / _MIB),
         ("engines_lost", "engines, also by a leaked cell or sequence", soak.num_engines_lost),
+        ("unanswered", "questions to watched nodes about their state", soak.num_unanswered),
         ("answered", "requests", soak.num_answered),
         ("failed", "requests", soak.num_failed),
         ("broken_off", "requests", soak.num_broken_off),

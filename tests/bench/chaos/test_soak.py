@@ -52,11 +52,13 @@ def test_each_bar_that_is_missed_is_named() -> None:
     made = soak([100] * 10 + [110] * 10)
     made.after = {0: sample(200.0, 110, num_tasks=13, num_files=19)}
     made.most_data_bytes, made.most_cache_bytes, made.num_engines_lost = DATA_BYTES + 1, 1 << 40, 2
+    made.num_unanswered = 1
     said = failures_of(made)
     assert said == [
         "nodes' memory grew by 10.0%",
         "engines' memory grew by 10.0%",
         "2 engines were lost",
+        "1 questions to watched nodes got no answer",
         f"a data directory took {DATA_BYTES + 1} bytes",
         f"the prefixes on disk took {1 << 40} bytes",
         "3 tasks leaked",
