@@ -58,6 +58,7 @@ NUM_VOCAB = 258
 TURN_TOKEN, END_TOKEN = 256, 257
 """The tokens that frame a turn. Tokens below 256 are bytes."""
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
+_NUM_LETTERS = 26
 _STOP_ONE_IN = 64
 
 
@@ -333,7 +334,8 @@ class FakeEngine:
                     yield item
                 yield late
                 return
-            token = _next_token([*request.prompt, *work.generated], request.sampling)
+            is_first = not request.resumed_tokens and not position
+            token = _next_token([*request.prompt, *work.generated], request.sampling, is_first)
             if token == END_TOKEN and not request.sampling.prompt_logprobs:
                 reason = "stop"
                 break
@@ -454,10 +456,13 @@ async def _pass_time(num_tokens: int, rate: float, due: float) -> None:
     await trio.sleep(max(0.0, min(needed, due - trio.current_time())))
 
 
-def _next_token(tokens: Sequence[int], sampling: Sampling) -> int:
-    """The token after ``tokens``: a hash of all of them, and of the seed if the temperature is above 0."""
+def _next_token(tokens: Sequence[int], sampling: Sampling, is_first: bool) -> int:
+    """The token after ``tokens``: a hash of all of them, and of the seed if the temperature is above 0. is_first: it is
+    an answer's first token, which is a letter, so that every answer shows something."""
     seed = sampling.seed.to_bytes(4, "little") if sampling.temperature > 0 else b""
     digest = blake3(pack_tokens(tokens) + seed).digest(length=4)
+    if is_first:
+        return _LETTERS[digest[2] % _NUM_LETTERS]
     if int.from_bytes(digest[:2], "little") % _STOP_ONE_IN == 0:
         return END_TOKEN
     return _LETTERS[digest[2] % len(_LETTERS)]

@@ -55,26 +55,26 @@ async def test_answers_are_deterministic_and_cached() -> None:
 
 
 async def test_an_answer_goes_on_elsewhere_as_it_would_have_here() -> None:
-    whole = tokens_of(await answer(FakeEngine(), [1, 2, 3], 10))
+    whole = tokens_of(await answer(FakeEngine(), [1, 2, 4], 10))
     broken = FakeEngine()
     broken.fail_next(after_tokens=4)
-    items = await answer(broken, [1, 2, 3], 10)
+    items = await answer(broken, [1, 2, 4], 10)
     assert items[-1] == EngineFailed("engine_lost", "the engine process died", True)
     got = tokens_of(items)
     assert got == whole[:4]
-    assert got + tokens_of(await answer(FakeEngine(), [1, 2, 3, *got], 6)) == whole
+    assert got + tokens_of(await run(FakeEngine(), [1, 2, 4, *got], Sampling(max_tokens=6), 4)) == whole
 
 
 async def test_a_crash_ends_what_is_in_flight_and_empties_the_cache() -> None:
     engine = FakeEngine()
-    await answer(engine, [1, 2, 3])
+    await answer(engine, [1, 2, 4])
     async with engine.generate(request([4, 5, 6])) as items:
         assert isinstance(await anext(items), EngineAccepted)
         engine.crash()
         rest = [item async for item in items]
     assert isinstance(rest[-1], EngineFailed) and rest[-1].retryable
     assert (await engine.cache_changes()).reset
-    assert (await answer(engine, [1, 2, 3]))[0] == EngineAccepted(0)
+    assert (await answer(engine, [1, 2, 4]))[0] == EngineAccepted(0)
 
 
 async def test_slots_make_requests_wait(autojump_clock: MockClock) -> None:
@@ -123,22 +123,28 @@ def text_of(items: Sequence[EngineItem]) -> bytes:
     return b"".join(item.text for item in items if isinstance(item, EngineTokens))
 
 
+async def test_every_answer_begins_with_a_letter() -> None:
+    for seed in range(300):
+        items = await run(FakeEngine(), [1, 2, 4], Sampling(max_tokens=4, temperature=1.0, seed=seed))
+        assert text_of(items)[:1].isalpha()
+
+
 async def test_stop_strings_cut_the_text_and_survive_a_move() -> None:
-    whole = text_of(await answer(FakeEngine(), [1, 2, 3], 30))
+    whole = text_of(await answer(FakeEngine(), [1, 2, 4], 30))
     stop = whole[5:8].decode()
     sampling = Sampling(max_tokens=30, stop=(stop,))
-    items = await run(FakeEngine(), [1, 2, 3], sampling)
+    items = await run(FakeEngine(), [1, 2, 4], sampling)
     done = items[-1]
     assert text_of(items) == whole[: whole.index(stop.encode())] and isinstance(done, EngineDone)
     assert done.reason == "stop" and done.usage.completion_tokens == len(tokens_of(items))
     for lost_after in range(1, len(tokens_of(items)) + 1):
         broken = FakeEngine()
         broken.fail_next(lost_after)
-        first = await run(broken, [1, 2, 3], sampling)
+        first = await run(broken, [1, 2, 4], sampling)
         got = tokens_of(first)
-        rest = await run(FakeEngine(), [1, 2, 3, *got], sampling, len(got))
+        rest = await run(FakeEngine(), [1, 2, 4, *got], sampling, len(got))
         assert text_of(first) + text_of(rest) == text_of(items)
-    all_but_the_end = await run(FakeEngine(), [1, 2, 3, *tokens_of(items)], sampling, len(tokens_of(items)))
+    all_but_the_end = await run(FakeEngine(), [1, 2, 4, *tokens_of(items)], sampling, len(tokens_of(items)))
     assert tokens_of(all_but_the_end) == [] and isinstance(all_but_the_end[-1], EngineDone)
 
 
@@ -154,8 +160,8 @@ async def test_options_that_no_peer_would_accept_are_refused() -> None:
 
 
 async def test_tokens_share_items_as_the_real_loop_sends_them(autojump_clock: MockClock) -> None:
-    single = await answer(FakeEngine(FakeSettings(decode_rate=50.0)), [1, 2, 3], 20)
-    shared = await answer(FakeEngine(FakeSettings(decode_rate=50.0, coalesce_s=COALESCE_S)), [1, 2, 3], 20)
+    single = await answer(FakeEngine(FakeSettings(decode_rate=50.0)), [1, 2, 4], 20)
+    shared = await answer(FakeEngine(FakeSettings(decode_rate=50.0, coalesce_s=COALESCE_S)), [1, 2, 4], 20)
     assert tokens_of(shared) == tokens_of(single)
     sizes = [len(item.tokens) for item in shared if isinstance(item, EngineTokens)]
     assert sizes[0] == 1 and max(sizes) > 1 and sum(sizes) == 20
