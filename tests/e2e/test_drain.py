@@ -12,7 +12,7 @@ from tests.e2e.conftest import DEADLINE_S, parse_answer, run_mycelia
 pytestmark = pytest.mark.e2e
 
 MAX_TOKENS = 200
-PROMPT = "Tell a story about 26 ships."
+PROMPT = "Tell a story about 24 ships."
 """The fake model's answer is longer, and takes seconds."""
 FAKE = ["--model", "fake"]
 
