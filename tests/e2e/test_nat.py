@@ -28,12 +28,12 @@ def internet() -> Iterator[Internet]:
         internet.remove()
 
 
-async def public_peers(swarm: LocalSwarm, internet: Internet, count: int) -> list[str]:
-    """The bootstrap addresses of nodes in the open, each with an address in both families."""
+async def public_peers(swarm: LocalSwarm, internet: Internet, count: int, *more: str) -> list[str]:
+    """The bootstrap addresses of nodes in the open, each with an address in both families. more: their options."""
     bootstrap = []
     for number in range(1, count + 1):
         hosts = [f"/ip4/{public_address(number)}/tcp/{PORT}", f"/ip6/{public_address_v6(number)}/tcp/{PORT}"]
-        options = ["--model", "fake", *(word for host in hosts for word in ("--listen", host))]
+        options = ["--model", "fake", *(word for host in hosts for word in ("--listen", host)), *more]
         node = await swarm.start(f"peer-{number}", options=options, command=inside(internet.namespace))
         peer = (await node.wait_ready()).peer
         bootstrap += [f"{host}/p2p/{peer}" for host in hosts]
