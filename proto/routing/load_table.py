@@ -19,15 +19,10 @@ from mycelia.proto.wire.messages import MAX_SMALL, Served
 _COLUMNS = range(14)
 _ROUND_TRIP, _TOLD_AT, _HOLDS_UNTIL, _CONTEXT, _QUEUED, _REQUESTS, _SLOTS, _RATE, _HOLD = _COLUMNS[:9]
 _IMPRECISION, _LATENESS, _OBSERVED_AT, _SEEN_RATE, _SINCE = _COLUMNS[9:]
-_NUM_QUANTITIES = 12
-"""Columns of ``Candidates``."""
 _MAX_PROMPTS = 4.0
 """More prompts that wait to be computed count as this many: a bound on what claims can do to the mean of all nodes."""
 _HAS_PLACE = 1.5
 """A node has a place while its requests per slot are below this."""
-_FEW = 8
-"""Below so many rows a decision reads them one by one. Between two prompts the processor's caches lose what a decision
-needs, and then numpy's calls take longer than the arithmetic: 160 us for two nodes, and 110 us without most of them."""
 
 
 class LoadTable:
@@ -95,9 +90,7 @@ class LoadTable:
         """``observed`` has news of ``peer``, which need not be in the table. Mutates."""
         row = self._row_of.get(peer)
         if row is not None:
-            record = self._observed.record(peer, self._connected_at(peer), self._namespace)
-            for column, value in enumerate(record, _IMPRECISION):  # (in Python: see ``_FEW``)
-                self._columns[column, row] = value
+            self._columns[_IMPRECISION:, row] = self._observed.record(peer, self._connected_at(peer), self._namespace)
 
     def remove(self, peer: bytes) -> None:
         row = self._row_of.pop(peer, None)
@@ -151,21 +144,6 @@ class LoadTable:
         matched: tokens of the prompt in the peer's cache; sent: tokens of the prompt that this node sent there lately;
         under_way: requests that this node sent there and that are not over; usual: see ``Usual``.
         """
-        of_rows = self._few if len(self._peers) < _FEW else self._many
-        return of_rows(prompt_tokens, matched, sent, under_way, left_out, now, max_waiting_per_slot, usual)
-
-    def _many(
-        self,
-        prompt_tokens: int,
-        matched: Mapping[bytes, int],
-        sent: Mapping[bytes, int],
-        under_way: Mapping[bytes, Sequence[UnderWay]],
-        left_out: Set[bytes],
-        now: float,
-        max_waiting_per_slot: float,
-        usual: Usual,
-    ) -> Candidates:
-        """``candidates`` column by column."""
         num = len(self._peers)
         columns = self._columns[:, :num]
         slots = columns[_SLOTS]
@@ -228,56 +206,6 @@ class LoadTable:
             local = peers.index(self._me) if self._me in peers else -1
             made = [column[fits] for column in made]
         return Candidates(peers, local, *made, usual=usual, prompts_per_node=per_node)
-
-    def _few(
-        self,
-        prompt_tokens: int,
-        matched: Mapping[bytes, int],
-        sent: Mapping[bytes, int],
-        under_way: Mapping[bytes, Sequence[UnderWay]],
-        left_out: Set[bytes],
-        now: float,
-        max_waiting_per_slot: float,
-        usual: Usual,
-    ) -> Candidates:
-        """``candidates`` row by row: the same values to the last bit."""
-        half_life_s = self._config.told_half_life_s
-        rows = self._columns[:, : len(self._peers)].T.tolist()
-        ages_s = [max(now - max(row[_TOLD_AT], min(row[_HOLDS_UNTIL], now)), 0.0) for row in rows]
-        told, seen = -1.0 / half_life_s, -1.0 / self._config.observation_half_life_s
-        halvings = [
-            (age * told, max(now - row[_OBSERVED_AT], 0.0) * seen) for age, row in zip(ages_s, rows, strict=True)
-        ]
-        fadings = np.exp2(np.array(halvings, np.float64).reshape(-1, 2)).tolist()
-        peers, made, waiting = list[bytes](), list[tuple[float, ...]](), 0.0
-        for peer, row, age_s, (still_there, fading) in zip(self._peers, rows, ages_s, fadings, strict=True):
-            round_trip, told_at, _, context, reported, requests, slots, rate, hold = row[:_IMPRECISION]
-            imprecision, lateness, _, seen_rate, _ = row[_IMPRECISION:]
-            is_own = peer == self._me
-            reported *= still_there
-            requests *= still_there
-            queued, lateness = reported, lateness * fading
-            if running := under_way.get(peer):
-                since = told_at - round_trip
-                unreported = [one.tokens for one in running if one.sent_at > since]
-                queued += sum(unreported)
-                requests = min(max(requests + len(unreported), len(running)), MAX_SMALL)
-                lateness = max(lateness, now - min(one.due_at for one in running))
-            fits = is_own or context > prompt_tokens
-            if math.isfinite(max_waiting_per_slot):
-                has_engine = slots > 0 or (age_s > half_life_s and not is_own)
-                fits = fits and has_engine and requests < max(slots, 1.0) * (1 + max_waiting_per_slot)
-            if not fits or peer in left_out:
-                continue
-            waiting += min(reported / usual.uncached, _MAX_PROMPTS)
-            held, was_sent = matched.get(peer, 0), sent.get(peer, 0)
-            believed = 1.0 - imprecision * fading, lateness, age_s, was_sent, math.inf if is_own else seen_rate
-            peers.append(peer)
-            made.append((held, requests, queued, slots, rate, hold, round_trip, *believed))
-        columns = np.array(made, np.float64).reshape(-1, _NUM_QUANTITIES).T.copy()
-        local = peers.index(self._me) if self._me in peers else -1
-        per_node = waiting / max(len(peers), 1)
-        return Candidates(peers, local, *columns, usual=usual, prompts_per_node=per_node)
 
     def check_invariants(self) -> None:
         assert self._row_of == {peer: row for row, peer in enumerate(self._peers)}

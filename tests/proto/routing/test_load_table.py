@@ -1,4 +1,4 @@
-"""The values that a decision gets are the same whether the table has few rows, read one by one, or many."""
+"""The values that a decision gets of some nodes are the same, to the bit, whatever other nodes are in the table."""
 
 import math
 import random
@@ -51,7 +51,7 @@ def bits(candidates: Candidates) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_few_rows_give_the_bits_of_many(seed: int) -> None:
+def test_nodes_that_are_left_out_change_nothing(seed: int) -> None:
     rng = random.Random(seed)
     peers = [b"node %d" % number for number in range(rng.randint(0, 7))]
     tables: list[LoadTable] = []
@@ -78,6 +78,6 @@ def test_few_rows_give_the_bits_of_many(seed: int) -> None:
         left_out = set(peers[:1]) if rng.random() < 0.2 else set()
         asked = rng.choice([50, 1_000]), some, dict(reversed(some.items())), running
         usual = rng.choice([UNKNOWN, Usual(500.0, 300.0)])
-        one_by_one = few.candidates(*asked, left_out, now, limit, usual)
-        by_columns = many.candidates(*asked, left_out | OTHERS, now, limit, usual)
-        assert bits(one_by_one) == bits(by_columns)
+        alone = few.candidates(*asked, left_out, now, limit, usual)
+        among_others = many.candidates(*asked, left_out | OTHERS, now, limit, usual)
+        assert bits(alone) == bits(among_others)
