@@ -8,7 +8,6 @@ CPU time, and those of the three per second of the clock; the last line has the 
 Other programs on the machine disturb the clock more than the CPU time.
 """
 
-import argparse
 import json
 import random
 from collections.abc import Sequence
@@ -18,12 +17,12 @@ from statistics import median
 import psutil
 import trio
 
+from mycelia.bench.engine import reuse
 from mycelia.bench.engine.reuse import say
 from mycelia.bench.engine.target import FIRST_PLAIN_TOKEN
 from mycelia.node.engine.engine import EngineFailed, EngineRequest, EngineTokens
 from mycelia.node.engine.process import ProcessEngine, open_engine
 from mycelia.node.engine.settings import EngineSettings
-from mycelia.node.models.find import find_model
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
 
@@ -88,14 +87,5 @@ async def measure(model: Path, runs: int, threads: int) -> None:
     say(f"  ratio {by_cpu:.3f} by CPU time, {by_clock:.3f} by the clock")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--runs", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    trio.run(measure, find_model(options.model), options.runs, options.threads)
-
-
 if __name__ == "__main__":
-    main()
+    reuse.run(measure, __doc__, 8)

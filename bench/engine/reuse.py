@@ -9,6 +9,7 @@ last line is the ratio of the two walls, run for run.
 import argparse
 import random
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 
@@ -51,14 +52,16 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(measure: Callable[[Path, int, int], Awaitable[None]], doc: str | None, runs: int) -> None:
+    """Runs ``measure(model file, runs, threads)`` with the command line's options. doc: the module's, for --help; runs:
+    the default."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     trio.run(measure, find_model(options.model), options.runs, options.threads)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__, 3)
