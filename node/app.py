@@ -106,7 +106,7 @@ class Node:
         )
         self.swarm_models = SwarmModels(network, self.overlay, self._driver, self._own)
         self.demand = DemandExchange(network, self.overlay, self._driver, lambda: self.own_models)
-        self._relay = Relay(network, self.requests, self._known_names)
+        self._relay = Relay(network, self.requests, self.swarm_models.known_names)
         self._trees = OwnTrees(network.peer_id, self._own, self._salts)
         self._following: dict[bytes, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
@@ -217,9 +217,6 @@ class Node:
             there = self._relayed(partial(self.swarm_models.find_sooner, engine), ask, deadline_s, client, is_own=True)
             return there_or_here(there, partial(self.entry.ask, ask, deadline_s, client))
         return self._ask(find, ask, deadline_s, client, is_own=True)
-
-    def _known_names(self) -> list[str]:
-        return [row.model for row in self.swarm_models.known_rows()]
 
     def _named_as_served(self, ask: Ask) -> Ask:
         model = self.swarm_models.name_of(ask.model)

@@ -260,6 +260,10 @@ class Overlay:
         """See ``Membership.subnet``. Does not mutate."""
         return self.members.subnet(client)
 
+    def counted_as(self, peer: bytes, is_private: bool) -> str:
+        """The name under which what ``peer`` reports counts: its subnet, or in a private swarm the peer itself."""
+        return peer.hex() if is_private else self.subnet(peer)
+
     def turned_away(self, request: Generate, tag: bytes = b"") -> Bounced | Failed | None:
         """The answer to ``request`` instead of serving it, if this node is leaving or paused or the first token would
         come later than the sender's patience; otherwise None. tag: the one of the request's owner. Does not mutate."""

@@ -49,6 +49,7 @@ class _Marks:
 
     def __init__(self, marks: list[_Mark]) -> None:
         self.marks = [mark for mark in marks if mark.pattern.first]
+        self.in_thoughts = [mark.pattern for mark in self.marks if mark.counts_in_thoughts]
         self.bare = [mark for mark in marks if not mark.pattern.first]
         firsts = sorted({mark.pattern.first for mark in self.marks}, key=len, reverse=True)
         self.search = re.compile("|".join(map(re.escape, firsts))).search if firsts else None
@@ -275,8 +276,7 @@ class AnswerReader:
         marks, is_end = self._marks, self._source.is_end
         while marks.search and (found := marks.search(text, at)):
             place = found.start()
-            begins = [mark.pattern for mark in marks.marks if mark.form is not None and mark.counts_in_thoughts]
-            matches = [begin.match(text, place, is_end) for begin in begins]
+            matches = [begin.match(text, place, is_end) for begin in marks.in_thoughts]
             if any(matches):
                 return place, any(isinstance(match, Match) for match in matches)
             at = place + 1

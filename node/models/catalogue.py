@@ -90,12 +90,18 @@ def _built_in() -> Catalogue:
 
 def _served() -> Mapping[str, str]:
     """Name -> ``Entry.served`` in small letters. Of the user's own catalogue there is none if it cannot be read."""
-    return _names(_own_path(), _version())[0]
+    return _known()[0]
+
+
+def _known() -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """See ``_served`` and ``catalogue_names``."""
+    own = _own_path()
+    return _names(own, _version(own))
 
 
 @lru_cache(maxsize=1)
 def _names(own: Path, version: tuple[int, int]) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """See ``_served`` and ``catalogue_names``. version: of the user's own catalogue at ``own``."""
+    """See ``_known``. version: of the user's own catalogue at ``own``."""
     try:
         catalogue = load_catalogue()
     except (LocalError, OSError):
@@ -104,10 +110,10 @@ def _names(own: Path, version: tuple[int, int]) -> tuple[Mapping[str, str], Mapp
     return served, {file: name for name, file in served.items()} | {name: name for name in served}
 
 
-def _version() -> tuple[int, int]:
+def _version(own: Path) -> tuple[int, int]:
     """Other numbers when the user's own catalogue was changed."""
     try:
-        found = _own_path().stat()
+        found = own.stat()
     except OSError:
         return 0, 0
     return found.st_mtime_ns, found.st_size
@@ -131,12 +137,13 @@ def served_as(name: str, models: Callable[[], Collection[str]]) -> str:
 def catalogue_names() -> Mapping[str, str]:
     """The names in small letters by which the catalogue's models are known, their own and those of their files -> their
     own."""
-    return _names(_own_path(), _version())[1]
+    return _known()[1]
 
 
-def one_name(model: str) -> str:
-    """The catalogue's name of a model, if it is known by it or by its file; otherwise ``model``."""
-    return catalogue_names().get(model.casefold(), model)
+def one_name(model: str, names: Mapping[str, str] | None = None) -> str:
+    """The catalogue's name of a model, if it is known by it or by its file; otherwise ``model``. names: what
+    ``catalogue_names`` gave, which looks at the user's file, for the names of many models."""
+    return (catalogue_names() if names is None else names).get(model.casefold(), model)
 
 
 def read_catalogue(where: str, text: str) -> Catalogue:

@@ -60,8 +60,9 @@ class DemandExchange:
             raise RemoteError(f"a {type(question).__name__} where a DemandQuery belongs")
         now = self._driver.now()
         if now - self._told_at >= TELL_EVERY_S:
-            public = {*catalogue_names().values(), *map(one_name, self._own_models())}
-            public.update(one_name(one.model) for view in self._overlay.nodes() for one in view.served)
+            names = catalogue_names()
+            public = {*names.values(), *(one_name(model, names) for model in self._own_models())}
+            public.update(one_name(one.model, names) for view in self._overlay.nodes() for one in view.served)
             coming = self._coming() if self._coming else ()
             rows = self.own.rows(public.__contains__, now)
             self._told, self._told_at = Demand(models=rows, coming=coming, chooses=self._coming is not None), now
@@ -73,22 +74,20 @@ class DemandExchange:
         chosen = drawn(peers, NUM_ASKED, self._overlay.subnet)
         answers = await ask_all(self._network, DEMAND, DemandQuery(), chosen, ANSWER_DEADLINE_S)
         return [
-            Reported(peer, self._counted_as(peer, is_private), _by_catalogue(answer))
+            Reported(peer, self._overlay.counted_as(peer, is_private), _by_catalogue(answer))
             for peer, answer in answers.items()
             if isinstance(answer, Demand)
         ]
 
     def serving(self, is_private: bool) -> list[Serving]:
         """The connected nodes with the models that they serve."""
+        names = catalogue_names()
         return [
-            Serving(one_name(served.model), self._counted_as(view.peer, is_private), load)
+            Serving(one_name(served.model, names), self._overlay.counted_as(view.peer, is_private), load)
             for view in self._overlay.nodes()
             for served in view.served
             if (load := _load(served.vitals)) is not None
         ]
-
-    def _counted_as(self, peer: bytes, is_private: bool) -> str:
-        return peer.hex() if is_private else self._overlay.subnet(peer)
 
 
 def _load(vitals: Vitals) -> float | None:
@@ -99,5 +98,9 @@ def _load(vitals: Vitals) -> float | None:
 
 
 def _by_catalogue(demand: Demand) -> Demand:
-    rows = tuple(ModelDemand(model=one_name(row.model), asked=row.asked, refused=row.refused) for row in demand.models)
-    return Demand(models=rows, coming=tuple(map(one_name, demand.coming)), chooses=demand.chooses)
+    names = catalogue_names()
+    rows = [
+        ModelDemand(model=one_name(row.model, names), asked=row.asked, refused=row.refused) for row in demand.models
+    ]
+    coming = tuple(one_name(model, names) for model in demand.coming)
+    return Demand(models=tuple(rows), coming=coming, chooses=demand.chooses)

@@ -166,15 +166,19 @@ class SwarmModels:
         """The name in the swarm of the model that ``model`` means: itself, or what the catalogue says of it."""
         if self._own.named(model) is not None:
             return model
-        return served_as(model, lambda: [row.model for row in self.known_rows()])
+        return served_as(model, self.known_names)
+
+    def known_names(self) -> list[str]:
+        """The models of ``known_rows``."""
+        return [row.model for row in self.known_rows()]
 
     def num_nodes(self, is_private: bool) -> int:
         """Nodes of the swarm, as far as one subnet alone could not make it believe: those that are connected, or the
         second largest of what subnets report. is_private: each peer counts, as in a private swarm."""
         told = Counter[str]()
         for peer, num in self._directory.num_told(self._driver.now()).items():
-            subnet = peer.hex() if is_private else self._overlay.subnet(peer)
-            told[subnet] = max(told[subnet], num)
+            name = self._overlay.counted_as(peer, is_private)
+            told[name] = max(told[name], num)
         return max([1 + len(self._peers()), *sorted(told.values())[-2:-1]])
 
     def servers(self, model: str) -> list[bytes]:

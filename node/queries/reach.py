@@ -18,7 +18,7 @@ from mycelia.node.network.network import Reachability, Reached
 from mycelia.node.queries.inspection import INSPECT, REACH_DEADLINE_S
 from mycelia.node.queries.questions import ask_all
 from mycelia.node.signals import Signal
-from mycelia.proto.admission.subnets import is_local, subnet_of
+from mycelia.proto.admission.subnets import counted_as, subnet_of
 from mycelia.proto.wire.messages import Reach, ReachQuery
 
 log = structlog.get_logger()
@@ -130,15 +130,13 @@ class _Check:
         """What some peers report of ``port``: one of each subnet, in private networks any. Otherwise one machine with
         many keys could have this node announce an address that it chooses, or do without its own."""
         connected = self._peers()
-        asked = [*{self._counted_as(peer): peer for peer in sample(connected, len(connected))}.values()][:NUM_ASKED]
+        drawn = sample(connected, len(connected))
+        of_name = {counted_as(subnet_of(self._network.remote_address(peer)), peer): peer for peer in drawn}
+        asked = [*of_name.values()][:NUM_ASKED]
         answers = await ask_all(self._network, INSPECT, ReachQuery(port=port), asked, ANSWER_DEADLINE_S)
         views = seen_from_outside([answer for answer in answers.values() if isinstance(answer, Reach)], own)
         log.debug("reach_checked", port=port, views=views)
         return views
-
-    def _counted_as(self, peer: bytes) -> str:
-        subnet = subnet_of(self._network.remote_address(peer))
-        return peer.hex() if not subnet or is_local(subnet) else subnet
 
     async def _opened(self, closed: set[str], tried: dict[str, View], own: set[str]) -> dict[str, View | None]:
         """The families ``closed`` after the router was asked for a port; None: peers did not try that port, so ask

@@ -7,7 +7,6 @@ of different models cannot be compared. A peer that does not serve the model pas
 """
 
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,8 +140,8 @@ class Vectors:
         self._handle = handle
         self._places = Places(MAX_ASKED, MAX_ASKED_PER_KEY)
         self._faults = Limits[bytes](1 / FAULT_S, 1.0)
-        self._num_passed = Counter[bytes]()
-        """Peer -> the questions of other peers that it is asked now."""
+        self._at_peer = Places(MAX_ASKED, MAX_PASSED_TO_PEER)
+        """The questions of other peers that each peer is asked now."""
 
     async def embed(self, texts: Sequence[str | Sequence[int]], client: bytes = b"", model: str = "") -> Embedded:
         return await self._made(_Wanted(texts), client, model)
@@ -212,13 +211,12 @@ class Vectors:
     async def _asked(self, question: EmbedTexts, peers: Sequence[bytes]) -> TextVectors:
         """The answer of the first of ``peers`` that gives one. Raises FailedError, or BusyError."""
         if not peers:
-            served = [row.model for row in self._models.known_rows()]
-            raise FailedError(no_such_model(question.model, served), "unknown_model")
+            raise FailedError(no_such_model(question.model, self._models.known_names()), "unknown_model")
         busy: Failed | None = None
         final: Failed | None = None
         # (a peer that gave no answer lately is asked last: it could hold up each question for as long)
         for peer in sorted(peers, key=lambda peer: not self._faults.has(peer, trio.current_time())):
-            if question.is_passed_on and self._num_passed[peer] >= MAX_PASSED_TO_PEER:
+            if question.is_passed_on and self._at_peer.is_at_limit(peer):
                 busy = busy or Failed(code=OVERLOADED, message=_TOO_MANY, retryable=True)
                 continue
             answer = await self._answer_of(peer, question)
@@ -238,14 +236,16 @@ class Vectors:
     async def _answer_of(self, peer: bytes, question: EmbedTexts) -> TextVectors | Failed | None:
         """None: it gave none that can be one."""
         answer: object = None
-        self._num_passed[peer] += question.is_passed_on
+        if question.is_passed_on:
+            self._at_peer.take(peer, "", is_known=True)
         with trio.move_on_after(PATIENCE_S):
             try:
                 answer = await answer_of(self._network, VECTORS, question, peer)
             except (NetworkError, RemoteError):  # (an older node does not know the question)
                 return None
             finally:
-                self._num_passed -= Counter({peer: int(question.is_passed_on)})  # (which deletes a count of zero)
+                if question.is_passed_on:
+                    self._at_peer.free(peer, "")
         if isinstance(answer, Failed) or (isinstance(answer, TextVectors) and _fits(answer, question)):
             return answer
         if answer is not None:

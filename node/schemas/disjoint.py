@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mycelia.node.schemas.document import Document, Schema, SchemaError
-from mycelia.node.schemas.negation import kind_of
+from mycelia.node.schemas.negation import TYPES, kind_of
 
-_TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
 _MAX_STEPS = 30_000
 """Schemas and members of schemas that are looked at, and comparisons: about 30 ms."""
 _MAX_DEPTH = 12
@@ -21,7 +20,7 @@ _MAX_DEPTH = 12
 class _Facts:
     """What holds for all values of a schema. Everything that is not known holds for all values."""
 
-    types: frozenset[str] = _TYPES
+    types: frozenset[str] = frozenset(TYPES)
     values: frozenset[str] | None = None
     """All values, as JSON."""
     required: set[str] = field(default_factory=set)

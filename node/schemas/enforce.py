@@ -17,7 +17,7 @@ from mycelia.node.schemas.disjoint import Disjoint
 from mycelia.node.schemas.document import Document, Schema, SchemaError, not_enforced
 from mycelia.node.schemas.names import pattern_of_names, texts_of
 from mycelia.node.schemas.negation import Negation, all_of, any_of, item_at, with_item
-from mycelia.node.schemas.texts import of_format, of_pattern
+from mycelia.node.schemas.texts import LARGEST_INTEGER, of_format, of_pattern
 
 MAX_CONTAINS = 3
 MAX_STEPS = 30_000
@@ -136,8 +136,8 @@ class _Enforcer:
                     raise not_enforced(keyword, "above 1, except by what is required")
             elif keyword in ("format", "pattern"):
                 more += self._text(keyword, value, schema, kept)
-            elif keyword in BOUNDS:
-                kept[keyword] = bound(keyword, value, schema.get("type"))
+            elif keyword in _BOUNDS:
+                kept[keyword] = _bound(keyword, value, schema.get("type"))
             elif keyword == "$ref" and isinstance(value, str):
                 kept[keyword] = quote(value, safe="/#%!$&'()*+,;=:@?~")
             elif keyword in _OWN or keyword in ("$ref", "$id", "$anchor"):
@@ -160,7 +160,7 @@ class _Enforcer:
             kept[keyword] = value
         elif said.keys().isdisjoint({*schema} - {keyword}):
             kept |= said
-        elif said:
+        else:
             return [said]
         return []
 
@@ -227,16 +227,17 @@ class _Enforcer:
     def _one_of(self, schemas: Sequence[Schema]) -> list[list[Schema]]:
         ways = []
         for place, one in enumerate(schemas):
-            others = [
-                self._not.of(other) for at, other in enumerate(schemas) if at != place and self._overlap(one, other)
-            ]
+            others = [*self._without_others(schemas, place)]
             ways.append([self.of(one), *map(self.of, others)])
         if self._not.loses_fractions or (schemas and all(all_of(way) is False for way in ways)):
             raise not_enforced("oneOf", "with such schemas")
         return ways
 
-    def _overlap(self, one: Schema, other: Schema) -> bool:
-        return not self._disjoint.two(one, other)
+    def _without_others(self, schemas: Sequence[Schema], place: int) -> Iterator[Schema]:
+        """What values of this one of ``schemas`` must also keep to be values of no other one."""
+        for at, other in enumerate(schemas):
+            if at != place and not self._disjoint.two(schemas[place], other):
+                yield self._not.of(other)
 
     def _unique(self, schema: dict[str, Any]) -> Schema:
         """Lists of a few values, each at most once and in the order of the schema."""
@@ -379,8 +380,7 @@ class _Enforcer:
     def _exactly_one(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
         found: list[_Branch] = []
         for place, one in enumerate(schemas):
-            overlapping = [other for at, other in enumerate(schemas) if at != place and self._overlap(one, other)]
-            others = [self.of(self._not.of(other)) for other in overlapping]
+            others = [*map(self.of, self._without_others(schemas, place))]
             found += [([*held, *others], seen) for held, seen in self._branches(one, followed)]
         return found
 
@@ -390,11 +390,11 @@ class _Enforcer:
         return [*self._product([condition, then]), *self._product([[([self.of(otherwise)], _Seen())], other])]
 
 
-BOUNDS = frozenset({"exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum"})
-_LARGEST = {"integer": 10**18, "number": 10**15}
+_BOUNDS = frozenset({"exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum"})
+_LARGEST = {"integer": LARGEST_INTEGER, "number": 10**15}
 
 
-def bound(keyword: str, value: Any, kind: Any) -> Any:
+def _bound(keyword: str, value: Any, kind: Any) -> Any:
     """A bound that llguidance keeps: one of larger numbers is narrowed. kind: the type in the schema. Raises
     SchemaError for a bound that only larger numbers meet."""
     largest = _LARGEST["integer" if kind == "integer" else "number"]

@@ -67,10 +67,13 @@ ANY_TEXT = frozenset(
     }
 )
 _BITS = (8, 16, 32, 64)
-_LARGEST = 10**18
+LARGEST_INTEGER = 10**18
 """llguidance has no larger bounds."""
-_INTEGERS = {f"int{bits}": (max(-(2 ** (bits - 1)), -_LARGEST), min(2 ** (bits - 1) - 1, _LARGEST)) for bits in _BITS}
-_INTEGERS |= {f"uint{bits}": (0, min(2**bits - 1, _LARGEST)) for bits in _BITS}
+_INTEGERS = {
+    f"int{bits}": (max(-(2 ** (bits - 1)), -LARGEST_INTEGER), min(2 ** (bits - 1) - 1, LARGEST_INTEGER))
+    for bits in _BITS
+}
+_INTEGERS |= {f"uint{bits}": (0, min(2**bits - 1, LARGEST_INTEGER)) for bits in _BITS}
 
 
 def of_format(name: Any) -> dict[str, Any] | None:

@@ -55,6 +55,11 @@ def is_local(subnet: str) -> bool:
     return subnet.removeprefix(MEMBER).startswith(LOCAL)
 
 
+def counted_as(subnet: str, peer: bytes) -> str:
+    """The name under which a peer's share counts: the subnet, or in a private network the peer alone."""
+    return subnet if subnet and not is_local(subnet) else peer.hex()
+
+
 def of_member(client: bytes, subnet: str) -> str:
     """The subnet of a member of this node's private swarm, where strangers are served as well. Never empty."""
     return MEMBER + (subnet or client.hex())

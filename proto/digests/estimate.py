@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from mycelia.proto.admission.subnets import is_local
+from mycelia.proto.admission.subnets import counted_as
 from mycelia.proto.digests.digest import ChangeLog
 from mycelia.proto.digests.entry_set import NOTHING, EntrySet
 from mycelia.proto.wire.messages import Head
@@ -31,8 +31,8 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its share: the subnet, or in a private network the peer alone."""
-        return self.subnet if self.subnet and not is_local(self.subnet) else self.peer.hex()
+        """The name of its share."""
+        return counted_as(self.subnet, self.peer)
 
 
 @dataclass(slots=True)

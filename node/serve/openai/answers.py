@@ -114,7 +114,8 @@ class OpenAiAnswer:
         match frame:
             case Route():
                 choice.route = frame
-                self._facts = []
+                if not choice.index:
+                    self._facts = []
                 choice.reading.begin(frame)
                 if all(one.route is not None for one in self._choices):
                     self._all_routed.set()
@@ -126,11 +127,11 @@ class OpenAiAnswer:
             case Text() if not is_keep_alive(frame):
                 await self._echo(choice, ask, out)
                 choice.first_s = choice.first_s or trio.current_time()
-                for said in choice.reading.feed(frame.text[:MAX_READ_CHARS], frame.logprobs):
-                    await out.piece(choice, said)
-                for at in range(MAX_READ_CHARS, len(frame.text), MAX_READ_CHARS):
-                    await trio.lowlevel.checkpoint()
-                    for said in choice.reading.feed(frame.text[at : at + MAX_READ_CHARS], ()):
+                for at in range(0, max(len(frame.text), 1), MAX_READ_CHARS):
+                    if at:
+                        await trio.lowlevel.checkpoint()
+                    part, logprobs = frame.text[at : at + MAX_READ_CHARS], () if at else frame.logprobs
+                    for said in choice.reading.feed(part, logprobs):
                         await out.piece(choice, said)
             case Text():
                 await out.still_there()
@@ -284,7 +285,8 @@ class _Stream:
 
     def expect(self, choice: Choice) -> None:
         """Makes what will be sent before the choice's first text."""
-        self._answer.expect()
+        if not choice.index:
+            self._answer.expect()
         choice.opening = self._answer.shape.opening_ahead(choice)
 
     async def still_there(self) -> None:

@@ -53,7 +53,7 @@ def responses_routes(api: Api) -> list[Route]:
         body = store.find(client, name)
         if body is None:
             raise _not_found(name)
-        return Response(body, media_type="application/json")
+        return json_response(msgspec.Raw(body))
 
     return [
         Route("/v1/responses", refusing_openai(respond), methods=["POST"]),

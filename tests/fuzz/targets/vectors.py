@@ -120,7 +120,7 @@ class _Models:
     def sooner(self, engine: FakeEngine) -> list[bytes]:
         return []
 
-    def known_rows(self) -> list[object]:
+    def known_names(self) -> list[str]:
         return []
 
 
