@@ -91,7 +91,9 @@ def page_of(everything: Sequence[Measured], made: Made) -> str:
     """The whole document. everything: the complete cells, in the order of the plan."""
     sections = {name: [one for one in everything if one.cell.section == name] for name in SECTIONS}
     mmlu = [one for one in sections[SYSTEMS] if one.cell.label("workload") == MMLU]
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701  Markdown
+    environment = Environment(  # noqa: S701  Markdown
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         made=made,
         num_cells=len(everything),

@@ -82,7 +82,7 @@ async def test_asking_finds_a_place_when_it_comes_again_as_told(
         await trio.sleep(60)  # (of virtual time)
         with trio.fail_after(6_000):
             prompt, where = an_ask("at last", max_tokens=8), addresses(members)
-            for _ in range(30):  # (a place may be free at this moment)
+            for _ in range(30):  # (a place may be free at this moment: one of so many tries has to come again)
                 opened.peers.clear()
                 await _ask(prompt, tmp_path, where, LightClient(), None, wait=True, explain=False, as_json=False)
                 if len(opened.peers) > 1:

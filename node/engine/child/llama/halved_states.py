@@ -2,7 +2,7 @@
 
 States are what limits a prefix cache of a hybrid model, and llama.cpp saves them as 32-bit floats. Here every tensor of
 a saved state is scaled by a power of two, so that its largest number is near the largest 16-bit float, and rounded: the
-relative error of a number is at most 2^-12, unless it is smaller than the largest one by a factor of 2^29. This halves
+relative error of a number is at most 2^-11, unless it is smaller than the largest one by a factor of 2^29. This halves
 a state. The 16-bit floats of cells have the same error.
 
 llama.cpp's blob is a header and then, for each tensor: its type, its size in bytes, and its numbers. ``form_of`` looks
