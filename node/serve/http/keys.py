@@ -7,6 +7,7 @@ than a normal request.
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -143,12 +144,14 @@ def client_of(scope: Scope) -> bytes:
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?", re.IGNORECASE)
 
 
+@lru_cache(maxsize=256)
 def _name_in(host: str) -> str:
     """The name or address in a Host header, in lower case; empty: it has none."""
     parts = _HOST.fullmatch(host)
     return (parts[1] or parts[2]).lower() if parts else ""
 
 
+@lru_cache(maxsize=256)
 def _is_this_machine(name: str) -> bool:
     if name == "localhost":
         return True
