@@ -31,7 +31,8 @@ from mycelia.node.errors import first_error, one_line
 from mycelia.node.plugins import Program
 from mycelia.proto.wire.errors import MyceliaError
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
+"""The last two are what shells report for SIGINT and SIGPIPE."""
 
 
 @click.group(
@@ -89,7 +90,8 @@ for command in (doctor, status, stats, usage, key, trace, up, leave, upgrade, co
 
 
 def main() -> None:
-    """Entry point: every expected error is one line on stderr; 2 for a wrong command line, 1 for the rest."""
+    """Run the command. Every expected error is one line on stderr and a code; a reader of the output that has gone, as
+    in ``mycelia ask ... | head -1``, is only a code."""
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as exc:
@@ -103,7 +105,7 @@ def main() -> None:
         _fail(exc.format_message(), EXIT_FAILED)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
-    except (MyceliaError, OSError, BaseExceptionGroup) as exc:
+    except (MyceliaError, OSError, BaseExceptionGroup, SystemExit) as exc:
         _end(exc)
 
 
@@ -117,11 +119,11 @@ def _end(exc: BaseException) -> None:
             _fail(str(cause), EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
         case KeyboardInterrupt():
             sys.exit(EXIT_INTERRUPTED)
-        case SystemExit():  # (rich raises it when the reader of its output has gone)
-            sys.exit(cause.code)
-        case BrokenPipeError():
+        case BrokenPipeError() | SystemExit(__context__=BrokenPipeError()):  # (click and rich raise the latter for it)
             _discard_output()
-            sys.exit(EXIT_FAILED)
+            sys.exit(EXIT_NO_READER)
+        case SystemExit():
+            sys.exit(cause.code)
         case OSError(errno=errno.ENOSPC | errno.EIO):
             _discard_output()
             _fail(f"cannot write the output: {cause.strerror}", EXIT_FAILED)

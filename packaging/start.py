@@ -2,7 +2,7 @@
 
 import sys
 
-from mycelia.node.cli import main
+from mycelia.node.__main__ import main
 
 sys.argv[0] = "mycelia"
 main()

@@ -188,7 +188,7 @@ async def test_output_that_nobody_takes(swarm: LocalSwarm) -> None:
             [*COMMAND, *command, *place], stdout=writer, capture_stderr=True, stdin=b"", check=False
         )
         os.close(writer)
-        assert (done.returncode, done.stderr) == (1, b"")
+        assert (done.returncode, done.stderr) == (141, b"")
         full = os.open("/dev/full", os.O_WRONLY)
         done = await trio.run_process(
             [*COMMAND, *command, *place], stdout=full, capture_stderr=True, stdin=b"", check=False
