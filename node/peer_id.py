@@ -16,7 +16,7 @@ def is_ed25519(peer: bytes) -> bool:
     return len(peer) == len(ED25519_PREFIX) + KEY_BYTES and peer.startswith(ED25519_PREFIX)
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=1_024)
 def peer_text(peer: bytes) -> str:
     """The usual base58 text of a peer id, as in multiaddrs."""
     return base58.b58encode(peer).decode()

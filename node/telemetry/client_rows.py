@@ -4,10 +4,7 @@ All peers together count as one client here, so their requests displace only eac
 the peer with the most goes first.
 """
 
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
-
-_PEERS = "peers"
+from collections import OrderedDict
 
 
 def is_peer(client: str) -> bool:
@@ -15,18 +12,8 @@ def is_peer(client: str) -> bool:
     return len(client) > 32
 
 
-def surplus(clients: Sequence[str]) -> int:
-    """The index of the row to remove from rows of these clients, the oldest first."""
-    groups = [_PEERS if is_peer(client) else client for client in clients]
-    ((largest, _),) = Counter(groups).most_common(1)
-    if largest != _PEERS:
-        return groups.index(largest)
-    peers = Counter(client for client, group in zip(clients, groups, strict=True) if group == _PEERS)
-    return clients.index(max(peers, key=lambda client: peers[client]))
-
-
 class ClientRows:
-    """The same for rows that come one by one. It looks at the clients, and not at all rows: a prompt waits for it."""
+    """Rows in the order in which they came. It looks at the clients, and not at all rows: a prompt waits for it."""
 
     def __init__(self) -> None:
         self._rows: dict[str, OrderedDict[bytes, int]] = {}

@@ -13,7 +13,7 @@ keeps only its name.
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import trio
 
 from mycelia.node.storage.files import seal_of, write_atomically
 from mycelia.node.storage.sealed import set_aside
-from mycelia.node.telemetry.client_rows import surplus
+from mycelia.node.telemetry.client_rows import ClientRows
 from mycelia.node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog
 from mycelia.node.views import RequestRow
 from mycelia.proto.wire.errors import LocalError
@@ -137,13 +137,13 @@ class Journal:
 
     def _compact(self) -> None:
         """Raises OSError."""
-        kept = _newest((*_read(self._old_path), *_read(self._path)))
-        lines = [line_of(record) for record in kept]
-        while sum(map(len, lines)) > MAX_FILE_BYTES:
-            place = surplus([record.row.client for record in kept])
-            del kept[place], lines[place]
+        kept = _Kept(record for path in (self._old_path, self._path) for record in _read(path))
+        lines = {row: line_of(record) for row, record in kept.records.items()}
+        size = sum(map(len, lines.values()))
+        while size > MAX_FILE_BYTES:
+            size -= len(lines.pop(kept.drop()))
         try:
-            write_atomically(self._old_path, b"".join(lines))
+            write_atomically(self._old_path, b"".join(lines.values()))
         except LocalError as exc:
             raise OSError(str(exc)) from exc
         self._path.unlink(missing_ok=True)  # (a node that is killed before this finds records twice)
@@ -155,20 +155,34 @@ class Journal:
 def read_journal(data_dir: Path) -> list[Record]:
     """The newest MAX_REQUESTS requests, the newest last; unfinished ones are marked as interrupted. Damaged records are
     logged and removed from the file; a file without a whole record is set aside."""
-    records = _newest(record for name in (OLD_FILE, JOURNAL_FILE) for record in _read(data_dir / name))
-    return [_ended(record) for record in records]
+    kept = _Kept(record for name in (OLD_FILE, JOURNAL_FILE) for record in _read(data_dir / name))
+    return [_ended(record) for record in kept.records.values()]
 
 
-def _newest(records: Iterable[Record]) -> list[Record]:
-    """Each request once, at most MAX_REQUESTS."""
-    found: dict[str, Record] = {}
-    for record in records:
-        if record.row.status == "running":
-            found.pop(record.row.id, None)  # (it enters again: its client came back after a restart)
-        found[record.row.id] = record
-        if len(found) > MAX_REQUESTS:
-            del found[list(found)[surplus([kept.row.client for kept in found.values()])]]
-    return list(found.values())
+class _Kept:
+    """The newest MAX_REQUESTS requests, each once."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        """records: the oldest first; no more of them than are kept are in memory."""
+        self.records: dict[bytes, Record] = {}
+        """By the request's id, the newest last. Read-only."""
+        self._rows = ClientRows()
+        for record in records:
+            row = bytes.fromhex(record.row.id)
+            if record.row.status == "running" and self.records.pop(row, None) is not None:
+                self._rows.remove(row)  # (it enters again: its client came back after a restart)
+            if row not in self.records:
+                self._rows.add(row, record.row.client)
+            self.records[row] = record
+            if len(self.records) > MAX_REQUESTS:
+                self.drop()
+
+    def drop(self) -> bytes:
+        """Removes the request that goes first, and returns its id. Mutates."""
+        row = self._rows.surplus()
+        self._rows.remove(row)
+        del self.records[row]
+        return row
 
 
 def _ended(record: Record) -> Record:
@@ -178,30 +192,40 @@ def _ended(record: Record) -> Record:
     return Record(row, (*record.steps, INTERRUPTED))
 
 
-def _read(path: Path) -> list[Record]:
+def _read(path: Path) -> Iterator[Record]:
+    """The records of a file, one at a time: a node that runs for months reads whole files now and then, and the memory
+    of a peak stays with the process."""
+    num_whole = num_lost = 0
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - 2 * MAX_FILE_BYTES))
-            lines = [line for line in file.read(2 * MAX_FILE_BYTES).split(b"\n") if line]
+        for line in _lines(path):
+            body = _body(line)
+            num_whole, num_lost = num_whole + (body is not None), num_lost + (body is None)
+            if body is not None and (record := _record(body)) is not None:
+                yield record
     except FileNotFoundError:
-        return []
+        return
     except OSError as exc:
         set_aside(path, exc, _EFFECT)
-        return []
-    whole = [line for line in lines if _body(line) is not None]
-    if len(whole) < len(lines) and not whole:
+        return
+    if num_lost and not num_whole:
         set_aside(path, ValueError("it was changed or cut"), _EFFECT)
-    elif len(whole) < len(lines):
-        _rewrite(path, whole, len(lines) - len(whole))
-    return [record for line in whole if (record := _record(line)) is not None]
+    elif num_lost:
+        _rewrite(path, num_lost)
 
 
-def _rewrite(path: Path, whole: Iterable[bytes], num_lost: int) -> None:
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines that are not empty, of the last 2 * MAX_FILE_BYTES. Raises OSError."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * MAX_FILE_BYTES))
+        yield from filter(None, (line.rstrip(b"\n") for line in file))
+
+
+def _rewrite(path: Path, num_lost: int) -> None:
     reason = ""
     try:
+        whole = [line for line in _lines(path) if _body(line) is not None]
         write_atomically(path, b"".join(b"\n" + line + b"\n" for line in whole))
-    except LocalError as exc:
+    except (LocalError, OSError) as exc:
         reason = str(exc)  # (the file is unchanged, and is read the same way next time)
     log.warning("journal_damaged", file=str(path), num_lost=num_lost, reason=reason or "it was changed or cut")
 
@@ -219,10 +243,10 @@ def _body(line: bytes) -> bytes | None:
     return body if body and seal == seal_of(body).hex().encode() else None
 
 
-def _record(line: bytes) -> Record | None:
+def _record(body: bytes) -> Record | None:
     """None: another version of this program wrote it."""
     try:
-        record = msgspec.json.decode(_body(line) or b"", type=Record)
+        record = msgspec.json.decode(body, type=Record)
         bytes.fromhex(record.row.id)
     except ValueError:
         return None

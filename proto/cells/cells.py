@@ -66,7 +66,7 @@ ROOT = Cell()
 """All nodes."""
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=8_192)
 def address_of(namespace: bytes, peer: bytes) -> int:
     """The MAX_CELL_BITS bits that place ``peer`` in a cell at every depth. Uniform; to choose b bits costs 2^b keys."""
     digest = blake3(namespace + peer, derive_key_context="mycelia 2026 cell v1").digest(length=MAX_CELL_BITS // 8)

@@ -131,8 +131,9 @@ class Host:
         # Its semaphore makes new_stream wait for ever, and its slots leak. inbound.py and inbound_streams.py count.
         swarm.set_resource_manager(None)
         # It ignores the watermarks, dials all peers that it knows up to half of max_connections, and at once dials a
-        # peer again that this node disconnected.
+        # peer again that this node disconnected. Where it does not dial, it keeps the end of each connection for ever.
         swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        swarm.auto_connector.record_disconnect = lambda peer_id: None  # type: ignore[method-assign]
         # It replaces the relay's id in addresses at relays by this node's own.
         self._own_addresses = self._host.get_addrs
         self._host.get_addrs = self._all_addresses  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """The journal: requests are shown after a restart, whatever happened to the file and the disk."""
 
 import os
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mycelia.node.network.network import NetworkSettings
 from mycelia.node.telemetry import journal as journal_module
 from mycelia.node.telemetry.journal import (
     JOURNAL_FILE,
+    MAX_FILE_BYTES,
     MAX_QUEUED,
     OLD_FILE,
     Journal,
@@ -229,6 +231,21 @@ def test_the_journal_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 200_000
     numbers = list(read(tmp_path))
     assert numbers == list(range(2_000 - len(numbers), 2_000)) and 100 < len(numbers) <= MAX_REQUESTS
+
+
+def test_a_full_journal_is_read_a_record_at_a_time(tmp_path: Path) -> None:
+    """A node reads its journal again every hour or so. It took 20 MB for that, and 6 MB of it for ever."""
+    written(tmp_path, range(50), range(50))
+    path = tmp_path / JOURNAL_FILE
+    path.write_bytes(path.read_bytes() * (MAX_FILE_BYTES // path.stat().st_size))
+    path.rename(tmp_path / OLD_FILE)
+    (tmp_path / JOURNAL_FILE).write_bytes((tmp_path / OLD_FILE).read_bytes())
+    tracemalloc.start()
+    try:
+        assert len(read_journal(tmp_path)) == 50
+        assert tracemalloc.get_traced_memory()[1] < MAX_FILE_BYTES / 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_requests_of_peers_push_no_others_out_of_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 import json
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +23,7 @@ from mycelia.node.serve.gateway import serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.serve.local.observe import MAX_STREAMS
 from mycelia.node.swarms import Swarms
-from mycelia.node.telemetry.client_rows import surplus
+from mycelia.node.telemetry.client_rows import is_peer
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import MAX_REQUESTS, RequestLog
 from mycelia.node.telemetry.usage import Counts
@@ -72,6 +73,17 @@ def test_what_is_kept_of_requests_is_bounded() -> None:
         log.emitted(request_id(20), "bounced", b"p" * 38, "x" * 10_000)
     assert len(log.steps(request_id(20))) == MAX_TRACE_STEPS
     assert all(len(step.detail) <= 256 for step in log.steps(request_id(20)))
+
+
+def surplus(clients: Sequence[str]) -> int:
+    """The rule of ``client_rows.py`` in short: the index of the row to remove from rows of these clients, the oldest
+    first."""
+    groups = ["peers" if is_peer(client) else client for client in clients]
+    ((largest, _),) = Counter(groups).most_common(1)
+    if largest != "peers":
+        return groups.index(largest)
+    peers = Counter(client for client, group in zip(clients, groups, strict=True) if group == "peers")
+    return clients.index(max(peers, key=lambda client: peers[client]))
 
 
 def test_the_rows_that_go_are_those_that_the_rule_names() -> None:

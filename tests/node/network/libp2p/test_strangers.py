@@ -10,7 +10,7 @@ from libp2p.exceptions import BaseLibp2pError
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.libp2p import inbound, inbound_streams, streams, yamux, yamux_stream
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
-from mycelia.node.network.network import Connected, Malformed, MessageStream, NetworkError, Received
+from mycelia.node.network.network import Connected, Disconnected, Malformed, MessageStream, NetworkError, Received
 from mycelia.proto.admission.pace import Rate
 from mycelia.proto.wire.codec import LENGTH_PREFIX, encode
 from mycelia.proto.wire.messages import Reconcile, Trace, TraceQuery, TraceStep, Version
@@ -95,6 +95,17 @@ async def test_an_idle_stranger_makes_room_for_one_of_its_own_subnet(monkeypatch
                 await silent.connect(one)
             await eventually(lambda: silent.num_alive <= 4)
         await welcomed(one, host="127.0.0.1")
+
+
+async def test_nothing_is_kept_of_a_stranger_that_left() -> None:
+    """libp2p noted the end of every connection by peer id, and removed the notes only where it dials by itself."""
+    async with open_network(node()) as one, following(one) as log:
+        for _ in range(3):
+            async with open_network(light_client()) as stranger:
+                await stranger.connect(one.addresses()[0])
+        await log.until(lambda log: len(log.of(Disconnected)) == 3)
+        connector = one.host.raw.get_network().auto_connector  # type: ignore[attr-defined]
+        assert not [name for name, kept in vars(connector).items() if isinstance(kept, dict) and kept]
 
 
 async def test_there_is_room_for_peers_that_this_node_wants() -> None:
