@@ -200,7 +200,8 @@ class Schema:
         try:
             option.type_cast_value(click.Context(click.Command("config")), value)
         except click.BadParameter as exc:
-            raise click.UsageError(f"{where}: {exc.message}") from exc
+            message = exc.message.replace("values: , ", "values: ")  # (click's list begins with the empty text)
+            raise click.UsageError(f"{where}: {message}") from exc
         return value
 
     # --- writing ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import msgspec
 
 from mycelia.node.serve.anthropic.types import Block, Content, CountRequest, MessagesRequest, Tool, Turn
 from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.http.invalid import mistake
 from mycelia.node.serve.openai.types import ChatRequest
 from mycelia.node.serve.openai.unserved import refuse_used
 
@@ -43,7 +44,7 @@ def to_chat(body: CountRequest) -> ChatRequest:
     try:
         return msgspec.convert(chat, ChatRequest)
     except msgspec.ValidationError as exc:
-        raise HttpError(400, f"the request cannot be served: {exc}") from None
+        raise HttpError(400, f"the request cannot be served: {mistake(exc, ChatRequest)}") from None
 
 
 def _is_begun(turn: Turn) -> bool:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mycelia.node.errors import BusyError
 from mycelia.node.serve.http.errors import BUSY_RETRY_S, HttpError
 from mycelia.node.serve.http.inflate import inflated
+from mycelia.node.serve.http.invalid import mistake
 from mycelia.node.serve.http.places import hold, take_turn
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, Failed
@@ -50,7 +51,7 @@ async def read_json(request: Request, kind: type[_Body]) -> _Body:
     try:
         return _decoded(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        what = "it is UTF-16, send UTF-8" if body.startswith(_UTF16_MARKS) else str(exc)
+        what = "it is UTF-16, send UTF-8" if body.startswith(_UTF16_MARKS) else mistake(exc, kind)
         raise HttpError(400, f"the body is not valid: {what}") from None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.http.invalid import mistake
 from mycelia.node.serve.openai.types import ChatRequest
 from mycelia.node.serve.openai.unserved import refuse_used
 from mycelia.node.serve.responses.types import Item, Parts, ResponsesRequest, Tool
@@ -41,7 +42,7 @@ def to_chat(body: ResponsesRequest, earlier: Sequence[Item]) -> ChatRequest:
     try:
         return msgspec.convert(chat, ChatRequest)
     except msgspec.ValidationError as exc:
-        raise HttpError(400, f"the request cannot be served: {exc}") from None
+        raise HttpError(400, f"the request cannot be served: {mistake(exc, ChatRequest)}") from None
 
 
 def items_of(body: ResponsesRequest) -> list[Item]:

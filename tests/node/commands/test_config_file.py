@@ -182,7 +182,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     [
         ("MYCELIA_NODE_THREAD", "3", "variable MYCELIA_NODE_THREAD; did you mean MYCELIA_NODE_THREADS?"),
         ("MYCELIA_NODE_THREADS", "many", "MYCELIA_NODE_THREADS: 'many' is not a valid integer"),
-        ("MYCELIA_NODE_EXACT", "perhaps", "MYCELIA_NODE_EXACT: 'perhaps' is not a valid boolean"),
+        (
+            "MYCELIA_NODE_EXACT",
+            "perhaps",
+            "MYCELIA_NODE_EXACT: 'perhaps' is not a valid boolean. Recognized values: 0, 1",
+        ),
         ("MYCELIA_KEY", "x", "there is no setting for the environment variable MYCELIA_KEY"),
     ],
 )

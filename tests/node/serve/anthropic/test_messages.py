@@ -169,6 +169,7 @@ async def test_an_empty_answer_is_an_empty_text() -> None:
         (message([{"type": "image", "source": {"type": "base64"}}]), "'image'"),
         (message(tools=[{"type": "web_search_20250305", "name": "web_search"}]), "web_search"),
         (message(tool_choice={"type": "any"}), "needs tools"),
+        (message(tool_choice={"type": "some"}), "one of any, auto, none, tool"),
         (message(tools=[TOOL], tool_choice={"type": "tool", "name": "no"}), "'no'"),
         (message(max_tokens=-1), "max_tokens"),
         (message(mcp_servers=[{"type": "url", "url": "https://tools.example", "name": "t"}]), "mcp_servers"),

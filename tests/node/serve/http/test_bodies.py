@@ -4,6 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -22,8 +23,15 @@ from mycelia.proto.wire.errors import LocalError
 TEXT = json.dumps({"text": "hello " * 100}).encode()
 
 
+class Part(msgspec.Struct):
+    kind: Literal["prose"]
+
+
 class Body(msgspec.Struct):
     text: str
+    kind: Annotated[Literal["prose", "verse"] | None, msgspec.Meta(title="Kind")] = None
+    parts: list[Part] | int = 0
+    named: dict[str, Literal[1, 2, "no"]] | None = None
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -164,6 +172,12 @@ def test_odd_texts_are_read(body: bytes, text: str) -> None:
         ('{"text": "a"}'.encode("utf-16"), "UTF-16"),
         (rb'{"text": 5, "more": "\ud83d"}', "Expected `str`"),
         (b'\xef\xbb\xbf\xef\xbb\xbf{"text": "a"}', "not valid"),
+        (b'{"text": "a", "kind": "poem"}', "'poem' - at `$.kind`: it must be one of prose, verse"),
+        (
+            b'{"text": "a", "parts": [{"kind": "prose"}, {"kind": "verse"}]}',
+            "$.parts[1].kind`: it must be one of prose",
+        ),
+        (b'{"text": "a", "named": {"x": "y"}}', "it must be one of 1, 2, no"),
     ],
 )
 def test_what_is_no_json_is_refused_with_the_reason(body: bytes, says: str) -> None:

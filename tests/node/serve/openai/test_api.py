@@ -447,7 +447,7 @@ async def test_a_required_call_comes_before_a_response_format() -> None:
         (chat(response_format={"type": "json_schema"}), "needs a json_schema"),
         (chat(tools=[{"type": "function", "function": {"name": "a b"}}]), "tools"),
         ({"messages": [{"role": "user"}]}, "needs a content"),
-        ({"messages": [{"role": "king", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "one of assistant, developer, function, system, tool, user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "read text"),
         (chat(timeout_s=-1), "timeout_s"),
     ],

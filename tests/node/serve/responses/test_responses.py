@@ -180,6 +180,7 @@ async def test_a_later_request_goes_on_from_an_earlier_response() -> None:
         ({"input": "x", "tool_choice": "required"}, "needs tools"),
         ({"input": []}, "input is empty"),
         ({"input": "x", "temperature": 9}, "temperature"),
+        ({"input": [{"role": "king", "content": "x"}]}, "one of assistant, developer, function, system, tool, user"),
     ],
 )
 async def test_refusals_name_the_reason(body: dict[str, object], says: str) -> None:
