@@ -91,7 +91,9 @@ async def wait_gone(pid: int) -> None:
 
 
 async def becomes_idle(node: LocalNode) -> None:
-    """Waits until the node's engine has nothing to do; it looks at each change of the load."""
+    """Waits until the node's engine has nothing to do. It looks at each line of the node's log, and a second after the
+    last one: a request's end may be logged before the engine reports it."""
     info = await node.wait_ready()
     while (await fetch_state(info)).active_requests:
-        await node.wait_next_event()
+        with trio.move_on_after(1):
+            await node.wait_next_event()
