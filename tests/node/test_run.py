@@ -6,6 +6,11 @@ from mycelia.node.run import spare_collections
 
 
 def test_what_a_node_starts_with_is_left_out_of_collections() -> None:
+    before = gc.get_threshold()
     gc.unfreeze()
     spare_collections()
-    assert len(gc.get_objects()) < 1_000 < gc.get_freeze_count()
+    try:
+        assert len(gc.get_objects()) < 1_000 < gc.get_freeze_count()
+        assert gc.get_threshold()[0] > before[0]
+    finally:
+        gc.set_threshold(*before)

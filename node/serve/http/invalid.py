@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from msgspec import inspect
 
 _ENUM = "Invalid enum value "
 _STEP = re.compile(r"\.(\w+)|\[[^]]*\]")
+_type_info = lru_cache(maxsize=32)(inspect.type_info)
+"""Kept for each kind of body, since it takes a millisecond."""
 
 
 def mistake(exc: Exception, kind: type) -> str:
@@ -15,7 +18,7 @@ def mistake(exc: Exception, kind: type) -> str:
     if not message.startswith(_ENUM):
         return message
     _, _, path = message.rpartition(" - at `$")
-    found: list[inspect.Type] = [inspect.type_info(kind)]
+    found: list[inspect.Type] = [_type_info(kind)]
     for step in _STEP.finditer(path):
         found = [inner for one in _flat(found) for inner in _inside(one, step[1])]
     choices = [str(value) for one in _flat(found) if isinstance(one, inspect.LiteralType) for value in one.values]

@@ -7,7 +7,6 @@ than a normal request.
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -144,16 +143,14 @@ def client_of(scope: Scope) -> bytes:
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]*)?", re.IGNORECASE)
 
 
-@lru_cache(maxsize=256)
 def _name_in(host: str) -> str:
     """The name or address in a Host header, in lower case; empty: it has none."""
     parts = _HOST.fullmatch(host)
     return (parts[1] or parts[2]).lower() if parts else ""
 
 
-@lru_cache(maxsize=256)
 def _is_this_machine(name: str) -> bool:
-    if name == "localhost":
+    if name in ("localhost", "127.0.0.1"):  # (as most clients write it)
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

@@ -234,7 +234,8 @@ def test_the_journal_is_bounded_and_keeps_the_newest(tmp_path: Path, monkeypatch
 
 
 def test_a_full_journal_is_read_a_record_at_a_time(tmp_path: Path) -> None:
-    """A node reads its journal again every hour or so. It took 20 MB for that, and 6 MB of it for ever."""
+    """A node reads its journal again every hour or so. It took 10 MB for that, and memory of a peak stays
+    with the process."""
     written(tmp_path, range(50), range(50))
     path = tmp_path / JOURNAL_FILE
     path.write_bytes(path.read_bytes() * (MAX_FILE_BYTES // path.stat().st_size))
