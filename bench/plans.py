@@ -171,7 +171,7 @@ class SoakBench:
 
     @property
     def warm_s(self) -> float:
-        return min(0.25 * self.length_s, 600.0)
+        return min(0.25 * self.length_s, 1_800.0)
 
     @property
     def num_watched(self) -> int:
