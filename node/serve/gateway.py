@@ -108,7 +108,7 @@ class Gateway:
             gate = Middleware(
                 KeyGate,
                 keys=access.keys,
-                limits=self._limits,
+                limits=None if self._is_loading else self._limits,
                 refusal=_refusal,
                 on_limit=self._usage.refused,
                 open_paths=open_paths,

@@ -33,13 +33,14 @@ class KeyGate:
         self,
         app: ASGIApp,
         keys: Collection[ApiKey],
-        limits: KeyLimits,
+        limits: KeyLimits | None,
         refusal: Refusal,
         on_limit: Callable[[str], None],
         open_paths: Collection[str] = (),
     ) -> None:
-        """refusal: makes the response to requests that are not let through. on_limit: called with the name of a key
-        when its limits refuse a request. open_paths: need no key, because they reveal nothing."""
+        """limits: None while no request can be answered. refusal: makes the response to requests that are not let
+        through. on_limit: called with the name of a key when its limits refuse a request. open_paths: need no key,
+        because they reveal nothing."""
         self._app = app
         self._limits = limits
         self._on_limit = on_limit
@@ -64,17 +65,18 @@ class KeyGate:
             message = "too many requests with this key are running"
             await self._refusal(scope["path"], 503, message, BUSY_RETRY_S)(scope, receive, send)
             return
-        if scope["method"] != "POST" or scope["path"] in FREE_PATHS:
+        limits = self._limits
+        if limits is None or scope["method"] != "POST" or scope["path"] in FREE_PATHS:
             await self._app(scope, receive, send)
             return
-        if refused := self._limits.enter(key):
+        if refused := limits.enter(key):
             self._on_limit(key.name)
             await self._refusal(scope["path"], 429, refused.message, refused.retry_s)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            self._limits.leave(key)
+            limits.leave(key)
 
 
 def _keys_in(scope: Scope) -> list[bytes]:

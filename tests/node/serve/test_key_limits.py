@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from mycelia.node.serve.api_keys import ApiKey, Limits, digest_of, unnamed
-from mycelia.node.serve.gateway import Access
+from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.telemetry.usage import UsageMeter, Use
 from mycelia.proto.wire.messages import EntryFrame
 from tests.node.serve.openai.test_api import KEY, OTHER_KEY, ScriptedNode, answer, chat, served
@@ -75,6 +75,19 @@ async def test_what_computes_no_answer_is_not_limited() -> None:
             ):
                 assert (await http.post(path, json=body)).status_code == 200, path
         assert (await http.post("/v1/chat/completions", json=chat())).status_code == 200
+
+
+async def test_requests_while_the_node_is_loading_are_not_counted() -> None:
+    key = limited(requests_per_minute=1, concurrent=1)
+    gateway = Gateway(Access(keys=(key,)))
+    headers = {"authorization": f"Bearer {KEY}"}
+    transport = httpx.ASGITransport(gateway)
+    async with httpx.AsyncClient(transport=transport, base_url="http://node", headers=headers) as http:
+        for _ in range(3):
+            assert (await http.post("/v1/chat/completions", json=chat())).status_code == 503
+        gateway.open(ScriptedNode(answer("Hi")))
+        statuses = [(await http.post("/v1/chat/completions", json=chat())).status_code for _ in range(2)]
+    assert statuses == [200, 429]
 
 
 async def test_a_key_without_tokens_left_is_told_when_there_are_new_ones() -> None:
