@@ -78,6 +78,10 @@ class FairOrder(Generic[LineT]):
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    def lines(self) -> Iterator[LineT]:
+        """The lines of the shares in which something waits, in any order."""
+        return (share.line for share in self._waiting.values())
+
     def line(self, key: Key) -> LineT | None:
         """The line of a share; None if nothing waits in it."""
         share = self._waiting.get(key)

@@ -125,6 +125,11 @@ class FairQueue(Generic[T]):
         """Items in the order in which they should start if no counter changed; of one client by arrival."""
         return iter(self._order)
 
+    def unordered(self) -> list[T]:
+        """Items in any order, which costs little: what needs no order may ask at each step of an engine."""
+        shares = (share for side in self._order.lines() for share in side.lines())
+        return [item for share in shares for line in share.lines() for item in line]
+
     def join(self, item: T, now: float, guess_s: float = 1.0) -> float:
         """0.0: ``item`` waits now. Otherwise it was refused, and its client may send something after this many seconds.
         guess_s: see ``Shares.join``. Mutates."""
@@ -202,6 +207,7 @@ class FairQueue(Generic[T]):
     def check_invariants(self) -> None:
         items = list(self)
         assert self._num_waiting == len(self._order) == len(items)
+        assert set(map(id, self.unordered())) == set(map(id, items))
         for item in items:
             assert item in self
             for order, _ in self._levels(item.client, item.subnet):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from mycelia.node.engine.child.job import Job, Limits
 from mycelia.proto.admission.fair_order import Key
-from mycelia.proto.admission.fair_queue import SLACK, share_of, side_of, weight_of
+from mycelia.proto.admission.fair_queue import SLACK, path_of, share_of, side_of, weight_of
 
 SLICE = 4_096.0
 """Service of an answer of 2,048 tokens: 40 s on one core. Clients that always have requests waiting seldom differ by so
@@ -37,8 +37,7 @@ def holding(jobs: Iterable[Job], limits: Limits, more_cells: int = 0) -> float:
 
 def wanted_holding(job: Job, num_cells: int, running: Sequence[Job], limits: Limits, beside: Job) -> float:
     """The weighted holding of a waiting ``job``'s client if it ran, at the level of a comparison with ``beside``."""
-    own = [other for other in running if group_of(other, beside) == group_of(job, beside)]
-    return holding(own, limits, num_cells) / _weight(job)
+    return holding(alike(job, running, beside), limits, num_cells) / _weight(job)
 
 
 def victims(
@@ -102,10 +101,17 @@ def largest(jobs: Sequence[Job], limits: Limits, lacks_cells: bool = True) -> Jo
 def group_of(job: Job, beside: Job) -> tuple[Key, bytes]:
     """The group of ``job`` in a comparison with ``beside``: its side if the sides differ; the client if both have the
     same subnet; else the subnet."""
-    share = share_of(job)
-    if side_of(job) != side_of(beside):
-        return side_of(job), b""
-    return (share, job.client) if share == share_of(beside) else (share, b"")
+    side, share, client = path_of(job.client, job.subnet)
+    side_beside, share_beside, _ = path_of(beside.client, beside.subnet)
+    if side != side_beside:
+        return side, b""
+    return (share, client) if share == share_beside else (share, b"")
+
+
+def alike(job: Job, jobs: Iterable[Job], beside: Job) -> list[Job]:
+    """Those of ``jobs`` that are in the group of ``job`` in a comparison with ``beside``."""
+    group = group_of(job, beside)
+    return [other for other in jobs if group_of(other, beside) == group]
 
 
 def level_of(job: Job, beside: Job) -> int:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from mycelia.node.engine.child.holdings import group_of, level_of
+from mycelia.node.engine.child.holdings import alike, level_of
 from mycelia.node.engine.child.job import Job
 from mycelia.proto.admission.fair_order import OWNER, Key
 from mycelia.proto.admission.fair_queue import SLACK, FairQueue, Waiting, path_of, weighted
@@ -32,7 +32,7 @@ class Precedence:
         return counter - own_counter, received - own_received
 
     def _received(self, job: Job, beside: Job) -> tuple[float, float]:
-        own = [one for one in self._running if group_of(one, beside) == group_of(job, beside)]
+        own = alike(job, self._running, beside)
         counter = self._waiting.counter(job.client, job.subnet, level_of(job, beside))
         return counter, counter - weighted(job.client, job.subnet, sum(one.remaining_prefill for one in own))
 

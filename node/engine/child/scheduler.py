@@ -308,7 +308,7 @@ class Scheduler:
     def wanted(self) -> dict[Key, float]:
         """The service of all waiting and running jobs of each share, with answers of maximum length."""
         wanted = defaultdict[Key, float](float)
-        for job in [*self.running, *self.waiting]:
+        for job in [*self.running, *self.waiting.unordered()]:
             wanted[share_of(job)] += len(job.prompt) + ANSWER_WEIGHT * job.max_tokens
         return wanted
 
