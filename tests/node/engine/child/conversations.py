@@ -62,7 +62,8 @@ def result(text: Any, place: int = 0) -> Json:
     return {"role": "tool", "tool_call_id": f"call0000{place}", "name": "get_weather", "content": text}
 
 
-LONG = "The miller counts his sacks, and the river runs past them.\n" * 200
+LONG = "The miller counts his sacks, and the river runs past them.\n" * 150
+"""Longer than one call of the tokenizer gets, see ``prompts.pieces``."""
 CODE = "```python\ndef f(x):\n    return {'a': [x, \"b\"], 'c': x < 3 > 1}\n```\n"
 
 CONVERSATIONS: dict[str, Json] = {
@@ -175,7 +176,7 @@ CONVERSATIONS: dict[str, Json] = {
     "many turns": {
         "messages": [
             system("Be brief."),
-            *[turn for _ in range(20) for turn in (user(LONG[:900]), assistant(LONG[:300]))],
+            *[turn for _ in range(10) for turn in (user(LONG[:900]), assistant(LONG[:300]))],
             user("Go on."),
         ]
     },

@@ -1,5 +1,6 @@
 """The chat templates in llama.cpp's sources: nobody can spell a control token."""
 
+import functools
 import itertools
 import json
 import random
@@ -131,14 +132,20 @@ def odd_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> ModelVocabulary:
     return load(with_controls("qwen2", controls, user_defined(SOURCES.values()), path))
 
 
-def control_ids(vocabulary: ModelVocabulary) -> set[int]:
+@functools.cache
+def chat(name: str, vocabulary: ModelVocabulary) -> ChatTemplate:
+    return ChatTemplate(SOURCES[name], vocabulary)
+
+
+@functools.cache
+def control_ids(vocabulary: ModelVocabulary) -> frozenset[int]:
     spelled = [*spelled_controls(SOURCES.values()), *ODD_CONTROLS, "<|im_end|>", "<|im_start|>", "<|endoftext|>"]
-    return {vocabulary.tokenize(one, True)[0] for one in spelled}
+    return frozenset(vocabulary.tokenize(one, True)[0] for one in spelled)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_no_role_becomes_a_control_token(name: str, odd_vocabulary: ModelVocabulary) -> None:
-    template, controls = ChatTemplate(SOURCES[name], odd_vocabulary), control_ids(odd_vocabulary)
+    template, controls = chat(name, odd_vocabulary), control_ids(odd_vocabulary)
 
     def written(role: str) -> list[int] | None:
         messages = [ChatMessage(role=one, content="Hello.") for one in ("user", role, "user")]
@@ -154,7 +161,7 @@ def test_no_role_becomes_a_control_token(name: str, odd_vocabulary: ModelVocabul
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_nobody_spells_a_control_token(name: str, odd_vocabulary: ModelVocabulary) -> None:
-    template, controls = ChatTemplate(SOURCES[name], odd_vocabulary), control_ids(odd_vocabulary)
+    template, controls = chat(name, odd_vocabulary), control_ids(odd_vocabulary)
     hostile = Hostile([*spelled_controls(SOURCES.values()), *ODD_CONTROLS], SOURCES[name], random.Random(name))
     wanted: dict[int, list[int]] = {}
     num_rendered = 0
