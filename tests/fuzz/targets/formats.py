@@ -84,7 +84,7 @@ class Formats:
             at = rng.randrange(len(text))
             text = text[:at] + rng.choice(_JUNK) + text[at + rng.randrange(4) :]
         if rng.random() < 0.005:  # (as much as a frame has: what takes the square of a length is a hang)
-            unit = rng.choice(rng.choice((_JUNK, _BEGINS[calls], _MARKS[calls] or _JUNK)))
+            unit = rng.choice(rng.choice((_JUNK, _BEGINS[calls], _MARKS[calls] or _JUNK))) or "a"
             text = rng.choice(("", *_BEGINS[calls])) + unit * (65_536 // len(unit))
             return f"{calls}+{thoughts}", text, len(text) // 2, ""
         opened = rng.choice(("", "", *THOUGHTS[thoughts].opens, THOUGHTS[thoughts].turn))
