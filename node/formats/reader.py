@@ -171,7 +171,8 @@ class AnswerReader:
         while True:
             text = source.text
             place = self._candidate(text, at)
-            if place < 0:
+            if place < 0 or (not source.is_end and place > len(text) - self._marks.overlap(text, source.at)):
+                # (nothing begins here, or a mark may begin earlier whose rest is not here yet)
                 self._say(len(text) if source.is_end else self._certain(text))
                 if source.is_end:
                     return None
@@ -276,6 +277,8 @@ class AnswerReader:
         marks, is_end = self._marks, self._source.is_end
         while marks.search and (found := marks.search(text, at)):
             place = found.start()
+            if not is_end and place > (undecided := len(text) - marks.overlap(text, at)):
+                return undecided, False
             matches = [begin.match(text, place, is_end) for begin in marks.in_thoughts]
             if any(matches):
                 return place, any(isinstance(match, Match) for match in matches)

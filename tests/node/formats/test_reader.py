@@ -470,6 +470,7 @@ TEXTS = st.lists(
 
 @given(st.sampled_from(sorted(CALLS)), st.sampled_from(sorted(THOUGHTS)), TEXTS, st.integers(1, 9), st.booleans())
 @example("qwen_xml", "think", "<function=say><parameter=text>a</parameter></parameter></function>", 1, True)
+@example("minimax_m3", "apriel", ']<]minimax[>[<invoke name="weather">]<]minimax[>[<}>', 1, True)
 def test_no_text_is_lost_however_it_is_cut(calls: str, thoughts: str, text: str, size: int, has_tools: bool) -> None:
     name, tools = f"{calls}+{thoughts}", TOOLS if has_tools else None
     whole = pieces_of(name, [text], tools)
