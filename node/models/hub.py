@@ -78,7 +78,7 @@ def look_up(model: HubModel) -> Listing:
         raise OfflineError(model, f"it answers with {status}") from exc
     except (OfflineModeIsEnabled, httpx2.HTTPError, httpx2.InvalidURL) as exc:
         raise OfflineError(model, reason_of(exc)) from exc
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise OfflineError(model, "its answer is not that of a hub; a network may want a sign-in") from exc
     if not 40 <= len(commit) <= 64 or not set(commit) <= _HEX:
         raise LocalError(f"{host()} does not say which revision of {model.repo} it has")

@@ -267,7 +267,9 @@ def test_hostile_listings(hub: Hub, folders: Path) -> None:
         b'{"id": "a/b", "sha": "%s", "siblings": [{"rfilename": null, "lfs": {}}]}' % COMMIT.encode(),
         b'{"id": "a/b", "sha": "%s", "siblings": [{"rfilename": "a.gguf", "size": -1, "blobId": [1]}]}'
         % COMMIT.encode(),
+        b'{"id": "a/b", "sha": "%s", "siblings": [{"rfilename": "a.gguf", "size": Infinity}]}' % COMMIT.encode(),
         b'{"id": "a/b", "sha": ["x"], "siblings": []}',
+        b"[" * 100_000,
         b"\xff",
     ],
 )
