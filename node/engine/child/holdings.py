@@ -101,11 +101,11 @@ def largest(jobs: Sequence[Job], limits: Limits, lacks_cells: bool = True) -> Jo
 def group_of(job: Job, beside: Job) -> tuple[Key, bytes]:
     """The group of ``job`` in a comparison with ``beside``: its side if the sides differ; the client if both have the
     same subnet; else the subnet."""
-    side, share, client = path_of(job.client, job.subnet)
+    side, share, _ = path_of(job.client, job.subnet)
     side_beside, share_beside, _ = path_of(beside.client, beside.subnet)
     if side != side_beside:
         return side, b""
-    return (share, client) if share == share_beside else (share, b"")
+    return (share, job.client) if share == share_beside else (share, b"")
 
 
 def alike(job: Job, jobs: Iterable[Job], beside: Job) -> list[Job]:
