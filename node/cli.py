@@ -27,12 +27,12 @@ from mycelia.node.commands.service import service
 from mycelia.node.commands.setup import setup
 from mycelia.node.commands.swarm import swarm
 from mycelia.node.commands.upgrade import upgrade
-from mycelia.node.errors import first_error, one_line
+from mycelia.node.errors import EXIT_TRY_LATER, PassingError, first_error, one_line
 from mycelia.node.plugins import Program
 from mycelia.proto.wire.errors import MyceliaError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_NO_READER = 1, 2, 130, 141
-"""The last two are what shells report for SIGINT and SIGPIPE."""
+"""The last two are what shells report for SIGINT and SIGPIPE. See also ``EXIT_TRY_LATER``."""
 
 
 @click.group(
@@ -115,6 +115,8 @@ def _end(exc: BaseException) -> None:
 
     cause = first_error(exc)
     match cause:
+        case PassingError():
+            _fail(str(cause), EXIT_TRY_LATER)
         case MyceliaError():
             _fail(str(cause), EXIT_USAGE if isinstance(cause, UsageError) else EXIT_FAILED)
         case KeyboardInterrupt():

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from mycelia.proto.wire.errors import LocalError, MyceliaError
 
+EXIT_TRY_LATER = 75
+"""The exit code of a command that ended with a PassingError, as sysexits.h has it."""
+
 
 class BusyError(LocalError):
     """There is no place for this request now; the client may try again."""
@@ -13,6 +16,10 @@ class BusyError(LocalError):
         """retry_s: seconds after which to try again; 0: unknown."""
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class PassingError(LocalError):
+    """Something outside this machine failed that may be better in minutes, such as a hub that cannot be reached."""
 
 
 class FailedError(LocalError):

@@ -25,6 +25,7 @@ from mycelia.node.engine.pool.facts import FactsFile
 from mycelia.node.engine.pool.pool import PoolModel
 from mycelia.node.engine.probe.probe import free_gpu_bytes
 from mycelia.node.engine.shares import EngineShares
+from mycelia.node.errors import PassingError
 from mycelia.node.models.catalogue import Catalogue, load_catalogue, one_name
 from mycelia.node.models.find import find_model
 from mycelia.node.models.hub_cache import cache_folder
@@ -48,7 +49,7 @@ class Kept(Struct, frozen=True):
     model: str = ""
     """The catalogue's name of the chosen model; empty: none."""
     decided_at: float = 0.0
-    """Unix time of the last decision."""
+    """Unix time of the last decision; 0: there was none, or it came to nothing."""
     line_rate: float = UNKNOWN_LINE
     fetching: str = ""
     """The catalogue's name of the model that is being fetched; empty: none."""
@@ -247,7 +248,10 @@ class Auto:
         except (LocalError, NetworkError, OSError) as exc:
             log.warning("auto_failed", model=model, reason=str(exc))
             self._reason = f"{model} cannot be served here: {exc}"
-            self.chooser.handle(Failed(model), self._now())
+            is_passing = isinstance(exc, PassingError)
+            self.chooser.handle(Failed(model, is_passing), self._now())
+            if is_passing:
+                self._keep(decided_at=0.0)  # (a restart is to try it as soon as this run would)
             return
         self._reason = reason
         if before is not None:

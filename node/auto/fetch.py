@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from mycelia.node.errors import one_line
+from mycelia.node.errors import EXIT_TRY_LATER, PassingError, one_line
 from mycelia.node.service.manager import program
 from mycelia.proto.wire.errors import LocalError
 
@@ -42,7 +42,8 @@ async def pull(name: str, say: Say) -> None:
     if code < 0:
         raise LocalError(f"the download's process was ended by {signal.Signals(-code).name}")
     if code:
-        raise LocalError(last.removeprefix("mycelia: ") or f"the download ended with {code}")
+        kind = PassingError if code == EXIT_TRY_LATER else LocalError
+        raise kind(last.removeprefix("mycelia: ") or f"the download ended with {code}")
 
 
 async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[str]:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mycelia.node.errors import one_line
+from mycelia.node.errors import PassingError, one_line
 from mycelia.node.models.choose import RepoFile
 from mycelia.node.models.names import HubModel
 from mycelia.node.models.transfer import Remote
@@ -27,7 +27,7 @@ _ETAG_DIGITS = (40, 64)
 _HEX = frozenset("0123456789abcdef")
 
 
-class OfflineError(LocalError):
+class OfflineError(PassingError):
     """The hub cannot be asked."""
 
     def __init__(self, model: HubModel, reason: str) -> None:

@@ -16,7 +16,7 @@ from mycelia.node.engine.gguf import parts_of_name
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.probe.probe import Problem, Question, free_gpu_bytes, probe
 from mycelia.node.engine.settings import available_memory_bytes
-from mycelia.node.errors import one_line
+from mycelia.node.errors import PassingError, one_line
 from mycelia.node.models import hub
 from mycelia.node.models.choose import RepoFile, choose_files
 from mycelia.node.models.find import MissingError, find_model, find_source, note_url, source_of, web_paths
@@ -164,7 +164,7 @@ def _look_at(url: str, told_sha256: str) -> Remote:
             etag = response.headers.get("ETag", "")
             version = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
     except (OfflineModeIsEnabled, CutError, httpx2.HTTPError, httpx2.InvalidURL) as exc:
-        raise LocalError(
+        raise PassingError(
             f"cannot fetch {url}: {one_line(hub.reason_of(exc)).strip(' .')[:160]}; copy the file to this machine in"
             " another way, and give its path"
         ) from exc

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
-from mycelia.node.errors import one_line
+from mycelia.node.errors import PassingError, one_line
 from mycelia.node.models.sizes import INCOMPLETE, size_text
 from mycelia.proto.wire.errors import LocalError
 
@@ -260,10 +260,10 @@ class _Fetch:
                     raise self._given_up(str(cut)) from cut
                 self._sleep(max(PAUSES_S[num_futile], cut.wait_s))
 
-    def _given_up(self, reason: str) -> LocalError:
+    def _given_up(self, reason: str) -> PassingError:
         done, size = size_text(self._done), size_text(self._remote.size)
         more = f"; {done} of {size} are here, and the same command goes on from there" if self._done else ""
-        return LocalError(f"the download from {_place(self._remote.url)} was cut off: {one_line(reason)[:200]}{more}")
+        return PassingError(f"the download from {_place(self._remote.url)} was cut off: {one_line(reason)[:200]}{more}")
 
     def _receive(self) -> None:
         """Ask for what is missing and write what comes. Raises CutError unless all comes."""

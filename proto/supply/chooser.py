@@ -1,7 +1,7 @@
 """Which model of the catalogue a node serves: ``handle(event, now) -> list[Effect]``. After a call look at ``due_at``.
 
-A node decides when it has listened for a while, and then at most once each INTERVAL_S. It compares, in requests per
-hour:
+A node decides when it has listened for a while, and then at most once each INTERVAL_S, sooner only where a passing
+failure ended its move. It compares, in requests per hour:
 
     gain(model) = min(lack, what this machine could answer) x the part of the next day that is left after the download
     loss        = what is answered here of the present model, and other nodes of that model have no room for
@@ -41,9 +41,12 @@ LEAST_GAIN = 2.0
 MAX_DOUBLINGS = 6
 COMING_S = 2_400.0
 """Time after a move in which refusals that the move has ended still show in rates."""
-RETRY_S, MAX_RETRY_S = 3_600.0, 86_400.0
+RETRY_S, MAX_RETRY_S, MAX_FAILURES = 3_600.0, 86_400.0, 10
 """Pause before a model that could not be fetched or loaded is chosen again, doubled by each further failure, up to a
 maximum."""
+SOON_S = 120.0
+"""The first of these pauses if the reason may have passed in minutes. The node then decides again after it, and counts
+no further download: it goes on with the one that it has begun."""
 PAYS_S = 86_400.0
 """A download has to pay within this time."""
 FETCHES = 3.0
@@ -131,6 +134,8 @@ class Failed:
     """The model of a Move cannot be served."""
 
     model: str
+    is_passing: bool = False
+    """Whether the reason may have passed in minutes, as when a hub cannot be reached."""
 
 
 Event = Reported | Looked | Began | Continued | Failed
@@ -198,8 +203,11 @@ class Chooser:
             case Failed():
                 self._moving = ""
                 _, num_failed = self._set_aside.get(event.model, (now, 0))
-                pause_s = min(RETRY_S * 2.0 ** min(num_failed, MAX_DOUBLINGS), MAX_RETRY_S)
+                first_s = SOON_S if event.is_passing else RETRY_S
+                pause_s = min(first_s * 2.0 ** min(num_failed, MAX_FAILURES), MAX_RETRY_S)
                 self._set_aside[event.model] = now + pause_s, num_failed + 1
+                if event.is_passing:
+                    self.due_at = min(self.due_at, now + pause_s * (1 + self._rng.uniform(0, JITTER)))
             case Looked():
                 self.due_at = now + INTERVAL_S * (1 + self._rng.uniform(0, JITTER))
                 return [self._decide(event.view, now)]
@@ -225,7 +233,7 @@ class Chooser:
         if not self.held:
             return self._first(options, gains, view, now)
         if not self._fetches.has(now):
-            gains = {one: gain for one, gain in gains.items() if not one.fetch_s}
+            gains = {one: gain for one, gain in gains.items() if not one.fetch_s or one.name in aside}
         loss = self._loss(view, now)
         worth = {one: gain for one, gain in gains.items() if gain > loss * (1 + MARGIN) + LEAST_GAIN}
         self._passed = {one.name: self._passed.get(one.name, (-1, 0.0)) for one in worth}
@@ -253,7 +261,7 @@ class Chooser:
 
     def _move(self, option: Option, reason: str, now: float) -> Move:
         self._moving = option.name
-        if option.fetch_s:
+        if option.fetch_s and option.name not in self._set_aside:
             self._fetches.spend(now, 1.0)
         return Move(option.name, self.held, reason)
 

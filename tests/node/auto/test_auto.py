@@ -20,6 +20,7 @@ from mycelia.node.engine.engine import Engine
 from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.engine.pool.pool import PoolModel, open_pool
 from mycelia.node.engine.settings import EngineSettings
+from mycelia.node.errors import PassingError
 from mycelia.node.models.catalogue import Catalogue, Entry
 from mycelia.node.models.find import MissingError
 from mycelia.node.queries.demand import TELL_EVERY_S
@@ -76,6 +77,7 @@ class Choosing:
     def __init__(self, members: list[Member], data_dir: Path, nursery: trio.Nursery) -> None:
         self.one, *self.others = members
         self.pool, self.here, self.fetched = FakePool(), {"smollm3-3b"}, list[str]()
+        self.is_hub_gone = False
         self._args = data_dir, nursery
         self.catalogue: Callable[[], Catalogue] = lambda: CATALOGUE
         self.auto = self.made()
@@ -101,6 +103,8 @@ class Choosing:
         return Path(name)
 
     async def fetch(self, name: str, say: Say) -> None:
+        if self.is_hub_gone:
+            raise PassingError("cannot ask the hub")
         say(f"1 of 2 bytes of {name}")
         await trio.sleep(10)
         self.fetched.append(name)
@@ -237,6 +241,24 @@ async def test_a_model_that_cannot_be_served_changes_nothing(
         assert "smollm3-3b" not in made.one.node.own_models
 
 
+async def test_a_hub_that_could_not_be_reached_is_asked_again_within_minutes_also_after_a_restart(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    async with open_choosing(tmp_path) as made:
+        made.is_hub_gone = True
+        await made.want("qwen3-4b", 200)
+        await made.decided()
+        now = made.one.node.now()
+        assert "cannot ask the hub" in made.auto.text() and made.auto.chooser.due_at < now + 180
+        assert made.made().chooser.due_at < now + 960, "its failure was no decision"
+        made.is_hub_gone = False
+        await trio.sleep(made.auto.chooser.due_at - now)
+        await made.want("qwen3-4b", 200)
+        await made.auto.listen()
+        await made.auto.decide()
+        assert made.one.node.own_models == ["qwen3-4b", "toy"]
+
+
 async def test_it_says_why_it_can_choose_none(
     autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +346,7 @@ async def test_a_download_that_fails_says_why(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said: list[str] = []
-    with trio.fail_after(DEADLINE_S), pytest.raises(LocalError, match=r"^cannot ask .*Qwen3-4B-GGUF"):
+    with trio.fail_after(DEADLINE_S), pytest.raises(PassingError, match=r"^cannot ask .*Qwen3-4B-GGUF"):
         await pull("qwen3-4b", said.append)
     assert len(said) == 1
 

@@ -13,6 +13,7 @@ from mycelia.proto.supply.chooser import (
     LISTEN_S,
     MAX_RETRY_S,
     RETRY_S,
+    SOON_S,
     Began,
     Chooser,
     Continued,
@@ -213,6 +214,31 @@ def test_what_failed_is_left_alone_for_longer_each_time_up_to_a_day() -> None:
     one.handle(Failed("big"), now)
     hear(one, [128, 128, 128], now=now + RETRY_S)
     assert isinstance(look(one, now + RETRY_S), Move), "it was served meanwhile: the first failure again"
+
+
+def test_what_failed_for_a_passing_reason_is_tried_within_minutes_then_ever_later() -> None:
+    one, now = chooser(held=""), 1_000.0
+    for number in range(14):
+        assert isinstance(look(one, now), Move)
+        one.handle(Failed("big", is_passing=True), now)
+        pause_s = min(SOON_S * 2**number, MAX_RETRY_S)
+        assert min(pause_s, INTERVAL_S) <= one.due_at - now <= 1.25 * min(pause_s, INTERVAL_S)
+        (early,) = one.handle(Looked(View((BIG,))), now + pause_s - 1)
+        assert isinstance(early, Stay)
+        now += pause_s
+    look(one, now)
+    one.handle(Began("big"), now)
+    assert one.due_at >= now + INTERVAL_S, "nothing is to be tried again"
+
+
+def test_a_download_that_is_tried_again_is_not_counted_again() -> None:
+    one, now = chooser(), 1_000.0
+    for number in range(2 * int(FETCHES)):
+        hear(one, [128, 128, 128], now=now)
+        (move,) = one.handle(Looked(View((Option("big", 100.0, fetch_s=1.0), SMALL))), now)
+        assert isinstance(move, Move), number
+        one.handle(Failed("big", is_passing=True), now)
+        now += SOON_S * 2**number
 
 
 def test_where_nothing_could_be_fetched_it_says_so() -> None:
