@@ -135,12 +135,15 @@ Examples:
 def rm(name: str) -> None:
     """Remove the model NAME from this machine, also a download of it that was cut off.
 
-    It is removed from the cache of huggingface_hub, which other programs use, too.
+    It is removed from the cache of huggingface_hub, which other programs use, too. Other quantisations from the same
+    repository stay, and are named.
     """
-    from mycelia.node.models.held import remove_model
+    from mycelia.node.models.held import left_of, remove_model
     from mycelia.node.models.sizes import size_text
 
     click.echo(f"removed {name}: {size_text(remove_model(name))} are free again")
+    if left := [f"{one.name} ({size_text(one.bytes)})" for one in left_of(name)]:
+        click.echo(f"of its repository this stays: {', '.join(left)}; 'mycelia model rm' removes it by that name")
 
 
 @model.command(

@@ -68,6 +68,16 @@ def remove_model(name: str) -> int:
     return freed
 
 
+def left_of(name: str) -> list[HeldModel]:
+    """The models on this machine that come from the same repository as ``name``, such as other quantisations."""
+    match source_of(name):
+        case HubModel(repo=repo):
+            folder = cache_of(repo).folder
+            return [one for one in list_models() if one.is_whole and Path(one.path).is_relative_to(folder)]
+        case _:
+            return []
+
+
 def _packaged() -> list[HeldModel]:
     found = []
     for name in PACKAGED_MODELS:

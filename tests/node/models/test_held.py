@@ -101,6 +101,16 @@ def test_a_name_that_means_several_of_the_models_here_removes_none(hub: Hub, fol
     assert remove_model(f"hf:{REPO}:Q2_K") == 1_000 and len(rows()) == 1
 
 
+def test_removing_a_model_says_what_of_its_repository_stays(hub: Hub, folders: Path) -> None:
+    hub.files[OTHER] = model_bytes(300_000, seed=3)
+    for name in (NAME, f"{NAME}:{OTHER}"):
+        pull(name, Said())
+    removed, stays = run("model", "rm", NAME).splitlines()
+    assert removed == f"removed {NAME}: 1.0 MB are free again"
+    assert stays == f"of its repository this stays: {NAME}:{OTHER} (300 kB); 'mycelia model rm' removes it by that name"
+    assert run("model", "rm", f"{NAME}:{OTHER}").count("\n") == 1
+
+
 def test_what_is_not_removed(folders: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.gguf"
     own.write_bytes(b"GGUF")
