@@ -132,9 +132,8 @@ async def _get(info: RunInfo, path: str, kind: type[_T], body: object = None) ->
     try:
         async with http_client(info, httpx.Timeout(10)) as http:
             response = await (http.get(path) if body is None else http.post(path, json=body))
-        if response.status_code == httpx.codes.NOT_FOUND:
+        if response.is_error:
             raise LocalError(msgspec.json.decode(response.content, type=FailedView).message)
-        response.raise_for_status()
         return msgspec.json.decode(response.content, type=kind)
     except HTTP_ERRORS as exc:
         raise no_answer(info, exc) from exc

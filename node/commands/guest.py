@@ -90,6 +90,15 @@ def guest_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _length(context: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    from mycelia.node.guest.pausing import MAX_PAUSE_DAYS
+
+    length_s = seconds(context, param, value)
+    if length_s is not None and not 0 < length_s <= MAX_PAUSE_DAYS * 86_400:
+        raise click.BadParameter(f"a pause lasts from 1m to {MAX_PAUSE_DAYS}d, or without --for until 'mycelia resume'")
+    return length_s
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -99,7 +108,7 @@ Examples:
 @click.option(
     "--for",
     "for_s",
-    callback=seconds,
+    callback=_length,
     metavar="TIME",
     help="Time after which the node resumes, such as 30m, 2h or 1d.",
 )

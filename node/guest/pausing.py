@@ -17,6 +17,7 @@ BUSY_SHARE = 0.25
 AVERAGE_S = 15.0
 """Time over which that is averaged: opening a page in a browser is no reason to pause."""
 CALM_S = 60.0
+MAX_PAUSE_DAYS = 366
 BUSY, BATTERY, FULL_SCREEN = "other programs use the machine", "on battery", "a program fills the screen"
 
 

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mycelia.node.guest.pausing import MAX_PAUSE_DAYS
 from mycelia.node.serve.api import Api
 from mycelia.node.serve.api_keys import is_owner
 from mycelia.node.serve.http.bodies import json_response, read_json, refusing
@@ -23,11 +24,9 @@ from mycelia.node.telemetry.days import MAX_DAYS
 from mycelia.node.views import FailedView, PausedView
 from mycelia.proto.wire.errors import LocalError
 
-MAX_PAUSE_S = 366 * 86_400.0
-
 
 class _Pause(msgspec.Struct, forbid_unknown_fields=True):
-    for_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_PAUSE_S)] | None = None
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=86_400 * MAX_PAUSE_DAYS)] | None = None
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):

@@ -23,6 +23,12 @@ def test_an_option_that_shows_nothing_is_refused() -> None:
     assert done.exit_code == 2 and "--logprobs shows nothing without --json" in done.output
 
 
+@pytest.mark.parametrize("length", ["0m", "367d"])
+def test_a_pause_has_a_length(length: str) -> None:
+    done = CliRunner().invoke(cli, ["pause", "--for", length])
+    assert done.exit_code == 2 and "or without --for until 'mycelia resume'" in done.output
+
+
 def test_defaults_in_words_are_shown() -> None:
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli, ["config", "show"]).output
     assert "(all usable processor cores)" in shown

@@ -1,10 +1,15 @@
 """What only the owner of the machine may do with the node."""
 
 import httpx
+import pytest
 import trio
 
+from mycelia.node.client.local import pause_node
 from mycelia.node.serve.api_keys import ApiKey, digest_of, local_key
-from mycelia.node.serve.gateway import Access, make_app
+from mycelia.node.serve.gateway import Access, make_app, serve_gateway
+from mycelia.node.serve.http.server import bind_api
+from mycelia.node.storage.rundir import RunInfo
+from mycelia.proto.wire.errors import LocalError
 from tests.node.serve.openai.test_api import KEY, OTHER_KEY, ScriptedNode, answer
 
 
@@ -50,3 +55,19 @@ async def test_an_api_key_of_others_does_not() -> None:
                     body: dict[str, str] | None = {} if method == "POST" else None
                     assert (await http.request(method, path, headers=headers, json=body)).status_code == status
     assert node.told == [None]
+
+
+async def test_a_command_gets_the_nodes_own_reason() -> None:
+    class Full(Pausable):
+        def pause(self, for_s: float | None) -> str:
+            raise LocalError("cannot write pause.msgpack: the disk is full")
+
+    listener = bind_api("127.0.0.1", 0)
+    info = RunInfo(1, f"http://127.0.0.1:{listener.getsockname()[1]}", "")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_gateway, Full(), listener)
+            for length, reason in ((60.0, r"^cannot write pause\.msgpack"), (1e12, "^the body is not valid")):
+                with pytest.raises(LocalError, match=reason):
+                    await pause_node(info, length)
+            nursery.cancel_scope.cancel()
