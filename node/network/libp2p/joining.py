@@ -121,16 +121,18 @@ class Joining:
 
     async def _keep(self, whom: str, dial: Dial) -> None:
         """Dials again whenever none of the nodes is connected. Never returns."""
-        pause_s = BOOTSTRAP_FIRST_PAUSE_S
+        pause_s, logged = BOOTSTRAP_FIRST_PAUSE_S, ""
         while True:
             was_alone = not len(self._table)
             try:
                 peers = await dial()
             except NetworkError as exc:
-                log.info("bootstrap peer is not reachable", peer=whom, reason=str(exc), retry_s=pause_s)
+                reason = str(exc)
+                (log.debug if reason == logged else log.info)("bootstrap_unreachable", peer=whom, reason=reason)
+                logged = reason
                 self.attempts.note_all(exc.failures if isinstance(exc, DialError) else ())
             else:
-                connected_at = trio.current_time()
+                connected_at, logged = trio.current_time(), ""
                 if was_alone:
                     self._discovery.back_online()
                 self._discovery.start_over()

@@ -146,5 +146,5 @@ class Liveness:
                 silent = [one for one, pulse in self._pulses.items() if not pulse.look(now, self._starvation, wait_s)]
                 for connection in silent:
                     del self._pulses[connection]
-                    log.info("peer is silent", peer=peer_text(peer_of(connection)))
+                    log.info("peer_silent", peer=peer_text(peer_of(connection)))
                     nursery.start_soon(supervised, close_connection, connection)

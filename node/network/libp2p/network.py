@@ -149,7 +149,7 @@ class Libp2pNetwork:
 
     def _start_over(self, peer: bytes) -> None:
         """Ends all connections with the peer, which dials again. Gossip would not move to its new connection."""
-        log.info("peer came again", peer=peer_text(peer))
+        log.info("peer_returned", peer=peer_text(peer))
         if self.nursery is not None:
             self.nursery.start_soon(supervised, self.host.disconnect, peer)
 

@@ -60,6 +60,24 @@ async def test_a_node_joins_through_a_list_that_is_read_anew_each_time(monkeypat
         await eventually(lambda: set(one.peers()) == {two.peer_id, three.peer_id})
 
 
+async def test_a_bootstrap_peer_that_stays_away_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for each try would push all others out of the log."""
+    monkeypatch.setattr(joining, "BOOTSTRAP_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(joining, "ALONE_LONGEST_PAUSE_S", 0.01)
+    zone = Zone({})
+    with structlog.testing.capture_logs() as lines:
+        async with resolving(node(bootstrap=("/dnsaddr/dead.example",)), zone):
+            await eventually(lambda: len(zone.asked) > 4)
+            zone.records["_dnsaddr.dead.example", "TXT"] = REFUSED
+            await eventually(lambda: len(unreachable(lines, "refuses to answer")) > 2)
+    for reason in ("no such name", "refuses to answer"):
+        assert [line["log_level"] for line in unreachable(lines, reason)[:3]] == ["info", "debug", "debug"]
+
+
+def unreachable(lines: list[structlog.typing.EventDict], reason: str) -> list[structlog.typing.EventDict]:
+    return [line for line in lines if line["event"] == "bootstrap_unreachable" and reason in line["reason"]]
+
+
 async def test_a_command_joins_through_the_first_of_a_list() -> None:
     async with open_network(node()) as two:
         zone = Zone({("_dnsaddr.swarm.example", "TXT"): [f"dnsaddr={two.addresses()[0]}".encode()]})
