@@ -8,12 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from mycelia.node.schemas.document import Document, Schema, SchemaError
+from mycelia.node.schemas.document import Document, Schema, SchemaError, num_members
 from mycelia.node.schemas.negation import TYPES, kind_of
 
 _MAX_STEPS = 30_000
 """Schemas and members of schemas that are looked at, and comparisons: about 30 ms."""
 _MAX_DEPTH = 12
+_NAMES_A_STEP, _CHARS_A_STEP = 8, 64
+"""Names or values that are compared, and characters that are read, in the time of a step."""
+
+
+class _TooMuchError(Exception):
+    """More than _MAX_STEPS."""
 
 
 @dataclass
@@ -47,21 +53,33 @@ class Disjoint:
 
     def all(self, schemas: Sequence[Schema]) -> bool:
         """Whether no value fits two of ``schemas``; False if that is not known."""
-        facts = [self._facts(schema) for schema in schemas]
-        if _have_a_mark(facts):
-            return True
-        pairs = ((one, other) for place, one in enumerate(facts) for other in facts[:place])
-        return all(self._disjoint(one, other, 0) for one, other in pairs)
+        with suppress(_TooMuchError):
+            facts = [self._facts(schema) for schema in schemas]
+            if self._have_a_mark(facts):
+                return True
+            pairs = ((one, other) for place, one in enumerate(facts) for other in facts[:place])
+            return all(self._disjoint(one, other, 0) for one, other in pairs)
+        return False
 
     def two(self, one: Schema, other: Schema) -> bool:
-        return self._disjoint(self._facts(one), self._facts(other), 0)
+        with suppress(_TooMuchError):
+            return self._disjoint(self._facts(one), self._facts(other), 0)
+        return False
+
+    def _count(self, num_steps: int) -> None:
+        """Raises _TooMuchError."""
+        self._steps += num_steps
+        if self._steps > _MAX_STEPS:
+            raise _TooMuchError
 
     def _disjoint(self, one: _Facts, other: _Facts, depth: int) -> bool:
-        self._steps += 1
-        if self._steps > _MAX_STEPS or depth > _MAX_DEPTH:
+        self._count(1)
+        if depth > _MAX_DEPTH:
             return False
-        if one.values is not None and other.values is not None and one.values.isdisjoint(other.values):
-            return True
+        if one.values is not None and other.values is not None:
+            self._count(min(len(one.values), len(other.values)) // _NAMES_A_STEP)
+            if one.values.isdisjoint(other.values):
+                return True
         if all(self._have_no(kind, one, other, depth) for kind in one.types & other.types):
             return True
         for mixed, plain in ((one, other), (other, one)):
@@ -83,6 +101,7 @@ class Disjoint:
                 return _are_apart(one.size, other.size) or (firsts is not None and self._disjoint(*firsts, depth + 1))
             case "object":
                 names = one.required | other.required
+                self._count(len(names) // _NAMES_A_STEP)
                 return any(self._clash(name, one, other, depth) for name in names)
         return False
 
@@ -94,6 +113,29 @@ class Disjoint:
         return any(
             self._disjoint(self._facts(first), self._facts(second), depth + 1) for first in firsts for second in seconds
         )
+
+    def _have_a_mark(self, facts: Sequence[_Facts]) -> bool:
+        """Whether all are objects that must have a property whose value says which of them it is."""
+        if len(facts) < 2 or any(one.types != {"object"} for one in facts):
+            return False
+        for name in facts[0].required.intersection(*(one.required for one in facts[1:])):
+            known: set[str] = set()
+            for one in facts:
+                values = self._values(one.properties.get(name, ()))
+                if not values or not known.isdisjoint(values):
+                    break
+                known |= values
+            else:
+                return True
+        return False
+
+    def _values(self, schemas: Sequence[Schema]) -> frozenset[str]:
+        """Values of which what fits all of ``schemas`` is one, as JSON; empty: they are not known."""
+        for schema in schemas:
+            if values := self._facts(schema).values:
+                self._count(len(values) // _NAMES_A_STEP)
+                return values
+        return frozenset()
 
     # --- facts ------------------------------------------------------------------------------------------------------
 
@@ -110,9 +152,7 @@ class Disjoint:
 
     def _parts(self, schema: Schema, followed: tuple[str, ...]) -> Iterator[Schema]:
         """The schemas that all hold where ``schema`` does."""
-        self._steps += 1 + _size(schema)
-        if self._steps > _MAX_STEPS:
-            return
+        self._count(1 + num_members(schema) + _num_chars(schema) // _CHARS_A_STEP)
         yield schema
         if isinstance(schema, bool) or len(followed) > _MAX_DEPTH:
             return
@@ -152,14 +192,11 @@ def _add(facts: _Facts, schema: dict[str, Any]) -> None:
     facts.ways += [schema[keyword] for keyword in ("anyOf", "oneOf") if keyword in schema]
 
 
-def _size(schema: Schema) -> int:
-    """The number of members that ``_add`` looks at; a text counts by its length."""
+def _num_chars(schema: Schema) -> int:
+    """The length of what is not said in schemas."""
     if isinstance(schema, bool):
         return 0
-    holders = [value for value in schema.values() if isinstance(value, dict | list)]
-    return (
-        sum(map(len, holders)) + sum(len(json.dumps(schema[key])) for key in ("const", "enum") if key in schema) // 64
-    )
+    return sum(len(json.dumps(schema[keyword])) for keyword in ("$ref", "const", "enum") if keyword in schema)
 
 
 def _narrowed(bounds: tuple[float, float], least: float, most: float) -> tuple[float, float]:
@@ -168,27 +205,6 @@ def _narrowed(bounds: tuple[float, float], least: float, most: float) -> tuple[f
 
 def _are_apart(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one[1] < other[0] or other[1] < one[0]
-
-
-def _have_a_mark(facts: Sequence[_Facts]) -> bool:
-    """Whether all are objects that must have a property whose value says which of them it is."""
-    if len(facts) < 2 or any(one.types != {"object"} for one in facts):
-        return False
-    for name in facts[0].required.intersection(*(one.required for one in facts[1:])):
-        known: set[str] = set()
-        for one in facts:
-            values = {
-                _told(value)
-                for schema in one.properties.get(name, ())
-                if isinstance(schema, dict)
-                for value in ([schema["const"]] if "const" in schema else schema.get("enum", ()))
-            }
-            if not values or not known.isdisjoint(values):
-                break
-            known |= values
-        else:
-            return True
-    return False
 
 
 def _told(value: Any) -> str:

@@ -67,9 +67,10 @@ def _of_today(schema: dict[str, Any]) -> dict[str, Any]:
     for name, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if isinstance(kept.get(name), bool) and kept.pop(name) and bound in kept:
             kept[name] = kept.pop(bound)
-    for name, needed in _of_kind("dependencies", kept.pop("dependencies", {}), dict).items():
-        kind = "dependentRequired" if isinstance(needed, list) else "dependentSchemas"
-        kept[kind] = {**kept.get(kind, {}), name: needed}
+    needed = _of_kind("dependencies", kept.pop("dependencies", {}), dict)
+    for kind, is_list in (("dependentRequired", True), ("dependentSchemas", False)):
+        if of_kind := {name: one for name, one in needed.items() if isinstance(one, list) is is_list}:
+            kept[kind] = {**kept.get(kind, {}), **of_kind}
     properties = kept.get("properties")
     if isinstance(properties, dict):
         kept |= _of_draft_3(properties, kept.get("required", []))
@@ -98,12 +99,14 @@ _DRAFT = re.compile(r"https?://json-schema\.org/(draft/20(19-09|20-12)|draft-0[4
 
 
 class Document:
-    """A schema whose references can be followed, without remarks and with whole counts. Immutable."""
+    """A schema whose references can be followed, without remarks and with whole counts. Callers see no change of it."""
 
     def __init__(self, schema: object) -> None:
         """Raises SchemaError for what is no schema, and for unknown keywords."""
         self._anchors: dict[str, list[Schema]] = {}
         self._ids = 0
+        self._found: dict[str, Schema] = {}
+        """What was found by a reference, which may be long and followed thousands of times."""
         self.root = self._read(schema, 0)
 
     def _read(self, schema: object, depth: int) -> Schema:
@@ -149,6 +152,12 @@ class Document:
         """The schema that a reference within the document means. Raises SchemaError."""
         if not isinstance(reference, str) or not reference.startswith("#") or not self.is_one_resource:
             raise SchemaError(f"the reference {str(reference)[:100]!r} cannot be followed here")
+        if reference not in self._found:
+            self._found[reference] = self._look_up(reference)
+        return self._found[reference]
+
+    def _look_up(self, reference: str) -> Schema:
+        """Raises SchemaError."""
         if not reference.startswith("#/"):
             found = [self.root] if reference == "#" else self._anchors.get(reference[1:], [])
             if len(found) != 1:
@@ -166,6 +175,14 @@ class Document:
         if not isinstance(place, dict | bool):
             raise SchemaError(f"the reference {reference[:100]!r} means no schema")
         return place
+
+
+def num_members(schema: Schema) -> int:
+    """How many members the lists and objects directly in a schema of a document have: the work of a look at it."""
+    if isinstance(schema, bool):
+        return 0
+    num_needed = sum(map(len, schema.get("dependentRequired", {}).values()))
+    return num_needed + sum(len(value) for value in schema.values() if isinstance(value, dict | list))
 
 
 def _of_kind(keyword: str, value: Any, kind: type) -> Any:

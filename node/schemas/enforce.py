@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import quote
 
 from mycelia.node.schemas.disjoint import Disjoint
-from mycelia.node.schemas.document import Document, Schema, SchemaError, not_enforced
+from mycelia.node.schemas.document import Document, Schema, SchemaError, not_enforced, num_members
 from mycelia.node.schemas.names import pattern_of_names, texts_of
-from mycelia.node.schemas.negation import Negation, all_of, any_of, item_at, with_item
+from mycelia.node.schemas.negation import Negation, all_of, any_of, item_at, squares_of, with_item
 from mycelia.node.schemas.texts import LARGEST_INTEGER, of_format, of_pattern
 
 MAX_CONTAINS = 3
@@ -27,8 +27,9 @@ MAX_UNIQUE = 5
 """Values whose sets are told one by one."""
 MAX_BRANCHES = 64
 """Ways in which parts of one schema can apply together."""
-_COPIED_A_STEP = 64
-"""Schemas that are copied in the time of a step."""
+_COPIED_A_STEP, _SQUARES_A_STEP = 64, 2_048
+"""Schemas, names and characters that are copied, and squared characters in which a pattern is looked for, in the time
+of a step."""
 _OWN = frozenset(
     {
         *("additionalProperties", "items", "patternProperties", "prefixItems", "properties"),
@@ -107,7 +108,7 @@ class _Enforcer:
         if isinstance(schema, bool):
             return schema
         self._depth += 1
-        self._count()
+        self._count_look(schema)
         try:
             return self._of(schema)
         finally:
@@ -119,11 +120,16 @@ class _Enforcer:
         if self._depth > MAX_NESTED or self._steps > MAX_STEPS:
             raise SchemaError("the JSON schema is nested too deep, or its parts apply together in too many ways")
 
+    def _count_look(self, schema: Schema) -> None:
+        self._count(1 + num_members(schema) // _COPIED_A_STEP)
+
     def _of(self, schema: dict[str, Any]) -> Schema:
         schema = _with_plain_rest(schema)
         kept: dict[str, Any] = {}
         more: list[Schema] = []
         for keyword, value in schema.items():
+            if isinstance(value, str):
+                self._count(len(value) // _COPIED_A_STEP)
             if keyword in ("properties", "patternProperties", "$defs", "definitions"):
                 kept[keyword] = {name: self.of(one) for name, one in value.items()}
             elif keyword in ("allOf", "anyOf", "prefixItems"):
@@ -146,6 +152,7 @@ class _Enforcer:
                 more += self._more(keyword, value, schema)
         if not more:
             return kept
+        self._count(len(more))
         names = {name: kept.pop(name) for name in _NAMES if name in kept}
         if not _UNEVALUATED.isdisjoint(schema):
             kept = {}  # (it is in each branch)
@@ -241,7 +248,7 @@ class _Enforcer:
 
     def _unique(self, schema: dict[str, Any]) -> Schema:
         """Lists of a few values, each at most once and in the order of the schema."""
-        values = texts_of(schema.get("items", True), self._document, only_texts=False)
+        values = texts_of(schema.get("items", True), self._document, self._count, only_texts=False)
         if values is None or len(values) > MAX_UNIQUE or "prefixItems" in schema:
             raise not_enforced("uniqueItems")
         subsets = [chosen for size in range(len(values) + 1) for chosen in itertools.combinations(values, size)]
@@ -284,16 +291,16 @@ class _Enforcer:
 
     def _names(self, schema: Schema, whole: dict[str, Any]) -> Schema:
         """The constraint by ``propertyNames``."""
-        texts = texts_of(schema, self._document)
+        texts = texts_of(schema, self._document, self._count)
         if texts is not None:
-            self._count(len(texts))
             return {"properties": dict.fromkeys(texts, True), "additionalProperties": False}
         if schema in ({"minLength": 1}, {"minLength": 1, "type": "string"}):
             return {"properties": {"": False}}
-        pattern = pattern_of_names(schema, self._document)
+        pattern = pattern_of_names(schema, self._document, self._count)
         if pattern is None:
             return True
         known = [*whole.get("properties", {}), *whole.get("required", [])]
+        self._count(len(known) // 8 + squares_of(known) // _SQUARES_A_STEP)
         refused = [name for name in known if not _matches(pattern, name)]
         return {
             "properties": dict.fromkeys(refused, False),
@@ -324,7 +331,7 @@ class _Enforcer:
 
     def _branches(self, schema: Schema, followed: tuple[str, ...]) -> list[_Branch]:
         """The ways to apply a schema in its place."""
-        self._count()
+        self._count_look(schema)
         if isinstance(schema, bool):
             return [([schema], _Seen())]
         own = {keyword: value for keyword, value in schema.items() if keyword in _OWN}
@@ -363,7 +370,8 @@ class _Enforcer:
             branches = [([*held, *more], seen | other) for held, seen in branches for more, other in way]
             if len(branches) > MAX_BRANCHES:
                 raise SchemaError("the parts of the JSON schema apply together in too many ways")
-            self._count(1 + sum(len(held) for held, _ in branches) // _COPIED_A_STEP)
+            num_copied = sum(len(held) + len(seen.names) + len(seen.patterns) for held, seen in branches)
+            self._count(1 + num_copied // _COPIED_A_STEP)
         return branches
 
     def _some(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:

@@ -1,16 +1,21 @@
 """What ``propertyNames`` says of the names of an object: which they are, or how they look."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mycelia.node.schemas.document import Document, Schema, not_enforced
-from mycelia.node.schemas.negation import MAX_SQUARES, excluding_texts
+from mycelia.node.schemas.negation import MAX_SQUARES, excluding_texts, squares_of
 from mycelia.node.schemas.texts import PATTERNS, of_format, of_pattern
 
 _MAX_DEPTH = 8
 
 
-def texts_of(schema: Schema, document: Document, only_texts: bool = True, depth: int = 0) -> list[Any] | None:
-    """All values that fit ``schema``; None: they are not listed. only_texts: values of other types are left out."""
+def texts_of(
+    schema: Schema, document: Document, count: Callable[[int], None], only_texts: bool = True, depth: int = 0
+) -> list[Any] | None:
+    """All values that fit ``schema``; None: they are not listed. count: is told the steps that this takes; may raise,
+    since references may multiply the values. only_texts: values of other types are left out."""
+    count(1)
     if isinstance(schema, bool) or depth > _MAX_DEPTH:
         return [] if schema is False else None
     if "const" in schema or "enum" in schema:
@@ -18,12 +23,13 @@ def texts_of(schema: Schema, document: Document, only_texts: bool = True, depth:
         keywords = {*schema} - {"const", "enum", "type"}
         if keywords:
             return None
+        count(len(values))
         return [value for value in values if isinstance(value, str) or not only_texts]
     if "$ref" in schema and {*schema} <= {"$ref", "type"}:
-        return texts_of(document.find(schema["$ref"]), document, only_texts, depth + 1)
+        return texts_of(document.find(schema["$ref"]), document, count, only_texts, depth + 1)
     for keyword in ("anyOf", "oneOf"):
         if keyword in schema and {*schema} <= {keyword, "type"}:
-            found = [texts_of(one, document, only_texts, depth + 1) for one in schema[keyword]]
+            found = [texts_of(one, document, count, only_texts, depth + 1) for one in schema[keyword]]
             lists = [one for one in found if one is not None]
             return [value for values in lists for value in values] if len(lists) == len(found) else None
     if schema.get("type") == "boolean" and not only_texts:
@@ -31,12 +37,13 @@ def texts_of(schema: Schema, document: Document, only_texts: bool = True, depth:
     return None
 
 
-def pattern_of_names(schema: Schema, document: Document, depth: int = 0) -> str | None:
-    """A pattern of the texts that fit ``schema``; None: all texts do. Raises SchemaError when there is none."""
+def pattern_of_names(schema: Schema, document: Document, count: Callable[[int], None], depth: int = 0) -> str | None:
+    """A pattern of the texts that fit ``schema``; None: all texts do. count: see ``texts_of``. Raises SchemaError when
+    there is none."""
     if isinstance(schema, bool):
         return None if schema else "^(?:[^\\x00-\\x{10ffff}])$"
     if "$ref" in schema and {*schema} <= {"$ref", "type"} and depth <= _MAX_DEPTH:
-        return pattern_of_names(document.find(schema["$ref"]), document, depth + 1)
+        return pattern_of_names(document.find(schema["$ref"]), document, count, depth + 1)
     kinds = schema.get("type", "string")
     keywords = {*schema} - {"type"}
     if kinds != "string":
@@ -46,13 +53,15 @@ def pattern_of_names(schema: Schema, document: Document, depth: int = 0) -> str 
     if keywords <= {"minLength", "maxLength"}:
         return f"^(?s:.{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}})$"
     if keywords == {"pattern"} or (keywords == {"minLength", "pattern"} and _needs_a_character(schema)):
+        count(len(schema["pattern"]) // 64)
         said = of_pattern(schema["pattern"])
         if {*said} == {"pattern"}:
             return str(said["pattern"])
     if keywords == {"format"} and schema["format"] in PATTERNS:
         return PATTERNS[schema["format"]]
-    if keywords == {"not"} and (texts := texts_of(schema["not"], document)) is not None:
-        if sum(len(text) ** 2 for text in texts) <= MAX_SQUARES:
+    if keywords == {"not"} and (texts := texts_of(schema["not"], document, count)) is not None:
+        if (squares := squares_of({*texts})) <= MAX_SQUARES:
+            count(squares // 16)
             return f"^(?:{excluding_texts(texts)})$"
     raise not_enforced("propertyNames", "with such a schema")
 

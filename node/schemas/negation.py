@@ -2,10 +2,10 @@
 values that fit the result are among those that the schema excludes, but they need not be all of them."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mycelia.node.schemas.document import Document, Schema, SchemaError
+from mycelia.node.schemas.document import Document, Schema, SchemaError, num_members
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 PLACES = 6
@@ -13,6 +13,8 @@ PLACES = 6
 MAX_STEPS = 2_000
 MAX_SQUARES = 50_000
 """The sum of the squared lengths of texts to exclude: the regular expression of all others has their beginnings."""
+_MEMBERS_A_STEP, _PAIRS_A_STEP, _SQUARES_A_STEP = 8, 4, 64
+"""Members that are negated, pairs that are made, and squares as above, in the time of a step."""
 _LESS = {
     "minItems": ("array", "maxItems"),
     "minLength": ("string", "maxLength"),
@@ -64,9 +66,7 @@ class Negation:
 
     def of(self, schema: Schema, followed: tuple[str, ...] = ()) -> Schema:
         """followed: references on the way here. Raises SchemaError when it is too much."""
-        self._steps += 1
-        if self._steps > MAX_STEPS:
-            raise SchemaError("the JSON schema excludes too much: it is too large")
+        self._count(1 + num_members(schema) // _MEMBERS_A_STEP)
         if isinstance(schema, bool):
             return not schema
         parts: list[Schema] = []
@@ -74,6 +74,17 @@ class Negation:
             if keyword not in _QUIET:
                 parts += self._of(keyword, value, schema, followed)
         return any_of(parts)
+
+    def _count(self, num_steps: int) -> None:
+        """Raises SchemaError."""
+        self._steps += num_steps
+        if self._steps > MAX_STEPS:
+            raise SchemaError("the JSON schema excludes too much: it is too large")
+
+    def _excluding(self, values: Sequence[Any]) -> Schema:
+        squares = squares_of(value for value in values if isinstance(value, str))
+        self._count(squares // _SQUARES_A_STEP if squares <= MAX_SQUARES else 0)
+        return excluding(values)
 
     def _of(self, keyword: str, value: Any, schema: dict[str, Any], followed: tuple[str, ...]) -> list[Schema]:
         """Schemas of values that this keyword of ``schema`` excludes."""
@@ -88,9 +99,9 @@ class Negation:
                 others = [kind for kind in TYPES if kind not in kinds and not (kind == "number" and "integer" in kinds)]
                 return [{"type": others}] if others else []
             case "const":
-                return [excluding([value])]
+                return [self._excluding([value])]
             case "enum":
-                return [excluding(value)]
+                return [self._excluding(value)]
             case "minLength" | "minItems" | "minProperties" if value > 0:
                 kind, other = _LESS[keyword]
                 return [{"type": kind, other: value - 1}]
@@ -131,6 +142,7 @@ class Negation:
             case "allOf":
                 return [self.of(one, followed) for one in value]
             case "oneOf":
+                self._count(len(value) ** 2 // 2 // _PAIRS_A_STEP)
                 none = all_of([self.of(one, followed) for one in value])
                 return [none, *(all_of(pair) for pair in itertools.combinations(value, 2))]
             case "if" if "then" in schema or "else" in schema:
@@ -150,7 +162,7 @@ def excluding(values: Sequence[Any]) -> Schema:
         bounds = {"exclusiveMinimum": low, "exclusiveMaximum": high}
         if low is None or low != high:
             parts.append({"type": "number"} | {name: bound for name, bound in bounds.items() if bound is not None})
-    if kinds["string"] and sum(len(text) ** 2 for text in kinds["string"]) <= MAX_SQUARES:
+    if kinds["string"] and squares_of(kinds["string"]) <= MAX_SQUARES:
         parts.append({"type": "string", "pattern": f"^(?:{excluding_texts(kinds['string'])})$"})
     for kind, least, most in (("array", "minItems", "maxItems"), ("object", "minProperties", "maxProperties")):
         if kinds[kind]:
@@ -178,14 +190,23 @@ def kind_of(value: Any) -> str:
     return "object"
 
 
+def squares_of(texts: Iterable[str]) -> int:
+    return sum(len(text) ** 2 for text in texts)
+
+
 def excluding_texts(texts: Sequence[str]) -> str:
     """A regular expression of all other texts."""
-    alternatives = []
     known = {*texts}
-    prefixes = sorted({text[:end] for text in known for end in range(len(text) + 1)})
-    for prefix in prefixes:
-        following = sorted({text[len(prefix)] for text in known if text.startswith(prefix) and len(text) > len(prefix)})
-        other = f"[^{''.join(map(_character, following))}](?s:.)*" if following else "(?s:.)+"
+    following: dict[str, set[str]] = {"": set()}
+    """Beginning of a text -> the characters after it."""
+    for text in known:
+        for end, char in enumerate(text):
+            following.setdefault(text[:end], set()).add(char)
+        following.setdefault(text, set())
+    alternatives = []
+    for prefix in sorted(following):
+        others = sorted(following[prefix])
+        other = f"[^{''.join(map(_character, others))}](?s:.)*" if others else "(?s:.)+"
         written = "".join(map(_character, prefix))
         alternatives.append(written + (other if prefix in known else f"(?:{other})?"))
     return "|".join(alternatives)

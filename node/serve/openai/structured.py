@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from mycelia.node.schemas.document import Schema, SchemaError
 from mycelia.node.schemas.enforce import enforceable
 from mycelia.node.schemas.places import closed, moved
@@ -73,6 +75,8 @@ def _structured_forms(wanted: StructuredOutputs, param: str) -> dict[str, Form]:
         name = param.format("choice")
         if not any(wanted.choice):
             raise HttpError(400, f"{name} needs a text that is not empty", param=name)
+        if sum(map(len, wanted.choice)) > MAX_GRAMMAR_CHARS:
+            raise HttpError(400, f"{name} has over {MAX_GRAMMAR_CHARS} characters", param=name)
         found[name] = Form("regex", "|".join(map(_literal, wanted.choice)))
     if wanted.grammar:
         found[param.format("grammar")] = _grammar_form(wanted.grammar)
@@ -105,15 +109,30 @@ def _grammar_form(text: str) -> Form:
 def schema_form(schema: Schema, param: str) -> Form:
     """The form of an answer that fits ``schema``, the value of the field ``param``."""
     try:
+        _check_size(schema, param)
         text = json.dumps(closed(schema), ensure_ascii=False)
         if len(text) > MAX_GRAMMAR_CHARS:
-            raise HttpError(400, f"the JSON schema has over {MAX_GRAMMAR_CHARS} characters", param=param)
+            raise _too_long(param)
         enforceable(text)
     except RecursionError:
         raise HttpError(400, "the JSON schema is nested too deep", param=param) from None
     except SchemaError as exc:
         raise HttpError(400, str(exc), param=param) from exc
     return Form("json_schema", text)
+
+
+def _check_size(schema: object, param: str) -> None:
+    """Raises HttpError for a schema that is too long in any case, before more work on it; also RecursionError."""
+    try:
+        num_bytes = len(msgspec.json.encode(schema))
+    except UnicodeEncodeError:
+        raise HttpError(400, "the JSON schema has lone surrogates", param=param) from None
+    if num_bytes > 4 * MAX_GRAMMAR_CHARS:  # (a character takes at most 4 bytes)
+        raise _too_long(param)
+
+
+def _too_long(param: str) -> HttpError:
+    return HttpError(400, f"the JSON schema has over {MAX_GRAMMAR_CHARS} characters", param=param)
 
 
 def call_form(tools: Sequence[Tool], name: str | None, allows_several: bool) -> Form:
@@ -125,6 +144,8 @@ def call_form(tools: Sequence[Tool], name: str | None, allows_several: bool) -> 
     calls = []
     for place, function in enumerate(wanted):
         try:
+            if not place:
+                _check_size([one.parameters for one in wanted], "tools")
             parameters = closed(_of_object(function.parameters or {}, function.name))
             parameters = moved(parameters, f"#/$defs/call{place}/properties/arguments")
         except RecursionError:

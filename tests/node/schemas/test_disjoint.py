@@ -88,3 +88,14 @@ def test_the_work_is_bounded() -> None:
     loop: dict[str, Any] = {"$defs": {"one": {"$ref": "#/$defs/one"}}}
     assert not Disjoint(Document(loop)).two({"$ref": "#/$defs/one"}, {"$ref": "#/$defs/one"})
     assert not Disjoint(Document(True)).all([deep, deep, {"$ref": "#/nowhere"}])
+    words = [chr(0x4E00 + n) for n in range(4_000)]
+    kinds = {"$defs": {"a": {"properties": {"k": {"enum": words}, "m": {"type": "string"}}}}}
+    many = {"allOf": [{"$ref": "#/$defs/a"}] * 2_000, "required": ["k", "m"]}
+    # (each of the first 2,000 was compared with each of the others, or had its values read again: minutes)
+    assert not Disjoint(Document(kinds)).two(many | {"type": "object"}, many | {"type": ["object", "null"]})
+    assert Disjoint(Document(kinds)).all(
+        [
+            {"type": "object", "allOf": [{"$ref": "#/$defs/a"}] * 2_000, "required": ["k"]},
+            {"type": "object", "properties": {"k": {"const": 1}}, "required": ["k"]},
+        ]
+    )

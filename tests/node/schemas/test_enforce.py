@@ -8,10 +8,11 @@ import pytest
 
 from mycelia.node.engine.child.grammar.checker import read
 from mycelia.node.engine.child.grammar.guidance import GrammarError, matcher
-from mycelia.node.schemas.document import Schema, SchemaError
+from mycelia.node.schemas.document import Document, Schema, SchemaError
 from mycelia.node.schemas.enforce import enforceable
 from mycelia.node.schemas.negation import excluding_texts
 from mycelia.node.schemas.places import closed, closed_text, moved
+from mycelia.proto.wire.messages import MAX_GRAMMAR_CHARS
 from tests.node.schemas.suite import accepts
 
 ITEM = {"type": "object", "properties": {"sku": {"type": "string"}}, "required": ["sku"]}
@@ -282,3 +283,46 @@ def test_thousands_of_dynamic_references_are_followed_in_linear_time() -> None:
     schema = {"allOf": [{"$dynamicRef": "#x"}] * 3_000, "$defs": {"a": {"$dynamicAnchor": "x", "type": "string"}}}
     made = enforceable(json.dumps(schema))  # (a search for each took 6 s)
     assert isinstance(made, dict) and {"$ref": "#/$defs/a"} in made["allOf"]
+
+
+WORDS = [chr(0x4E00 + n) for n in range(12_000)]
+FANS: dict[str, Schema] = {
+    f"level{level}": {"anyOf": [{"$ref": f"#/$defs/level{level + 1}"}] * 800} if level < 3 else {"const": "x"}
+    for level in range(4)
+}
+MULTIPLIED: list[tuple[str, dict[str, Any]]] = [
+    # (text that is multiplied by references, in less than 64 KiB: none of these came to an end within seconds)
+    ("names of names of names", {"propertyNames": {"$ref": "#/$defs/level0"}, "$defs": FANS}),
+    ("values of a set", {"uniqueItems": True, "items": {"$ref": "#/$defs/level0"}, "$defs": FANS}),
+    ("excluded again", {"not": {"anyOf": [{"$ref": "#/$defs/a"}] * 1_900}, "$defs": {"a": {"enum": WORDS[:3_000]}}}),
+    (
+        "required again",
+        {"not": {"allOf": [{"$ref": "#/$defs/a"}] * 1_900}, "$defs": {"a": {"required": WORDS[:2_000]}}},
+    ),
+    ("pairs", {"not": {"oneOf": [{"type": "null"}] * 1_900}}),
+    (
+        "names of all branches",
+        {
+            "unevaluatedProperties": False,
+            "allOf": [{"$ref": "#/$defs/a"}] * 1_000,
+            "$defs": {"a": {"properties": dict.fromkeys(WORDS[:2_000], True)}},
+        },
+    ),
+    ("a long name and a pattern", {"propertyNames": {"pattern": "a*b"}, "properties": {"a" * 60_000: True}}),
+]
+
+
+@pytest.mark.parametrize(("what", "schema"), MULTIPLIED)
+def test_what_references_multiply_is_counted(what: str, schema: dict[str, Any]) -> None:
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    assert len(text) <= MAX_GRAMMAR_CHARS
+    with pytest.raises(SchemaError, match=r"too deep|too large"):
+        enforceable(text)
+
+
+def test_long_references_and_many_words_are_read_once() -> None:
+    document = Document({"$defs": {"A" * 6_000: {"type": "integer"}}})
+    reference = "#/$defs/" + "%41" * 6_000
+    assert [document.find(reference) for _ in range(20_000)] == [{"type": "integer"}] * 20_000
+    excluded = enforceable(json.dumps({"not": {"enum": WORDS}}))
+    assert isinstance(excluded, dict) and len(excluded["anyOf"][-1]["pattern"]) > len(WORDS)

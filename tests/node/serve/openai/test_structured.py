@@ -9,6 +9,7 @@ import pytest
 from mycelia.node.engine.child.grammar.checker import read
 from mycelia.node.engine.child.grammar.guidance import matcher
 from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.openai import structured
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
 from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest
 from mycelia.proto.wire.messages import Sampling
@@ -157,3 +158,23 @@ def test_a_schema_that_no_node_would_take_is_refused_by_its_length() -> None:
     schema = {"enum": ["x" * 70_000]}
     with pytest.raises(HttpError, match="over 65536 characters"):
         sampling(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
+
+
+def test_sizes_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_work(*_: object) -> None:
+        raise AssertionError("it is too long")
+
+    for name in ("closed", "enforceable", "_literal"):
+        monkeypatch.setattr(structured, name, no_work)
+    long: dict[str, Any] = {"properties": {"a": {"anyOf": [{"type": "object", "properties": {"a": {}}}] * 1_000}}}
+    longer = {"anyOf": [long] * 10}
+    for fields in (
+        {"guided_json": longer},
+        {"guided_json": json.dumps(longer)},
+        {"guided_choice": ["é" * 60_000, "!" * 60_000]},
+        {"tools": [tool(f"f{n}", long) for n in range(10)], "tool_choice": "required"},
+    ):
+        with pytest.raises(HttpError, match="over 65536 characters"):
+            sampling(**fields)
+    with pytest.raises(HttpError, match="lone surrogates"):
+        sampling(guided_json=r'{"const": "\ud800"}')
