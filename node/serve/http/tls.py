@@ -45,11 +45,16 @@ class Tls:
             if not self.is_ready:
                 self._tls.do_handshake()
                 self.is_ready = True
-            return self._read()
+                return self._read()
+            plain = self._read()
         except ssl.SSLWantReadError:
             return b""
         except ssl.SSLError as exc:
             raise TlsError(exc.reason or "TLS failed") from exc
+        if self._outgoing.pending:
+            # OpenSSL refuses each one, and nobody sends the refusals on: a client without a key could fill the memory.
+            raise TlsError("another handshake in a connection that is encrypted already")
+        return plain
 
     def sealed(self, data: bytes) -> bytes:
         """``data`` encrypted, after all that was to be sent before it. Raises TlsError."""

@@ -3,7 +3,7 @@
 import datetime as dt
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mycelia.node.serve.http.places import admit
@@ -196,3 +197,27 @@ def test_bytes_that_are_no_tls_raise_one_kind_of_error(tmp_path: Path) -> None:
     for data in (b"\x16" + bytes(100), b"\x15\x03\x03\x00\x02\x02\x28", b"\x80\x2e\x01\x00\x02"):
         with pytest.raises(TlsError):
             Tls(context).received(data)
+
+
+def test_a_client_that_begins_another_handshake_loses_its_connection(tmp_path: Path) -> None:
+    """Each refusal would be kept until something is sent: all that a client without a key sends, nearly as long."""
+    server = Tls(load_tls(*make_certificate(tmp_path)))
+    context = SSL.Context(SSL.TLSv1_2_METHOD)
+    client = SSL.Connection(context, None)
+    client.set_connect_state()
+
+    def handshake() -> bytes:
+        with suppress(SSL.WantReadError):
+            client.do_handshake()
+        return client.bio_read(65_536)
+
+    while not server.is_ready:
+        assert server.received(handshake()) == b""
+        client.bio_write(server.to_send())
+    with suppress(SSL.WantReadError):
+        client.do_handshake()
+    client.send(b"GET")
+    assert server.received(client.bio_read(65_536)) == b"GET"
+    assert client.renegotiate()
+    with pytest.raises(TlsError):
+        server.received(handshake())
