@@ -130,12 +130,13 @@ def _choice(wanted: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
     return wanted
 
 
-def _allowed(wanted: str | dict[str, Any] | None) -> list[Any] | None:
+def _allowed(wanted: str | dict[str, Any] | None) -> set[str] | None:
     """The names of the only tools that the model gets; None: it gets all."""
     if not isinstance(wanted, dict) or wanted.get("type") != "allowed_tools":
         return None
     tools = wanted.get("tools")
-    return [tool.get("name") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    named = [tool.get("name") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    return {name for name in named if isinstance(name, str)}
 
 
 def _told(tool: Tool) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access
 from mycelia.node.serve.responses import store as stores
+from mycelia.node.serve.responses.requests import to_chat
 from mycelia.node.serve.responses.store import ResponseStore
-from mycelia.node.serve.responses.types import Item, ResponseBody
+from mycelia.node.serve.responses.types import Item, ResponseBody, ResponsesRequest
 from mycelia.proto.wire.messages import Text
 from tests.node.serve.anthropic.test_messages import CALL, thinking
 from tests.node.serve.openai.test_api import BEGUN, BUSY, KEY, OTHER_KEY, ROUTE, answer, served
@@ -104,6 +105,13 @@ async def test_only_the_allowed_tools_are_told() -> None:
         await respond(http, input="hello", tools=[TOOL | {"name": "other"}, TOOL], tool_choice=allowed)
     assert [tool["function"]["name"] for tool in json.loads(node.asked[0].tools)] == ["weather"]
     assert "other" not in node.asked[0].sampling.grammar
+
+
+def test_tools_and_allowed_names_are_not_compared_one_by_one() -> None:
+    tools = [{"type": "namespace", "name": "x", "tools": [{"type": "function", "name": "a"}] * 128}] * 128
+    allowed = {"type": "allowed_tools", "tools": [{"name": f"b{n}"} for n in range(60_000)] + [{"name": []}]}
+    body = {"model": "fake", "input": "x", "tools": tools, "tool_choice": allowed}
+    assert to_chat(msgspec.convert(body, ResponsesRequest), []).tools is None  # (that took 8 s)
 
 
 async def test_the_last_item_of_a_stream_that_was_cut_is_incomplete() -> None:
