@@ -25,12 +25,14 @@ import structlog
 import trio
 from starlette.types import ASGIApp, Message, Scope
 
+from mycelia.node.serve.http import h11_fixes
 from mycelia.node.serve.http.client_socket import ClientSocket
 from mycelia.node.serve.http.errors import FULL, HttpError, refusal_body
 from mycelia.node.serve.http.places import PLACE, HttpPlace
 from mycelia.node.serve.http.tls import NoTlsError
 
 log = structlog.get_logger()
+h11_fixes.apply()
 
 IDLE_DEADLINE_S = 120.0
 """From the end of an answer to the first byte of the next request: clients keep their connections for about a minute.
