@@ -25,8 +25,7 @@ from mycelia.node.engine.settings import EngineSettings, available_memory_bytes
 from mycelia.node.errors import BusyError
 from mycelia.node.signals import Signal
 from mycelia.proto.cache.tier import GIB, MIB
-from mycelia.proto.loading.loader import (
-    RETRY_S,
+from mycelia.proto.loading.events import (
     Declared,
     Effect,
     Event,
@@ -34,16 +33,15 @@ from mycelia.proto.loading.loader import (
     Learned,
     Load,
     Loaded,
-    Loader,
     LoadFailed,
     Looked,
     Measured,
     Refuse,
-    State,
     Unload,
     Unloaded,
     Withdrawn,
 )
+from mycelia.proto.loading.loader import RETRY_S, Loader, State
 from mycelia.proto.loading.plan import KEPT_SHARE
 from mycelia.proto.wire.errors import LocalError
 

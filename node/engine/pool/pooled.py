@@ -31,7 +31,8 @@ from mycelia.node.signals import Signal
 from mycelia.proto.admission.subnets import Places
 from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.config import RoutingConfig
-from mycelia.proto.loading.loader import RETRY_S, Asked, Ended, Event, Loader, State
+from mycelia.proto.loading.events import Asked, Ended, Event
+from mycelia.proto.loading.loader import RETRY_S, Loader, State
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_SMALL, Conversation, Vitals
 

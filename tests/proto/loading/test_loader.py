@@ -7,9 +7,7 @@ from heapq import heappop, heappush
 
 import pytest
 
-from mycelia.proto.loading.loader import (
-    IDLE_S,
-    TURN,
+from mycelia.proto.loading.events import (
     Asked,
     Declared,
     Effect,
@@ -19,16 +17,15 @@ from mycelia.proto.loading.loader import (
     Learned,
     Load,
     Loaded,
-    Loader,
     LoadFailed,
     Looked,
     Measured,
     Refuse,
-    State,
     Unload,
     Unloaded,
     Withdrawn,
 )
+from mycelia.proto.loading.loader import IDLE_S, TURN, Loader, State
 from mycelia.proto.loading.plan import KEPT_SHARE, LEAST_CHANGE, divided, room_of_engines
 
 GIB = 2**30

@@ -15,7 +15,8 @@ from mycelia.node.engine.pool.pool import EnginePool, PoolModel, open_pool
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.errors import BusyError
 from mycelia.proto.cache.tier import MIB
-from mycelia.proto.loading.loader import Declared, Loader
+from mycelia.proto.loading.events import Declared
+from mycelia.proto.loading.loader import Loader
 from mycelia.proto.loading.plan import KEPT_SHARE
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Sampling
