@@ -109,7 +109,10 @@ async def test_only_the_allowed_tools_are_told() -> None:
 
 def test_tools_and_allowed_names_are_not_compared_one_by_one() -> None:
     tools = [{"type": "namespace", "name": "x", "tools": [{"type": "function", "name": "a"}] * 128}] * 128
-    allowed: dict[str, Any] = {"type": "allowed_tools", "tools": [{"name": f"b{n}"} for n in range(60_000)] + [{"name": []}]}
+    allowed: dict[str, Any] = {
+        "type": "allowed_tools",
+        "tools": [{"name": f"b{n}"} for n in range(60_000)] + [{"name": []}],
+    }
     body = {"model": "fake", "input": "x", "tools": tools, "tool_choice": allowed}
     assert to_chat(msgspec.convert(body, ResponsesRequest), []).tools is None  # (that took 8 s)
 
