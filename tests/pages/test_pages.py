@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mycelia.node.reload.reloading import LIVE
 from tests.pages.blocks import PAGES, ROOT
 
 FOLDERS = "proto|node|sim|bench|tests|docs|scripts|examples|packaging"
@@ -73,6 +74,12 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program() -> 
     assert len(messages) > 30
     parts = [part.strip(": ") for message in messages for part in message.split("…")]
     assert [part for part in parts if part not in source] == []
+
+
+def test_the_page_on_upgrades_names_each_setting_that_a_running_node_takes_over() -> None:
+    section = (ROOT / "docs" / "install.md").read_text().partition("## Changing settings while it runs")[2]
+    named = section.partition("\n## ")[0].lower()
+    assert [name for name in LIVE.values() if name not in named] == []
 
 
 def test_pages_that_the_program_names_exist() -> None:
