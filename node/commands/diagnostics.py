@@ -43,9 +43,11 @@ def diagnostics(context: click.Context, file: Path | None, data_dir: Path | None
     settings = (root.default_map or {}).get("node", {})
     config = root.params["config"] or default_file()
     (model, *_) = read_models(tuple(settings.get("models") or ["smollm2"]))
-    parts = collected(model.name, where, config, _unit(), said)
+    parts = collected(model.name, where, config, _unit(), info, said)
+    names = [*settings.get("allow_host", ()), *settings.get("cors", ())]
+    hosts = [name.rpartition("//")[2].partition(":")[0] for name in names]
     try:
-        pack(parts, redactor(where, info, _keys(settings)), path)
+        pack(parts, redactor(where, info, _keys(settings), hosts, parts.values()), path)
     except OSError as exc:
         raise click.ClickException(f"cannot write {path}: {exc.strerror}") from exc
     click.echo(f"{path}: {', '.join(parts)}")

@@ -3,10 +3,11 @@
 import io
 import os
 import platform
+import shlex
 import sys
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -30,10 +31,10 @@ in it; public addresses, names of hosts and your home folder are replaced by wor
 
 
 def collected(
-    model: str, data_dir: Path, config: Path, unit: Path | None, from_node: Mapping[str, str]
+    model: str, data_dir: Path, config: Path, unit: Path | None, info: RunInfo | None, from_node: Mapping[str, str]
 ) -> dict[str, str]:
     """Name -> text. from_node: what the running node said, likewise."""
-    parts = {"README.txt": _ABOUT, "about.txt": _about(), "environment.txt": _environment()}
+    parts = {"README.txt": _ABOUT, "about.txt": _about(info), "environment.txt": _environment()}
     parts["doctor.json"] = _json(examine(model, data_dir))
     parts["config.toml"] = _text(config)
     parts["files.txt"] = _files(data_dir)
@@ -46,40 +47,53 @@ def collected(
     return {**parts, **from_node}
 
 
-def redactor(data_dir: Path, info: RunInfo | None, keys: list[str]) -> Redactor:
-    """keys: further secrets, such as those of files with API keys."""
+def redactor(data_dir: Path, info: RunInfo | None, keys: list[str], hosts: list[str], texts: Iterable[str]) -> Redactor:
+    """keys: further secrets, such as those of files with API keys. hosts: names of hosts. texts: see ``Redactor``."""
     secrets = [*keys, *([info.api_key] if info else []), os.environ.get("MYCELIA_API_KEY", "")]
-    words = [(str(Path.home()), "~"), (platform.node(), "[host]"), (str(data_dir), "[data]")]
-    return Redactor([secret for secret in secrets if secret], words)
+    words = [(str(Path.home()), "~"), (str(data_dir), "[data]")]
+    words += [(host, "[host]") for host in (platform.node(), *hosts)]
+    return Redactor([secret for secret in secrets if secret], words, texts)
 
 
 def pack(parts: Mapping[str, str], redact: Redactor, path: Path) -> None:
-    """Writes the archive, readable by its owner alone. Raises OSError, also when the file exists."""
+    """Writes the archive, readable by its owner alone. Raises OSError, also when the file exists; what is not finished
+    is removed."""
     folder = path.name.partition(".")[0]
-    with (
-        open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
-        tarfile.open(fileobj=file, mode="w:gz") as archive,
-    ):
-        for name, text in parts.items():
-            data = redact.text(text).encode("utf-8", "backslashreplace")[-MAX_PART_BYTES:]
-            entry = tarfile.TarInfo(f"{folder}/{name}")
-            entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
-            archive.addfile(entry, io.BytesIO(data))
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="w:gz") as archive:
+                for name, text in parts.items():
+                    data = redact.text(text).encode("utf-8", "backslashreplace")[-MAX_PART_BYTES:]
+                    entry = tarfile.TarInfo(f"{folder}/{name}")
+                    entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
+                    archive.addfile(entry, io.BytesIO(data))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
-def _about() -> str:
+def _about(info: RunInfo | None) -> str:
     memory = psutil.virtual_memory()
     lines = [
         f"mycelia   {VERSION}",
         f"python    {sys.version}",
         f"program   {sys.executable}",
         f"system    {platform.platform()}, {' '.join(platform.libc_ver())}",
+        f"node      {_command(info)}",
         f"cores     {os.cpu_count()}",
         f"memory    {memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free",
         "",
         *sorted(f"{one.name} {one.version}" for one in metadata.distributions() if one.name),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _command(info: RunInfo | None) -> str:
+    """How the running node was started."""
+    try:
+        return one_line(shlex.join(psutil.Process(info.pid).cmdline())) if info else "none is running"
+    except psutil.Error as exc:
+        return f"cannot be seen: {type(exc).__name__}"
 
 
 def _environment() -> str:

@@ -114,7 +114,7 @@ class Joining:
             self._discovery.introduce(peer)
             return [peer]
 
-        await self._keep(peer_text(peer), dial)
+        await self._keep(" ".join(f"{address}/p2p/{peer_text(peer)}" for address in candidates), dial)
 
     async def _keep_list(self, name: Multiaddr) -> None:
         await self._keep(str(name), lambda: self.dial_list(name))

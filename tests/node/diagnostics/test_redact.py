@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from mycelia.node.diagnostics.redact import Redactor
 
 KEY = "c0ffee" * 8
+SHA = "ab" * 32
 HIDDEN = [
     f"Authorization: Bearer {KEY}",
-    f"alice,sha256={'ab' * 32},concurrent=2",
+    f"alice,sha256={SHA},concurrent=2",
     "mycelia join mycelia1qqqsyqcyq5rqwzqfpg9scrgwpugpzysnzs23v9ccrydpk8qarc0",
     "token hf_abcdefghijklmnopqrstuv",
     f'sha256 = "{KEY}"',
@@ -19,8 +20,13 @@ HIDDEN = [
     "2606:4700:4700::1111 and /ip6/2a00:1450:4001:82a::200e/tcp/1",
     "/dns4/node.example.org/tcp/7117 /dnsaddr/other.example.org",
     "/home/alice/models/x.gguf",
+    f'[keys]\nalice = {{ sha256 = "{SHA}" }}',
+    f'{{"sha256": "{SHA}"}}',
+    "cannot fetch https://alice:ab12cd34@example.test/x.gguf",
+    "cannot fetch https://example.test/x.gguf?X-Amz-Signature=ab12cd34&v=1",
+    "Environment=HF_TOKEN=ab12cd34",
 ]
-WORDS = [KEY, "ab" * 32, "mycelia1qqq", "hf_abc", "8.8.8.8", "2606:", "2a00:", "example.org", "alice/models"]
+WORDS = [KEY, SHA, "mycelia1qqq", "hf_abc", "8.8.8.8", "2606:", "2a00:", "example.org", "alice/models", "ab12cd34"]
 
 
 @pytest.mark.parametrize("text", HIDDEN)
@@ -36,6 +42,21 @@ def test_a_value_has_the_same_word_everywhere_and_what_helps_stays() -> None:
     assert redact.text("dialled 1.1.1.1") == "dialled [address 2]"
     kept = "127.0.0.1:7118 192.168.1.7 fe80::1 ::1 12:30:45 tokens 35 version 0.2.0 at 1.2.3 key=value"
     assert redact.text(kept) == kept
+
+
+def test_the_folders_of_users_are_nobodys() -> None:
+    text = "/home/bob/.local/bin/mycelia, /Users/carol and /var/lib/mycelia"
+    assert Redactor().text(text) == "/home/[user]/.local/bin/mycelia, /Users/[user] and /var/lib/mycelia"
+
+
+def test_a_name_that_is_an_address_anywhere_is_replaced_everywhere() -> None:
+    """Errors have the name without what shows that it is one."""
+    texts = ['bootstrap = ["/dns4/node.example.org/tcp/7117"]', "cannot reach node.example.org: no such name"]
+    redact = Redactor(texts=texts)
+    assert redact.text(texts[1]) == "cannot reach [name 1]: no such name"
+    assert redact.text("anode.example.org node.example.orgs") == "anode.example.org node.example.orgs"
+    assert redact.text(texts[0]) == 'bootstrap = ["/dns4/[name 1]/tcp/7117"]'
+    assert Redactor(texts=["/dns4/node/tcp/1"]).text("node serves") == "node serves", "a word that is also a name"
 
 
 @given(st.text(max_size=200))
