@@ -1,12 +1,16 @@
 """The gateway's description of itself, tried by a fuzzer that makes requests of it."""
 
+import json
+import re
 import sys
 from pathlib import Path
 
+import jsonschema_rs
 import trio
 
 from mycelia.node.serve.gateway import serve_gateway
 from mycelia.node.serve.http.server import bind_api
+from mycelia.node.serve.openai.openapi import openapi
 from mycelia.node.swarms import Swarms
 from tests import profiles
 from tests.node.members import open_members
@@ -15,6 +19,15 @@ EXAMPLES = "10" if profiles.is_full() else "2"
 """Random requests for each path, besides those that cover the description."""
 EXPECTED = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", 504]\n'
 """(a client that allows no time gets the status of a timeout)"""
+
+
+def test_the_schemas_of_the_description_are_valid_and_all_references_lead_to_one() -> None:
+    schemas = openapi()["components"]["schemas"]
+    referred = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(openapi())))
+    assert referred and referred <= {f"#/components/schemas/{name}" for name in schemas}
+    for name, schema in schemas.items():
+        jsonschema_rs.meta.validate({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema})
+        assert re.fullmatch(r"[\w.-]+", name), "OpenAPI allows no other characters"
 
 
 async def test_nothing_that_fits_the_gateways_own_description_breaks_it(tmp_path: Path) -> None:
