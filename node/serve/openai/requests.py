@@ -30,7 +30,14 @@ from mycelia.proto.wire.biases import MOST, pack_biases
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import MAX_OPTIONS_CHARS, MAX_TOKENS_PER_REQUEST, Ask, ChatMessage, Sampling
+from mycelia.proto.wire.messages import (
+    MAX_BIASES,
+    MAX_OPTIONS_CHARS,
+    MAX_TOKENS_PER_REQUEST,
+    Ask,
+    ChatMessage,
+    Sampling,
+)
 
 _SEEDS = 2**32 - 1
 """llama.cpp takes the highest seed for a random one."""
@@ -241,6 +248,8 @@ def _biases(wanted: dict[str, float | bool] | list[Any] | None) -> bytes:
     """Packed biases. Raises HttpError."""
     pairs = wanted.items() if isinstance(wanted, dict) else wanted or []
     try:
+        if len(pairs) > MAX_BIASES:  # (before a dictionary: a client can choose ids that all have one hash)
+            raise LocalError(f"{len(pairs)} tokens with a bias are too many: at most {MAX_BIASES}")
         biases = {int(token): -MOST if bias is False else float(bias) for token, bias in pairs}
         return pack_biases(biases)
     except (LocalError, OverflowError, TypeError, ValueError) as exc:

@@ -1,14 +1,17 @@
 """What clients spell in many ways, and options beyond the usual ones: limits, biases, echo, the best of several."""
 
 import json
+import sys
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai import answers
-from mycelia.node.serve.openai.requests import call_ids
-from mycelia.node.serve.openai.types import GivenCall, GivenFunction, Turn
+from mycelia.node.serve.openai.requests import call_ids, wanted_completion
+from mycelia.node.serve.openai.types import CompletionRequest, GivenCall, GivenFunction, Turn
 from mycelia.proto.wire.biases import unpack_biases
 from mycelia.proto.wire.messages import (
     MAX_TOKENS_PER_REQUEST,
@@ -106,6 +109,14 @@ BIASED = ({"5": 1.5, "7": -100}, [[5, 1.5], [7, False]], [[7, -1000], ["5", 1.5]
 async def test_logit_bias_of_both_apis(spelled: object) -> None:
     biases = unpack_biases((await sampling_of(logit_bias=spelled)).logit_bias)
     assert [(int(token), float(bias)) for token, bias in biases] == [(5, 1.5), (7, -100.0)]
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_many_biases_are_refused_before_a_dictionary_is_made(kind: type) -> None:
+    one_hash = sys.hash_info.modulus  # (of integers: a dictionary of its multiples takes the square of their number)
+    body = {"prompt": "a", "logit_bias": kind([(str(n * one_hash), 1.0) for n in range(60_000)])}  # (that took 20 s)
+    with pytest.raises(HttpError, match="60000 tokens with a bias are too many"):
+        wanted_completion(msgspec.convert(body, CompletionRequest))
 
 
 @pytest.mark.parametrize(
