@@ -1,6 +1,7 @@
 """``mycelia setup``: from nothing to a first answer, with four questions."""
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mycelia.node.setup.offers import Giving, Machine, Offer
+    from mycelia.node.storage.rundir import RunInfo
 
 PROMPT = "Why is the sky blue? Answer in one sentence."
 AUTO = "auto"
@@ -108,7 +110,7 @@ def setup(
 
         _reread(context)
         install_service(context, ["--data-dir", str(where)] if data_dir else [])
-    _first_answer(context, where, is_service=boot)
+    _first_answer(context, where, data_dir, is_service=boot)
 
 
 def has_terminal() -> bool:
@@ -280,12 +282,14 @@ def _reread(context: click.Context) -> None:
     root.default_map = schema.default_map(schema.read(root.params["config"], os.environ))
 
 
-def _first_answer(context: click.Context, where: Path, is_service: bool) -> None:
-    """Asks a prompt, of a node that is started only for it if there is no service."""
+def _first_answer(context: click.Context, where: Path, data_dir: Path | None, is_service: bool) -> None:
+    """Asks a prompt, of a node that is started only for it if there is no service. data_dir: ``where`` if the user gave
+    it, which later commands then need, too."""
     from mycelia.node.service.manager import program
 
     file = context.find_root().params["config"]
-    command = [*program(), *(["--config", str(file)] if file else [])]
+    config = ["--config", str(file)] if file else []
+    command = [*program(), *config]
     with tempfile.TemporaryFile("w+", errors="replace") as log:  # (a pipe that nobody reads would stop the node)
         node = None
         if not is_service:
@@ -294,7 +298,7 @@ def _first_answer(context: click.Context, where: Path, is_service: bool) -> None
                 [*command, "node", "--data-dir", str(where), "--exit-with-parent"], stdin=subprocess.PIPE, stderr=log
             )
         try:
-            _wait_running(where, node, log)
+            url = _wait_running(where, node, log).api_url
             click.echo(f"\n> {PROMPT}")
             asked = [*command, "ask", "--data-dir", str(where), "--max-tokens", "96", PROMPT]
             if subprocess.run(asked, check=False).returncode:
@@ -304,16 +308,17 @@ def _first_answer(context: click.Context, where: Path, is_service: bool) -> None
                 assert node.stdin is not None
                 node.stdin.close()
                 node.wait()
-    click.echo("\nAll is set up. Page with chat: http://127.0.0.1:7118/" if is_service else "\nAll is set up.")
-    click.echo("mycelia status shows the node" if is_service else "run the node with: mycelia up")
+    click.echo(f"\nAll is set up. Page with chat: {url}/" if is_service else "\nAll is set up.")
+    later = ["mycelia", *config, "status" if is_service else "up", *(["--data-dir", str(data_dir)] if data_dir else [])]
+    click.echo(f"{'see the node' if is_service else 'run the node'} with: {shlex.join(later)}")
 
 
-def _wait_running(where: Path, node: "subprocess.Popen[bytes] | None", log: IO[str]) -> None:
-    """Raises click.ClickException when the node ends or does not answer."""
+def _wait_running(where: Path, node: "subprocess.Popen[bytes] | None", log: IO[str]) -> "RunInfo":
+    """The node that runs now. Raises click.ClickException when the node ends or does not answer."""
     from mycelia.node.storage.rundir import find_running
 
     deadline = time.monotonic() + START_DEADLINE_S
-    while find_running(where) is None:
+    while (info := find_running(where)) is None:
         if node is not None and node.poll() is not None:
             log.seek(0)
             said = log.read().strip().splitlines()
@@ -321,3 +326,4 @@ def _wait_running(where: Path, node: "subprocess.Popen[bytes] | None", log: IO[s
         if time.monotonic() > deadline:
             raise click.ClickException("the node does not start; see 'mycelia service logs'")
         time.sleep(POLL_S)
+    return info

@@ -103,5 +103,5 @@ async def test_set_up_ends_with_a_first_answer(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     shown = done.stdout.decode()
     answer = shown.partition("sentence.\n")[2].partition("\nAll is set up.")[0]
-    assert answer.strip() and "run the node with: mycelia up" in shown
+    assert answer.strip() and f"with: mycelia --config {file} up --data-dir {tmp_path / 'data'}\n" in shown
     assert not (tmp_path / "data" / "node.json").exists(), "the node was started for the answer only"

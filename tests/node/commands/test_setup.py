@@ -21,7 +21,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     offered = [Offer(name, "good", GB, 2 * GB, is_here=False) for name in ("large", "small")]
     monkeypatch.setattr(command, "_machine", lambda: (Machine(16 * 2**30), offered))
     monkeypatch.setattr(command, "_fetch", lambda name: None)
-    monkeypatch.setattr(command, "_first_answer", lambda context, where, is_service: None)
+    monkeypatch.setattr(command, "_first_answer", lambda context, where, data_dir, is_service: None)
     monkeypatch.setattr(command, "has_terminal", lambda: True)
     return tmp_path / "mycelia.toml"
 
