@@ -16,6 +16,7 @@ _SECRETS = [
     (re.compile(r"(://)[^/\s\"'@]+@"), r"\1[secret]@"),
     (re.compile(r"(https?://[^\s\"'?#]+\?)[^\s\"'#]+"), r"\1[secret]"),
     (re.compile(r"\b([A-Z0-9_]*(?:TOKEN|PASSWORD|SECRET|API_KEY)=)[^\s\"']+"), r"\1[secret]"),
+    (re.compile(r"""(\basked_to_join [^\n]*?\bname=)(?:'[^'\n]*'|"[^"\n]*"|\S+)"""), r"\1[host]"),
     (re.compile(r"(/home/|/Users/)[^/\s\"',;:]+"), r"\1[user]"),
     (re.compile(r"(?<=bearer )[^\s\"',;]+", re.IGNORECASE), "[secret]"),
     (re.compile(r"(?m)^(\s*(?:sha256|key|keys|api_key|password|token|secret)\s*=\s*).*$"), r'\1"[secret]"'),

@@ -25,8 +25,22 @@ HIDDEN = [
     "cannot fetch https://alice:ab12cd34@example.test/x.gguf",
     "cannot fetch https://example.test/x.gguf?X-Amz-Signature=ab12cd34&v=1",
     "Environment=HF_TOKEN=ab12cd34",
+    "[info] asked_to_join name=annas-laptop outcome=accepted peer=12D3KooWA",
+    "[info] asked_to_join name='annas-laptop at home' outcome=accepted",
 ]
-WORDS = [KEY, SHA, "mycelia1qqq", "hf_abc", "8.8.8.8", "2606:", "2a00:", "example.org", "alice/models", "ab12cd34"]
+WORDS = [
+    KEY,
+    SHA,
+    "mycelia1qqq",
+    "hf_abc",
+    "8.8.8.8",
+    "2606:",
+    "2a00:",
+    "example.org",
+    "alice/models",
+    "ab12cd34",
+    "annas",
+]
 
 
 @pytest.mark.parametrize("text", HIDDEN)
