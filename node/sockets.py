@@ -22,20 +22,25 @@ async def receive_some(readable: _File, max_bytes: int) -> bytes:
             continue
 
 
+def write_at_once(writable: _File, data: bytes | bytearray | memoryview) -> int:
+    """Returns the number of bytes for which there is room now. Raises OSError, and ClosedResourceError."""
+    try:
+        return os.write(_descriptor(writable), data)
+    except BlockingIOError:
+        return 0
+
+
 def send_at_once(writable: _File, data: bytes | bytearray) -> bytes:
     """Returns the part of ``data`` for which there is no room now. Raises OSError, and ClosedResourceError."""
-    try:
-        sent = os.write(_descriptor(writable), data)
-    except BlockingIOError:
-        sent = 0
-    return bytes(data[sent:])
+    return bytes(data[write_at_once(writable, data) :])
 
 
 async def send_rest(writable: _File, data: bytes) -> None:
     """Sends what ``send_at_once`` returned. Raises OSError, and ClosedResourceError when this end is or gets closed."""
-    while data:
+    rest = memoryview(data)  # (a copy after each write would take the square of the length)
+    while rest:
         await trio.lowlevel.wait_writable(_descriptor(writable))
-        data = send_at_once(writable, data)
+        rest = rest[write_at_once(writable, rest) :]
 
 
 def _descriptor(file: _File) -> int:

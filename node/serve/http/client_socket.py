@@ -11,7 +11,7 @@ from contextlib import suppress
 import trio
 
 from mycelia.node.serve.http.tls import NoTlsError, Tls, TlsError
-from mycelia.node.sockets import receive_some, send_at_once
+from mycelia.node.sockets import receive_some, send_at_once, write_at_once
 
 WRITE_DEADLINE_S = 30.0
 """A client that reads nothing for this long is dropped."""
@@ -26,8 +26,9 @@ class ClientSocket:
         """context: the connection is encrypted, from ``shake_hands`` on."""
         self._socket = stream.socket
         self._tls = Tls(context) if context is not None else None
-        self._unsent = b""
-        """Bytes for which the socket had no room. The task that waited for room may have been cancelled."""
+        self._unsent = memoryview(b"")
+        """Bytes for which the socket had no room. The task that waited for room may have been cancelled. (A copy after
+        each write would take the square of the length: a client that reads slowly took most of a core.)"""
         self.gone = trio.Event()
         """Set when nothing more can be sent or received."""
 
@@ -54,7 +55,7 @@ class ClientSocket:
                     raise
                 except TlsError:
                     self._tls = None  # (the handshake's own words say why)
-                self._unsent += tls.to_send()
+                self._queue(tls.to_send())
                 await self.write(b"")
                 if self._tls is None:
                     self.gone.set()
@@ -89,17 +90,20 @@ class ClientSocket:
 
     async def write(self, data: bytes | None) -> None:
         """Loses nothing when cancelled. One caller at a time: callers have to separate the writes of several tasks."""
-        self._unsent += self._sealed(data or b"")
+        self._queue(self._sealed(data or b""))
         try:
             while self._unsent:
-                self._unsent = send_at_once(self._socket, self._unsent)
+                self._unsent = self._unsent[write_at_once(self._socket, self._unsent) :]
                 if self._unsent:
                     with trio.fail_after(WRITE_DEADLINE_S):
                         await trio.lowlevel.wait_writable(self._socket)
         except (OSError, trio.ClosedResourceError, trio.TooSlowError):
-            self._unsent = b""
+            self._unsent = memoryview(b"")
             self.gone.set()
             self._socket.close()  # (ends the tasks that wait for something to read)
+
+    def _queue(self, data: bytes) -> None:
+        self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
 
     def _sealed(self, data: bytes) -> bytes:
         if self._tls is None or not data:
@@ -117,13 +121,13 @@ class ClientSocket:
         with suppress(OSError, trio.ClosedResourceError):
             with suppress(BlockingIOError):  # (closing with unread bytes would lose ``data``)
                 os.read(self._socket.fileno(), READ_BYTES)
-            send_at_once(self._socket, self._unsent + self._sealed(data))
+            send_at_once(self._socket, bytes(self._unsent) + self._sealed(data))
 
     async def linger(self) -> None:
         """Waits until the client has closed the connection too."""
         with trio.move_on_after(LINGER_S), suppress(OSError, trio.ClosedResourceError):
             if self._tls is not None and not self.is_gone:
-                self._unsent += self._tls.end()
+                self._queue(self._tls.end())
                 await self.write(b"")
             self._socket.shutdown(trio.socket.SHUT_WR)
             while await receive_some(self._socket, 65_536):
