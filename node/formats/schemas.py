@@ -1,6 +1,5 @@
 """The types that a function's schema allows for its arguments, for formats that write values without their type."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ _MAX_STEPS = 32
 """Schemas that are read for one argument."""
 _ALIASES = {"str": "string", "text": "string", "int": "integer", "float": "number", "bool": "boolean"}
 _ALIASES |= {"dict": "object", "list": "array", "tuple": "array"}
+_TYPES = {str: "string", dict: "object", list: "array", bool: "boolean", type(None): "null"}
 _KINDS = {'"': "string", "{": "object", "[": "array", "t": "boolean", "f": "boolean", "n": "null"}
 
 Types = frozenset[str]
@@ -23,6 +23,11 @@ class Schema:
 
     def __init__(self, root: Any) -> None:
         self._root = root if isinstance(root, dict) else {}
+        # (a client may give a list of 100,000 values, and an answer a thousand arguments)
+        self._referred: dict[str, Any] = {}
+        """What was found by a reference."""
+        self._told: dict[int, Types | None] = {}
+        """What ``_told_types`` said of a schema, by its identity: the root holds it."""
 
     def property(self, *path: str) -> Any:
         """The schema of an argument, or of a value within one: ``path`` has the names of fields, "[]" for the items of
@@ -50,10 +55,16 @@ class Schema:
 
     def _resolved(self, schema: Any, steps: "_Steps") -> Any:
         while isinstance(schema, dict) and isinstance(ref := schema.get("$ref"), str) and steps.take():
-            schema = self._root
-            for name in ref.removeprefix("#").strip("/").split("/") if ref.strip("#/") else ():
-                name = name.replace("~1", "/").replace("~0", "~")
-                schema = schema.get(name) if isinstance(schema, dict) else None
+            if ref not in self._referred:
+                self._referred[ref] = self._find(ref)
+            schema = self._referred[ref]
+        return schema
+
+    def _find(self, ref: str) -> Any:
+        schema: Any = self._root
+        for name in ref.removeprefix("#").strip("/").split("/") if ref.strip("#/") else ():
+            name = name.replace("~1", "/").replace("~0", "~")
+            schema = schema.get(name) if isinstance(schema, dict) else None
         return schema
 
     def _types(self, schema: Any, steps: "_Steps") -> Types | None:
@@ -61,16 +72,10 @@ class Schema:
         schema = self._resolved(schema, steps)
         if not isinstance(schema, dict) or not steps.take():
             return None
-        given = schema.get("type")
-        if isinstance(given, str):
-            return frozenset({_ALIASES.get(given.lower(), given.lower())})
-        if isinstance(given, list):
-            return frozenset(_ALIASES.get(one, one) for one in given if isinstance(one, str))
-        values = (
-            schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else ()
-        )
-        if values:
-            return frozenset(_kind(json.dumps(value)) for value in values)
+        if id(schema) not in self._told:
+            self._told[id(schema)] = _told_types(schema)
+        if (told := self._told[id(schema)]) is not None:
+            return told
         for name in ("anyOf", "oneOf", "allOf"):
             if isinstance(choices := schema.get(name), list) and choices:
                 found = [self._types(choice, steps) for choice in choices[:_MAX_STEPS]]
@@ -79,6 +84,17 @@ class Schema:
                     return None
                 return frozenset[str]().union(*known) or None
         return frozenset({"object"}) if "properties" in schema else frozenset({"array"}) if "items" in schema else None
+
+
+def _told_types(schema: dict[str, Any]) -> Types | None:
+    """What the schema itself says, without the schemas in it."""
+    given = schema.get("type")
+    if isinstance(given, str):
+        return frozenset({_ALIASES.get(given.lower(), given.lower())})
+    if isinstance(given, list):
+        return frozenset(_ALIASES.get(one, one) for one in given if isinstance(one, str))
+    values = schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else ()
+    return frozenset(_TYPES.get(type(value), "number") for value in values) or None
 
 
 class _Steps:

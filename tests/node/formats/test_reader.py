@@ -1,6 +1,7 @@
 """What the text of answers means, in the forms of many families, however it is cut into pieces."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -490,3 +491,20 @@ def test_any_string_comes_back_from_json(value: str, size: int) -> None:
 def test_any_string_comes_back_from_tags(value: str, size: int) -> None:
     text = f"<tool_call>\n<function=say>\n<parameter=text>\n{value}\n</parameter>\n</function>\n</tool_call>"
     assert gathered(pieces_of("qwen_xml", cut(text, size))).calls == [("say", {"text": value})]
+
+
+def test_the_values_of_an_argument_are_looked_through_once_for_all_calls() -> None:
+    """A hundred arguments with 155,000 possible values each held up a node for 28 s."""
+    num_read = 0
+
+    class Values(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            nonlocal num_read
+            num_read += 1
+            return super().__iter__()
+
+    schema = {"properties": {"a": {"anyOf": [{"enum": Values([1, 2])}, {"$ref": "#/$defs/b"}]}}, "$defs": {"b": {}}}
+    reader = AnswerReader(format_named("qwen_xml"), {"f": schema})
+    calls = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>" * 20
+    assert len([piece for piece in reader.feed(calls) if isinstance(piece, CallBegun)]) == 20
+    assert num_read == 1
