@@ -164,7 +164,7 @@ soak: $(ready)  ## real nodes under load, killed, asleep or cut off, MINUTES=30 
 	@.venv/bin/mycelia bench soak --minutes $(MINUTES) $(ARGS)
 
 month: $(ready)  ## a month of virtual time with much traffic and an hour awake each day: whether anything grows (minutes)
-	@.venv/bin/python -m pytest --full -s tests/node/month $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest --full -v tests/node/month $(PYTEST_ARGS)
 
 mixed: $(ready)  ## a swarm of the last release and of this commit, killed and restarted for three minutes
 	@.venv/bin/python -m pytest -m mixed tests/e2e $(PYTEST_ARGS)
