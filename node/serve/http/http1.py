@@ -52,6 +52,7 @@ MAX_REST_PIECES = 64
 
 _FEED_BYTES = 4_096
 """Bytes given to h11 at once: 2 ms if the lines are of the shortest."""
+_MAX_MESSAGE_CHARS = 256
 _GONE: Message = {"type": "http.disconnect"}
 _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 """Headers by which h11 knows where a body ends, and whether the connection does."""
@@ -196,7 +197,7 @@ class HttpConnection:
 
     async def _refuse(self, status: int, message: str) -> None:
         """Sends a refusal if no answer has begun. The connection ends after it."""
-        body = refusal_body(status, message)
+        body = refusal_body(status, message[:_MAX_MESSAGE_CHARS])  # (h11 spells the whole line)
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         with suppress(h11.LocalProtocolError):  # (an answer has begun)
             data = self._http.send(h11.Response(status_code=status, headers=headers)) or b""

@@ -99,6 +99,13 @@ async def test_a_head_of_many_lines_is_refused() -> None:
         assert b" 431 " in await rest_of(stream)
 
 
+async def test_a_refusal_of_a_long_line_is_short() -> None:
+    async with connected(echo) as stream:
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\na" + bytes(60_000) + b"\r\n\r\n")
+        answer = await rest_of(stream)
+    assert answer.startswith(b"HTTP/1.1 400") and len(answer) < 1_000  # (it was the line, spelled: 240 kB)
+
+
 async def test_a_trailer_of_many_lines_breaks_the_body_off() -> None:
     async with served(Reader()) as stream:
         await stream.send_all(CHUNKED + b"2\r\n{}\r\n0\r\n" + b"a:\r\n" * 2_000 + b"\r\n")
