@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from mycelia.proto.wire.errors import LocalError
 
 DAY_MINUTES = 24 * 60
-"""With less, one large message delays the answers to pings for so long that peers take the node for dead."""
 _TIME = re.compile(r"(\d{1,2}):(\d{2})")
 
 
@@ -30,8 +29,10 @@ def read_hours(text: str) -> Hours:
     """Hours such as 22:00-08:00. Raises LocalError."""
     start, separator, end = text.strip().partition("-")
     minutes = [_minute(part.strip()) for part in (start, end)]
-    if not separator or None in minutes or minutes[0] == minutes[1]:
+    if not separator or None in minutes:
         raise LocalError(f"{text!r} are no hours such as 22:00-08:00")
+    if minutes[0] == minutes[1]:
+        raise LocalError(f"{text!r} has no beginning and no end; leave it out for the whole day")
     first, last = minutes
     assert first is not None and last is not None
     return Hours(first, last)

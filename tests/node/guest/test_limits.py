@@ -14,7 +14,13 @@ def test_hours_may_go_over_midnight() -> None:
     assert 1439 in read_hours("12:00-24:00") and 719 not in read_hours("12:00-24:00")
 
 
-@pytest.mark.parametrize("text", ["", "22-8", "22:00", "22:00-", "8:00-8:00", "25:00-8:00", "8:60-9:00", "a:b-c:d"])
+@pytest.mark.parametrize("text", ["", "22-8", "22:00", "22:00-", "25:00-8:00", "8:60-9:00", "a:b-c:d"])
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(LocalError, match="are no hours such as"):
+        read_hours(text)
+
+
+@pytest.mark.parametrize("text", ["8:00-8:00", "00:00-24:00"])
+def test_the_whole_day_needs_no_hours(text: str) -> None:
+    with pytest.raises(LocalError, match="leave it out for the whole day"):
         read_hours(text)
