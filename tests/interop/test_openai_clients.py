@@ -19,7 +19,7 @@ from tests.node.engine.gguf_files import quick_model
 pytestmark = pytest.mark.e2e
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LONG = "Answer in one word. " + "The ship left the harbour at dawn and the crew sang until the coast was gone. " * 15
+LONG = "Answer in one word. " + "The ship left the harbour at dawn and the crew sang until the coast was gone. " * 8
 WEATHER: Any = {
     "type": "function",
     "function": {
