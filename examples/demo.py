@@ -24,7 +24,7 @@ from rich.table import Table
 from mycelia.node.local_swarm.processes import COMMAND, LocalNode, open_local_swarm
 from mycelia.node.storage.rundir import RunInfo
 from mycelia.node.terminal.tables import short, tokens_per_s
-from mycelia.node.views import AnsweredView, FrameView, TextView
+from mycelia.node.views.frames import AnsweredView, FrameView, TextView
 from mycelia.proto.cache.radix import common_prefix
 
 NUM_NODES = 3

@@ -40,13 +40,7 @@ from mycelia.node.requests.vectors import Vectors
 from mycelia.node.storage.saving import Kept, StateSaver, restored
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.version import AGENT, VERSION, version_in
-from mycelia.node.views import (
-    NodeState,
-    PeerRow,
-    RelayedView,
-    ServedRow,
-    TrafficView,
-)
+from mycelia.node.views.state import NodeState, PeerRow, RelayedView, ServedRow, TrafficView
 from mycelia.proto.config import OverlayConfig
 from mycelia.proto.digests.budget import Plane, Traffic
 from mycelia.proto.effects import RequestEffect

@@ -61,7 +61,7 @@ from mycelia.node.telemetry.days import open_days
 from mycelia.node.telemetry.journal import open_request_log
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import UsageMeter, open_usage
-from mycelia.node.views import DayRow
+from mycelia.node.views.history import DayRow
 from mycelia.proto.cache.tier import GIB
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError

@@ -18,7 +18,9 @@ from mycelia.node.serve.api import Embedded
 from mycelia.node.telemetry.days import Days
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.usage import UsageMeter, Use
-from mycelia.node.views import PUBLIC_SUFFIX, LinksRow, ModelRow, NodeState, PublicPart, TraceView, TreeRowView
+from mycelia.node.views.frames import PUBLIC_SUFFIX
+from mycelia.node.views.history import TraceView
+from mycelia.node.views.state import LinksRow, ModelRow, NodeState, PublicPart, TreeRowView
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, EntryFrame, Failed
 

@@ -23,7 +23,7 @@ from mycelia.bench.report.report import Progress, Report, Row, report_of, rows_o
 from mycelia.node.client.ask import ask_swarm
 from mycelia.node.client.light import UNREACHED_AGAIN_S, LightClient, NoEntryError
 from mycelia.node.requests.salts import PUBLIC_SALT
-from mycelia.node.views import AnsweredView, FailedView, TextView
+from mycelia.node.views.frames import AnsweredView, FailedView, TextView
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, ChatMessage, Sampling

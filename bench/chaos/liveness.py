@@ -20,7 +20,7 @@ from mycelia.bench.plans import PARTITION, LivenessBench
 from mycelia.bench.report.report import Progress, Report, report_of, row_of
 from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.node.local_swarm.distance import part
-from mycelia.node.views import NodeState, PeerRow
+from mycelia.node.views.state import NodeState, PeerRow
 from mycelia.proto.wire.errors import LocalError
 
 LOOK_EVERY_S = 0.01

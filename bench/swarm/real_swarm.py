@@ -22,7 +22,7 @@ from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.distance import SwarmSettings, open_at_a_distance
 from mycelia.node.local_swarm.processes import LocalNode, open_local_swarm
 from mycelia.node.requests.salts import PUBLIC_SALT
-from mycelia.node.views import AnsweredView, FailedView, FrameView, TextView, is_keep_alive
+from mycelia.node.views.frames import AnsweredView, FailedView, FrameView, TextView, is_keep_alive
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import ChatMessage
 from mycelia.sim.replay import followers_of

@@ -19,14 +19,7 @@ from mycelia.node.peer_id import peer_from_text
 from mycelia.node.requests.rejoin import SILENCE_DEADLINE_S, AnswerSoFar
 from mycelia.node.storage.data_dir import PUBLIC
 from mycelia.node.storage.rundir import RunInfo, find_running, is_held
-from mycelia.node.views import (
-    PUBLIC_SUFFIX,
-    AnsweredView,
-    FailedView,
-    FrameView,
-    RouteView,
-    TextView,
-)
+from mycelia.node.views.frames import PUBLIC_SUFFIX, AnsweredView, FailedView, FrameView, RouteView, TextView
 from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.errors import LocalError

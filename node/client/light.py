@@ -15,7 +15,7 @@ from mycelia.node.network.swarm_access import SwarmAccess
 from mycelia.node.peer_id import peer_text
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.rejoin import AnswerSoFar, rejoining
-from mycelia.node.views import PUBLIC_SUFFIX, FrameView, frame_view, is_keep_alive
+from mycelia.node.views.frames import PUBLIC_SUFFIX, FrameView, frame_view, is_keep_alive
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask
 

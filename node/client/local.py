@@ -8,18 +8,9 @@ import httpx
 import msgspec
 
 from mycelia.node.storage.rundir import RunInfo, find_running, is_held
-from mycelia.node.views import (
-    DayRow,
-    FailedView,
-    ModelRow,
-    NodeState,
-    PausedView,
-    ReloadView,
-    RequestRow,
-    TraceView,
-    TreeRowView,
-    UsageRow,
-)
+from mycelia.node.views.frames import FailedView
+from mycelia.node.views.history import DayRow, RequestRow, TraceView, UsageRow
+from mycelia.node.views.state import ModelRow, NodeState, PausedView, ReloadView, TreeRowView
 from mycelia.proto.wire.errors import LocalError, RemoteError
 
 START_HINT = "start one with 'mycelia node'"

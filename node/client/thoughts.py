@@ -7,7 +7,7 @@ import msgspec
 from mycelia.node.formats.families import format_named
 from mycelia.node.formats.pieces import Content, Piece, Thought, WasThought
 from mycelia.node.formats.reader import AnswerReader
-from mycelia.node.views import AnsweredView, FailedView, FrameView, RouteView, TextView
+from mycelia.node.views.frames import AnsweredView, FailedView, FrameView, RouteView, TextView
 
 
 class ThoughtSplitter:

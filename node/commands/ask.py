@@ -158,7 +158,7 @@ def ask(
     from mycelia.node.commands.entering import entering
     from mycelia.node.schemas.places import closed_text
     from mycelia.node.storage.data_dir import default_data_dir
-    from mycelia.node.views import MAX_TIMEOUT_S, PUBLIC_SUFFIX
+    from mycelia.node.views.frames import MAX_TIMEOUT_S, PUBLIC_SUFFIX
     from mycelia.proto.wire.codec import check_sampling
     from mycelia.proto.wire.errors import LocalError
     from mycelia.proto.wire.messages import MAX_SALT_CHARS, Ask, ChatMessage, Sampling
@@ -319,7 +319,7 @@ async def _ask_once(
     from mycelia.node.client.ask import ask_swarm
     from mycelia.node.terminal.answer_text import AnswerText
     from mycelia.node.terminal.tables import failure_text, show_answered, show_route
-    from mycelia.node.views import AnsweredView, FailedView, RouteView, TextView
+    from mycelia.node.views.frames import AnsweredView, FailedView, RouteView, TextView
     from mycelia.proto.wire.errors import LocalError
 
     errors = console(stderr=True)

@@ -67,7 +67,7 @@ def chat(
     from mycelia.node.commands.entering import entering
     from mycelia.node.storage.data_dir import default_data_dir
     from mycelia.node.terminal.conversation import Chat
-    from mycelia.node.views import PUBLIC_SUFFIX
+    from mycelia.node.views.frames import PUBLIC_SUFFIX
     from mycelia.proto.wire.messages import Sampling
 
     check_unicode("--system", system)

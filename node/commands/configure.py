@@ -18,7 +18,7 @@ from mycelia.node.storage.files import replacing
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mycelia.node.views import ReloadView
+    from mycelia.node.views.state import ReloadView
 
 
 @click.group(

@@ -11,7 +11,7 @@ from mycelia.node.commands.options import data_dir_option, json_option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mycelia.node.views import PeerRow, UpgradeView
+    from mycelia.node.views.state import PeerRow, UpgradeView
 
 
 @click.command(
@@ -47,7 +47,7 @@ def compared(peers: "Sequence[PeerRow]", running: str = "") -> "UpgradeView":
     the one before; empty: that of this program."""
     from mycelia.node.doctor.installation import installation
     from mycelia.node.version import VERSION, order_of
-    from mycelia.node.views import UpgradeView
+    from mycelia.node.views.state import UpgradeView
     from mycelia.proto.admission.subnets import subnet_of
 
     own = running or VERSION

@@ -14,7 +14,8 @@ from mycelia.node.network.network import MessageStream, Network
 from mycelia.node.peer_id import id_text
 from mycelia.node.queries.questions import ask_all
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.node.views import LinkRow, LinksRow, TraceRow, TraceView
+from mycelia.node.views.history import TraceRow, TraceView
+from mycelia.node.views.state import LinkRow, LinksRow
 from mycelia.proto.admission.limits import Limits, TokenBucket
 from mycelia.proto.admission.subnets import subnet_of
 from mycelia.proto.wire.errors import RemoteError

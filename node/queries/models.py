@@ -24,7 +24,7 @@ from mycelia.node.network.network import MessageStream, Network, NetworkError
 from mycelia.node.queries.questions import ask_all, drawn, spread
 from mycelia.node.queries.uses import PeerUses
 from mycelia.node.requests.own_models import OwnModels
-from mycelia.node.views import ModelRow
+from mycelia.node.views.state import ModelRow
 from mycelia.proto.admission.limits import Limits
 from mycelia.proto.admission.subnets import Places, of_client, subnet_of
 from mycelia.proto.config import RoutingConfig

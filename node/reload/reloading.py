@@ -17,7 +17,7 @@ from mycelia.node.serve.gateway import Access, Gateway
 from mycelia.node.serve.http.tls import load_tls
 from mycelia.node.settings import NodeSettings
 from mycelia.node.telemetry.usage import UsageMeter
-from mycelia.node.views import ReloadView
+from mycelia.node.views.state import ReloadView
 from mycelia.proto.wire.errors import LocalError
 
 if TYPE_CHECKING:

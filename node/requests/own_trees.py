@@ -3,7 +3,7 @@
 from mycelia.node.engine.engine import FIRST_EDGE_ID, CacheChange, Engine
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.salts import Salts
-from mycelia.node.views import TreeRowView
+from mycelia.node.views.state import TreeRowView
 from mycelia.proto.cache.radix import RadixTree
 from mycelia.proto.cache.sharing import PUBLIC, owner_of, plain, tags_of
 

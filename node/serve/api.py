@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mycelia.node.views import DayRow, LinksRow, ModelRow, NodeState, RequestRow, TraceView, TreeRowView, UsageRow
+from mycelia.node.views.history import DayRow, RequestRow, TraceView, UsageRow
+from mycelia.node.views.state import LinksRow, ModelRow, NodeState, TreeRowView
 from mycelia.proto.wire.messages import Ask, Conversation, EntryFrame
 
 

@@ -42,7 +42,8 @@ from mycelia.node.serve.openai.errors import openai_refusal
 from mycelia.node.serve.probes import LOADING, OPEN_PROBES, health_routes, probe_routes
 from mycelia.node.serve.responses.api import responses_routes
 from mycelia.node.telemetry.usage import UsageMeter
-from mycelia.node.views import FailedView, ReloadView
+from mycelia.node.views.frames import FailedView
+from mycelia.node.views.state import ReloadView
 
 log = structlog.get_logger()
 

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from mycelia.node.storage.sealed import SealedFile
-from mycelia.node.views import DayRow
+from mycelia.node.views.history import DayRow
 from mycelia.proto.wire.errors import LocalError
 
 log = structlog.get_logger()

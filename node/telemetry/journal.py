@@ -25,7 +25,7 @@ from mycelia.node.storage.files import seal_of, write_atomically
 from mycelia.node.storage.sealed import set_aside
 from mycelia.node.telemetry.client_rows import ClientRows
 from mycelia.node.telemetry.requests import CODES, MAX_REQUESTS, RequestLog
-from mycelia.node.views import RequestRow
+from mycelia.node.views.history import RequestRow
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import TraceStep
 

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from mycelia.node.engine.engine import LOADED
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import Table
-from mycelia.node.views import NodeState, RelayedView, ServedRow
+from mycelia.node.views.state import NodeState, RelayedView, ServedRow
 
 PATHS = ("direct", "punched", "relayed", "LAN")
 """The ways to a peer, see ``network/network.py``."""

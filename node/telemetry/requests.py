@@ -23,7 +23,8 @@ from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed,
 from mycelia.node.peer_id import id_text
 from mycelia.node.signals import Signal
 from mycelia.node.telemetry.client_rows import ClientRows, is_peer
-from mycelia.node.views import DayRow, RequestRow, StatsView
+from mycelia.node.views.history import DayRow, RequestRow
+from mycelia.node.views.state import StatsView
 from mycelia.proto.admission.limits import TokenBucket
 from mycelia.proto.effects import Begin, Dispatch
 from mycelia.proto.wire.messages import (

@@ -20,7 +20,7 @@ import trio
 
 from mycelia.node.serve.api_keys import LOCAL, ApiKey
 from mycelia.node.storage.sealed import SealedFile
-from mycelia.node.views import UsageRow
+from mycelia.node.views.history import UsageRow
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Answered, Begun, EntryFrame, Failed, Route, Text
 

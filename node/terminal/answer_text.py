@@ -5,7 +5,7 @@ import sys
 import click
 
 from mycelia.node.terminal.tables import printable
-from mycelia.node.views import TextView
+from mycelia.node.views.frames import TextView
 
 
 class AnswerText:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mycelia.node.terminal.answer_text import AnswerText
 from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_route
-from mycelia.node.views import AnsweredView, FailedView, FrameView, RouteView, TextView
+from mycelia.node.views.frames import AnsweredView, FailedView, FrameView, RouteView, TextView
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import MAX_CHAT_MESSAGES, Ask, ChatMessage, Sampling
 

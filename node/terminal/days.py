@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mycelia.node.terminal.state import size
-from mycelia.node.views import DayRow
+from mycelia.node.views.history import DayRow
 
 
 def show_days(console: Console, rows: Sequence[DayRow]) -> None:

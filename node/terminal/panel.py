@@ -17,7 +17,7 @@ from mycelia.node.client.local import fetch_requests, fetch_state, fetch_tree
 from mycelia.node.local_swarm.processes import end
 from mycelia.node.storage.rundir import RunInfo, find_running
 from mycelia.node.terminal.state import panel
-from mycelia.node.views import TreeRowView
+from mycelia.node.views.state import TreeRowView
 from mycelia.proto.wire.errors import LocalError
 
 REFRESH_S, TREE_REFRESH_S = 1.0, 4.0

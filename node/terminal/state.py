@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mycelia.node.terminal.tables import WIDE, printable, short
-from mycelia.node.views import NodeState, RequestRow, ServedRow, StatsView, TraceView, TreeRowView
+from mycelia.node.views.history import RequestRow, TraceView
+from mycelia.node.views.state import NodeState, ServedRow, StatsView, TreeRowView
 
 SHORT_REQUEST = 8
 _MAX_ROWS = 40

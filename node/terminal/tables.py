@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from mycelia.node.views import AnsweredView, FailedView, ModelRow, NodeState, PeerRow, RouteView, TreeRowView
+from mycelia.node.views.frames import AnsweredView, FailedView, RouteView
+from mycelia.node.views.state import ModelRow, NodeState, PeerRow, TreeRowView
 from mycelia.proto.admission.overload import OVERLOADED
 
 SHORT_ID = 8

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mycelia.node.terminal.tables import printable
-from mycelia.node.views import UsageRow
+from mycelia.node.views.history import UsageRow
 
 _COLUMNS = ("requests", "failed", "refused", "prompt_tokens", "cached_tokens", "completion_tokens")
 _HEADS = ("reqs", "failed", "refused", "prompt\ntokens", "\ncached", "answer\ntokens")

@@ -11,7 +11,8 @@ import trio
 
 from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm, open_local_swarm
-from mycelia.node.views import AnsweredView, FrameView, PeerRow, RouteView, TextView
+from mycelia.node.views.frames import AnsweredView, FrameView, RouteView, TextView
+from mycelia.node.views.state import PeerRow
 
 DEADLINE_S = 120.0
 """For every wait of a test: long, because the machine may be busy."""

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from mycelia.node.local_swarm.processes import LocalSwarm
-from mycelia.node.views import ModelRow, UsageRow
+from mycelia.node.views.history import UsageRow
+from mycelia.node.views.state import ModelRow
 from tests.e2e.conftest import DEADLINE_S, ask, becomes_idle, peers_of, run_mycelia
 from tests.node.engine.gguf_files import quick_model
 

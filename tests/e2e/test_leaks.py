@@ -11,7 +11,7 @@ import trio
 from mycelia.node.client.local import fetch_requests, fetch_state
 from mycelia.node.local_swarm.processes import LocalSwarm
 from mycelia.node.storage.rundir import RunInfo
-from mycelia.node.views import NodeState
+from mycelia.node.views.state import NodeState
 from tests.e2e.conftest import DEADLINE_S
 
 pytestmark = pytest.mark.e2e

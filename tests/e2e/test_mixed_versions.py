@@ -12,7 +12,7 @@ from mycelia.bench.chaos.faults import of_version
 from mycelia.bench.plans import ENGINE, FREEZE, KILL, STORM, ChaosBench
 from mycelia.node.local_swarm.processes import COMMAND, LocalNode, LocalSwarm
 from mycelia.node.version import VERSION, order_of
-from mycelia.node.views import UpgradeView
+from mycelia.node.views.state import UpgradeView
 from mycelia.proto.wire.blocks import STRIDE
 from tests.e2e.conftest import DEADLINE_S, ask, peers_of, run_mycelia
 from tests.e2e.releases import last_release, packages_of

@@ -8,7 +8,7 @@ import trio
 from mycelia.node.client.local import fetch_state
 from mycelia.node.local_swarm.distance import SwarmSettings, open_behind_proxies, part
 from mycelia.node.local_swarm.processes import LocalNode, LocalSwarm
-from mycelia.node.views import PeerRow
+from mycelia.node.views.state import PeerRow
 from mycelia.proto.wire.blocks import STRIDE
 from tests.e2e.conftest import DEADLINE_S, ask
 

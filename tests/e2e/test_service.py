@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from mycelia.node.local_swarm.processes import COMMAND, LocalSwarm
-from mycelia.node.views import DayRow
+from mycelia.node.views.history import DayRow
 from tests.e2e.conftest import DEADLINE_S, ask, run_mycelia
 
 pytestmark = pytest.mark.e2e

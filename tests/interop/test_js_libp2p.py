@@ -13,7 +13,7 @@ from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text
-from mycelia.node.views import PeerRow
+from mycelia.node.views.state import PeerRow
 from mycelia.proto.admission.trust import Offender
 from mycelia.proto.wire.messages import Answered, Ask, Route, Sampling, Text
 from tests.interop.js_peer import JsPeer, js_peer, missing

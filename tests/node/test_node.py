@@ -12,7 +12,7 @@ from mycelia.node.requests.entry import ASK, GENERATE, Entry
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.salts import Salts
 from mycelia.node.telemetry.requests import RequestLog
-from mycelia.node.views import TextView, frame_view
+from mycelia.node.views.frames import TextView, frame_view
 from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.config import CellConfig, OverlayConfig
 from mycelia.proto.wire.blocks import STRIDE, pack_tokens

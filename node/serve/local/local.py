@@ -26,7 +26,7 @@ from mycelia.node.serve.http.bodies import STREAM_HEADERS, json_response, read_j
 from mycelia.node.serve.http.disconnect import cancelled_at_disconnect
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.keys import client_of
-from mycelia.node.views import MAX_TIMEOUT_S, FailedView, frame_view
+from mycelia.node.views.frames import MAX_TIMEOUT_S, FailedView, frame_view
 from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LocalError

@@ -27,7 +27,7 @@ from mycelia.node.serve.http.errors import BUSY_RETRY_S
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.serve.local.local import refusal
 from mycelia.node.telemetry.usage import MAX_DAYS
-from mycelia.node.views import FailedView
+from mycelia.node.views.frames import FailedView
 from mycelia.proto.admission.subnets import Places, of_client
 
 MAX_STREAMS = 16

@@ -21,7 +21,8 @@ from mycelia.node.serve.http.bodies import json_response, read_json, refusing
 from mycelia.node.serve.http.keys import client_of
 from mycelia.node.serve.local.local import refusal
 from mycelia.node.telemetry.days import MAX_DAYS
-from mycelia.node.views import FailedView, PausedView
+from mycelia.node.views.frames import FailedView
+from mycelia.node.views.state import PausedView
 from mycelia.proto.wire.errors import LocalError
 
 

@@ -9,7 +9,8 @@ from starlette.routing import Route
 from mycelia.node.serve.api_keys import is_owner
 from mycelia.node.serve.http.bodies import json_response
 from mycelia.node.serve.http.keys import client_of
-from mycelia.node.views import FailedView, ReloadView
+from mycelia.node.views.frames import FailedView
+from mycelia.node.views.state import ReloadView
 from mycelia.proto.wire.errors import LocalError
 
 

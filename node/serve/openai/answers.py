@@ -19,7 +19,7 @@ from mycelia.node.serve.openai.reading import AnswerPart, ReadAnswer
 from mycelia.node.serve.openai.requests import Wanted
 from mycelia.node.serve.openai.shapes import Choice, Shape
 from mycelia.node.serve.openai.types import PromptDetails, Usage
-from mycelia.node.views import is_keep_alive
+from mycelia.node.views.frames import is_keep_alive
 from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.messages import (
     Answered,

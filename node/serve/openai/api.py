@@ -41,7 +41,7 @@ from mycelia.node.serve.openai.types import (
     Models,
     RerankRequest,
 )
-from mycelia.node.views import ModelRow
+from mycelia.node.views.state import ModelRow
 
 
 def openai_routes(api: Api) -> list[Route]:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mycelia.node.serve.openai.unserved import UnservedSampling
-from mycelia.node.views import MAX_TIMEOUT_S
+from mycelia.node.views.frames import MAX_TIMEOUT_S
 from mycelia.proto.wire.messages import (
     MAX_CHAT_BYTES,
     MAX_CHAT_MESSAGES,

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from mycelia.node.serve.openai.types import MAX_TOOLS, JsonObject
-from mycelia.node.views import MAX_TIMEOUT_S
+from mycelia.node.views.frames import MAX_TIMEOUT_S
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, MAX_SALT_CHARS
 
 Text = Annotated[str, Meta(max_length=MAX_CHAT_BYTES)]

@@ -24,7 +24,7 @@ from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, make_app
 from mycelia.node.serve.http.http1 import MAX_HEAD_BYTES, HttpConnection
 from mycelia.node.serve.http.places import HttpPlaces
-from mycelia.node.views import ModelRow, NodeState, TreeRowView
+from mycelia.node.views.state import ModelRow, NodeState, TreeRowView
 from mycelia.proto.wire.messages import Answered, Ask, Conversation, EntryFrame, Text, Usage
 from tests.fuzz.mutate import splice, spoil_bytes
 from tests.node.serve.unobserved import Unobserved

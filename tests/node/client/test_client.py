@@ -24,7 +24,7 @@ from mycelia.node.peer_id import peer_text
 from mycelia.node.storage.identity_file import load_or_create_identity
 from mycelia.node.storage.private_swarms import create_swarm
 from mycelia.node.storage.rundir import RunInfo
-from mycelia.node.views import AnsweredView, TextView
+from mycelia.node.views.frames import AnsweredView, TextView
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Failed
 from tests.node.members import LONG, Member, an_ask, open_members

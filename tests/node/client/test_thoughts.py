@@ -1,7 +1,7 @@
 """What commands show of a model's thoughts."""
 
 from mycelia.node.client.thoughts import ThoughtSplitter
-from mycelia.node.views import AnsweredView, FailedView, FrameView, RouteView, TextView
+from mycelia.node.views.frames import AnsweredView, FailedView, FrameView, RouteView, TextView
 
 ROUTE = RouteView("peer", "the only node", 3, [], format="hermes+think")
 END = AnsweredView("peer", "stop", 3, 0, 4, 1, 0, 1, 1, 0)

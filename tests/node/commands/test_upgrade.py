@@ -8,7 +8,7 @@ import pytest
 from mycelia.node.commands.upgrade import compared
 from mycelia.node.doctor.installation import ARCHIVE_MARK, IMAGE_MARK, installation
 from mycelia.node.version import AGENT, VERSION, order_of, version_in
-from mycelia.node.views import PeerRow
+from mycelia.node.views.state import PeerRow
 
 IN_ORDER = ["0.1.0", "0.2.0.dev0", "0.2.0a1", "0.2.0b1", "0.2.0rc1", "0.2.0rc2", "0.2.0", "0.10.0", "1.0.0"]
 

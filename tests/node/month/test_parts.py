@@ -28,7 +28,7 @@ from mycelia.node.telemetry.days import DAYS_FILE, Days
 from mycelia.node.telemetry.journal import JOURNAL_FILE, MAX_FILE_BYTES, OLD_FILE, Journal, read_journal
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import UsageMeter, Use
-from mycelia.node.views import DayRow
+from mycelia.node.views.history import DayRow
 from mycelia.proto.admission.trust import Trust
 from mycelia.proto.cache.tier import Tier, Trimmed
 from mycelia.proto.cache.value import Reuse

@@ -10,7 +10,7 @@ import trio
 from mycelia.node.serve.api_keys import unnamed
 from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import MAX_CONNECTIONS, bind_api
-from mycelia.node.views import ModelRow, NodeState, TreeRowView
+from mycelia.node.views.state import ModelRow, NodeState, TreeRowView
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Answered, Ask, Conversation, EntryFrame, Failed, Route, Text, Usage
 from tests.node.serve.unobserved import Unobserved

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from mycelia.node.serve.api import Embedded, VocabularyTexts
-from mycelia.node.views import DayRow, LinksRow, RequestRow, TraceView, UsageRow
+from mycelia.node.views.history import DayRow, RequestRow, TraceView, UsageRow
+from mycelia.node.views.state import LinksRow
 from mycelia.proto.wire.errors import LocalError
 
 

@@ -6,7 +6,7 @@ import pytest
 import structlog.testing
 
 from mycelia.node.telemetry.days import DAYS_FILE, MAX_DAYS, Days, read_days
-from mycelia.node.views import DayRow
+from mycelia.node.views.history import DayRow
 
 DAY_S = 86_400
 

@@ -26,7 +26,7 @@ from mycelia.node.telemetry.journal import (
     read_journal,
 )
 from mycelia.node.telemetry.requests import MAX_REQUESTS, PEER_BURST, PEER_RATE, RequestLog
-from mycelia.node.views import RequestRow
+from mycelia.node.views.history import RequestRow
 from mycelia.proto.wire.messages import Answered, TraceStep
 from tests.damage import contents, damaged, fill_disk
 from tests.node.members import LONG, Member, an_ask, frames_of, open_members

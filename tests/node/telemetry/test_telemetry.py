@@ -27,7 +27,8 @@ from mycelia.node.telemetry.client_rows import is_peer
 from mycelia.node.telemetry.metrics import exposition
 from mycelia.node.telemetry.requests import MAX_REQUESTS, RequestLog
 from mycelia.node.telemetry.usage import Counts
-from mycelia.node.views import PublicPart, TraceView
+from mycelia.node.views.history import TraceView
+from mycelia.node.views.state import PublicPart
 from mycelia.proto.wire.errors import RemoteError
 from mycelia.proto.wire.messages import (
     MAX_TRACE_STEPS,

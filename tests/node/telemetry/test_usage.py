@@ -12,7 +12,7 @@ import trio.testing
 from mycelia.node.serve.api_keys import ApiKey
 from mycelia.node.telemetry import usage as usage_module
 from mycelia.node.telemetry.usage import FOLDER, MAX_DAYS, MAX_ROWS, OTHER, UsageMeter, Use, open_usage, read_usage
-from mycelia.node.views import UsageRow
+from mycelia.node.views.history import UsageRow
 from mycelia.proto.wire.messages import Answered, Begun, EntryFrame, Failed, Route, Text, Usage
 from tests.node.threads import run_here
 

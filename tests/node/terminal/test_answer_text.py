@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mycelia.node.terminal.answer_text import AnswerText
-from mycelia.node.views import TextView
+from mycelia.node.views.frames import TextView
 
 ANSWER = [TextView("", thought="Hm"), TextView("", thought="."), TextView("Yes"), TextView(".\x1b[2J")]
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"

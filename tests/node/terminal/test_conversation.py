@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mycelia.node.commands.chat import next_text
 from mycelia.node.terminal.conversation import HELP, Chat
-from mycelia.node.views import AnsweredView, BegunView, FailedView, FrameView, RouteView, TextView
+from mycelia.node.views.frames import AnsweredView, BegunView, FailedView, FrameView, RouteView, TextView
 from mycelia.proto.wire.messages import MAX_CHAT_MESSAGES, Ask, ChatMessage, Sampling
 
 ANSWERED = AnsweredView("peer", "stop", 3, 2, 1, 0, 0, 0, 0, 0)

@@ -17,19 +17,9 @@ from mycelia.node.commands.ask import _ask
 from mycelia.node.commands.running import console as make_console
 from mycelia.node.terminal.state import _largest, panel, show_requests
 from mycelia.node.terminal.tables import failure_text, printable, show_answered, show_peers, show_route, tokens_per_s
-from mycelia.node.views import (
-    AnsweredView,
-    CandidateView,
-    FailedView,
-    FrameView,
-    NodeState,
-    PeerRow,
-    RequestRow,
-    RouteView,
-    StatsView,
-    TrafficView,
-    TreeRowView,
-)
+from mycelia.node.views.frames import AnsweredView, CandidateView, FailedView, FrameView, RouteView
+from mycelia.node.views.history import RequestRow
+from mycelia.node.views.state import NodeState, PeerRow, StatsView, TrafficView, TreeRowView
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Ask, Sampling
 

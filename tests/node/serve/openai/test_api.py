@@ -26,7 +26,7 @@ from mycelia.node.serve.openai.requests import wanted_chat
 from mycelia.node.serve.openai.shapes import ChatShape
 from mycelia.node.serve.openai.types import ChatRequest
 from mycelia.node.telemetry.usage import UsageMeter
-from mycelia.node.views import ModelRow, NodeState, TreeRowView
+from mycelia.node.views.state import ModelRow, NodeState, TreeRowView
 from mycelia.proto.admission.retry_times import MAX_HELD_S
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import (

@@ -1,6 +1,6 @@
 import pytest
 
-from mycelia.node.views import frame_view, is_keep_alive
+from mycelia.node.views.frames import frame_view, is_keep_alive
 from mycelia.proto.wire.messages import KEEP_ALIVE, Begun, EntryFrame, Logprob, Text, TokenLogprobs
 
 ENTRY = TokenLogprobs(chosen=Logprob(token=1, text=b"a", logprob=-0.5), top=())
