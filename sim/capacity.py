@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from mycelia.proto.wire.blocks import STRIDE
-from mycelia.sim.engine import EngineSpec
+from mycelia.sim.machine import EngineSpec
 from mycelia.sim.prompts import Session, Turn
 from mycelia.sim.sessions import USUAL_DECODE_RATE
 

@@ -19,8 +19,9 @@ from mycelia.proto.effects import Emit
 from mycelia.proto.events import CacheChanged
 from mycelia.sim.links import Links, Matrix
 from mycelia.sim.metadata import LEAF_BLOCKS, MESH_DEGREE, PACE_S, Churn, Step, received
+from mycelia.sim.node import SimNode
 from mycelia.sim.scenario import DEGREE
-from mycelia.sim.world import NAMESPACE, SimNode, World
+from mycelia.sim.world import NAMESPACE, World
 
 CELL_PEERS = DEGREE * 3 // 4
 """As in node/network/libp2p/discovery.py."""

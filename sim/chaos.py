@@ -19,16 +19,17 @@ from functools import partial
 from mycelia.proto.config import OverlayConfig
 from mycelia.proto.planes.failure import LEAVING
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.engine import draw_spec
 from mycelia.sim.faults import FaultPlan, Faults, reachable
 from mycelia.sim.links import Links, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.machine import draw_spec
 from mycelia.sim.metadata import MESH_DEGREE
+from mycelia.sim.node import SimNode
 from mycelia.sim.prompts import Prompt, Session
 from mycelia.sim.record import Record
 from mycelia.sim.scenario import DEGREE
 from mycelia.sim.serving import Serving
 from mycelia.sim.sessions import GENERATORS
-from mycelia.sim.world import SimNode, World
+from mycelia.sim.world import World
 
 START_S, SETTLE_S = 5.0, 15.0
 DEADLINE_S = 600.0

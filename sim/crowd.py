@@ -14,7 +14,8 @@ from mycelia.proto.config import OverlayConfig
 from mycelia.sim.cells import CellSwarm
 from mycelia.sim.links import constant_rtt
 from mycelia.sim.metadata import received
-from mycelia.sim.world import NAMESPACE, SimNode, peer_id
+from mycelia.sim.node import SimNode, peer_id
+from mycelia.sim.world import NAMESPACE
 
 STEP_S = 0.5
 """How often nodes are asked what they know."""

@@ -12,12 +12,14 @@ from functools import partial
 from mycelia.proto.admission.overload import OVERLOADED
 from mycelia.proto.events import CacheChanged, FrameReceived, VitalsChanged
 from mycelia.proto.wire.messages import Accepted, Failed, Final, ServingFrame, Usage, Vitals
-from mycelia.sim.engine import Engine, EngineSpec, Job, Listener, Used
+from mycelia.sim.engine import Engine, Job, Listener
 from mycelia.sim.host import Host
 from mycelia.sim.liars import CLAIMED_VITALS, SILENT_VITALS, Claims
+from mycelia.sim.machine import EngineSpec, Used
+from mycelia.sim.node import SimNode
 from mycelia.sim.record import Attempt
 from mycelia.sim.scenario import Conduct
-from mycelia.sim.world import NAMESPACE, SimNode, World
+from mycelia.sim.world import NAMESPACE, World
 
 RESEND_S = 0.2
 """TCP's usual least timeout."""

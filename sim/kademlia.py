@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from mycelia.proto.kademlia.lookup import Lookup
 from mycelia.sim.links import Homes
-from mycelia.sim.world import peer_id
+from mycelia.sim.node import peer_id
 
 K = 20
 ALPHA = 10

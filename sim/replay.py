@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mycelia.proto.config import OverlayConfig
-from mycelia.sim.engine import EngineSpec
 from mycelia.sim.host import Host
 from mycelia.sim.links import Links, constant_rtt, mesh_of, random_graph
+from mycelia.sim.machine import EngineSpec
 from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.policies import make_policy
 from mycelia.sim.prompts import Prompt

@@ -23,8 +23,9 @@ from mycelia.proto.config import CellConfig, LadderConfig
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import MAX_CELL_BITS
 from mycelia.sim.kademlia import Found, Kademlia
+from mycelia.sim.node import peer_id
 from mycelia.sim.scenario import DEGREE
-from mycelia.sim.world import NAMESPACE, peer_id
+from mycelia.sim.world import NAMESPACE
 
 REQUESTS_PER_S = 0.05
 """Requests a second at each node."""

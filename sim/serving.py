@@ -23,13 +23,15 @@ from mycelia.proto.events import (
 )
 from mycelia.proto.wire.blocks import STRIDE, block_hashes
 from mycelia.proto.wire.messages import Failed, Sampling, Vitals
-from mycelia.sim.engine import EngineSpec, Job, Used
+from mycelia.sim.engine import Job
 from mycelia.sim.engines import Engines
 from mycelia.sim.host import Host
+from mycelia.sim.machine import EngineSpec, Used
+from mycelia.sim.node import SimNode
 from mycelia.sim.prompts import Prompt
 from mycelia.sim.record import Attempt, Record
 from mycelia.sim.scenario import Conduct
-from mycelia.sim.world import NAMESPACE, SimNode, World
+from mycelia.sim.world import NAMESPACE, World
 
 NO_ENGINE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=0)
 """Load report of a node whose engine is starting again."""

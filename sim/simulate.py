@@ -20,9 +20,9 @@ from mycelia.proto.config import CellConfig, DigestConfig, OverlayConfig
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
 from mycelia.sim.capacity import rate_at
-from mycelia.sim.engine import EngineSpec, draw_spec
 from mycelia.sim.faults import DOWN_S, session_s
 from mycelia.sim.links import Links, Matrix, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
+from mycelia.sim.machine import EngineSpec, draw_spec
 from mycelia.sim.mechanisms import mechanisms_of
 from mycelia.sim.metadata import MESH_DEGREE
 from mycelia.sim.outcome import Outcome, Window, outcome_of

@@ -44,7 +44,8 @@ from mycelia.proto.wire.messages import (
 from mycelia.proto.wire.refusals import Refusal
 from mycelia.sim.links import Links, mesh_of, modelled_rtt, random_graph
 from mycelia.sim.metadata import Churn, Step, is_converged
-from mycelia.sim.world import CONTEXT_TOKENS, IDLE, NAMESPACE, SimNode, World, address_of, peer_id, sign_as
+from mycelia.sim.node import SimNode, address_of, peer_id, sign_as
+from mycelia.sim.world import CONTEXT_TOKENS, IDLE, NAMESPACE, World
 
 CONTROL_RATE, CONTROL_BURST, MAX_STREAMS = 50.0, 200.0, 64
 """Limits that nodes of the first versions had for one peer."""

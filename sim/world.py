@@ -14,7 +14,6 @@ import random
 import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import assert_never
 
@@ -63,6 +62,7 @@ from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.messages import Reconcile, Repair, Vitals
 from mycelia.sim.links import Links
 from mycelia.sim.meshes import Meshes
+from mycelia.sim.node import SimNode, address_of, peer_id, sign_as, verify
 from mycelia.sim.traffic import Traffic, plane_of
 
 NAMESPACE = blake3(b"the simulated model").digest(length=16)
@@ -72,42 +72,6 @@ CONTEXT_TOKENS = 131_072
 IDLE = Vitals(queued_tokens=0, active_requests=0, waiting_requests=0, slots=4)
 
 _TRACED = struct.Struct(">dIIQ")
-
-
-def sign_as(owner: bytes) -> Callable[[bytes], bytes]:
-    """A stand-in for Ed25519, see the module's docstring."""
-    return lambda payload: blake3(owner + payload).digest(length=64)
-
-
-def verify(owner: bytes, payload: bytes, signature: bytes) -> bool:
-    return blake3(owner + payload).digest(length=64) == signature
-
-
-def peer_id(number: int) -> bytes:
-    """An id as long as that of a real node with an Ed25519 key."""
-    return b"\x00\x24\x08\x01\x12\x20" + blake3(b"node %d" % number).digest()
-
-
-def address_of(number: int) -> str:
-    """Each node is in a network of its own, as far as there are /24s between 16.0.0.0 and 80.0.0.0."""
-    return f"/ip4/{16 + number // 65_536 % 64}.{number // 256 % 256}.{number % 256}.1/tcp/1"
-
-
-@dataclass
-class SimNode:
-    """One overlay and what the shell would keep for it."""
-
-    number: int
-    peer: bytes
-    overlay: Overlay
-    timers: dict[Timer, tuple[float, int]] = field(default_factory=dict)
-    """When each timer fires, and the number of its heap entry."""
-    near: set[int] = field(default_factory=set)
-    """Connected nodes."""
-    clock_s: float = 0.0
-    """How far its clock is ahead, in seconds."""
-    held: list[tuple[int, "Event | Timer"]] | None = None
-    """While the node is frozen: what has happened to it meanwhile, with the numbers of the heap entries."""
 
 
 class World:

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from mycelia.bench.engine.target import FIRST_PLAIN_TOKEN, Settings
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child.cells import Evicted
 from mycelia.node.engine.child.llama.batch import BatchRow
 from mycelia.node.engine.child.llama.bindings import L
@@ -94,7 +94,7 @@ class LlamaClock:
 class Bench:
     """A model and the step loop over it, made as in the engine's own process."""
 
-    def __init__(self, model: Path, settings: Settings, replies: ipc.Replies, seed: int) -> None:
+    def __init__(self, model: Path, settings: Settings, replies: pipe.Replies, seed: int) -> None:
         """replies: where the loop reports. seed: for the prompts. Raises LocalError for a model that fails."""
         wanted = EngineSettings(model, threads=settings.threads, cells=settings.cells, slots=settings.slots)
         service = Service(replies)
@@ -179,7 +179,7 @@ async def measure_shares(model: Path, settings: Settings, runs: int, seed: int) 
     said = bytearray()
 
     async def read_reports(stdout: trio.abc.ReceiveStream) -> None:
-        frames = ipc.FrameBuffer()
+        frames = pipe.FrameBuffer()
         async for data in stdout:
             frames.feed(data)
 
@@ -201,7 +201,7 @@ async def measure_shares(model: Path, settings: Settings, runs: int, seed: int) 
 
 def _measure(model: str, threads: int, cells: int, slots: int, runs: int, seed: int) -> Shares:
     settings = Settings(threads=threads, cells=cells, slots=slots)
-    bench = Bench(Path(model), settings, ipc.Replies(1), seed)
+    bench = Bench(Path(model), settings, pipe.Replies(1), seed)
     overheads = [bench.step_overhead_share() for _ in range(runs)]
     # Last, because it clears the cells that the loop uses.
     restores = [bench.tier_restore_share() for _ in range(runs)]

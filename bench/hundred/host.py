@@ -29,7 +29,8 @@ from mycelia.node.app import Node
 from mycelia.node.commands.checks import read_bootstrap
 from mycelia.node.commands.options import bootstrap_option, data_dir_option
 from mycelia.node.engine.engine import COALESCE_S, Engine
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.engine.fake.worker import DECODE_RATE, PREFILL_RATE
 from mycelia.node.engine.models import FAKE_MODEL
 from mycelia.node.peer_id import peer_from_text

@@ -30,7 +30,7 @@ from mycelia.node.plugins import OWN_POLICY
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.messages import Conversation
 from mycelia.sim.crowd import meet_and_part
-from mycelia.sim.engine import EngineSpec
+from mycelia.sim.machine import EngineSpec
 from mycelia.sim.replay import Swarm
 from mycelia.sim.scenario import DEGREE
 from mycelia.sim.sessions import arrivals

@@ -24,7 +24,7 @@ from mycelia.proto.cache.radix import common_prefix
 from mycelia.proto.wire.blocks import STRIDE
 from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Conversation
-from mycelia.sim.engine import EngineSpec
+from mycelia.sim.machine import EngineSpec
 
 NUM_COLD, NUM_WARM = 6, 6
 DECODED_TOKENS, NUM_SHUFFLED = 32, 50

@@ -6,7 +6,6 @@ their variables have no section.
 """
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import click
 
+from mycelia.node.commands.option_words import example_of, help_of, nothing_set, said_default, toml_of, wrapped
 from mycelia.node.plugins import Plugged
 from mycelia.node.settings import LOAD, WHEN, UsageError
 
@@ -216,10 +216,10 @@ class Schema:
         for section, options in self.sections.items():
             lines += ["", f"[{section}]  # options of 'mycelia {section}'"] if section else []
             for key, option in options.items():
-                lines += ["", *(f"# {line}" for line in _wrapped(_help(option)))]
-                is_default = nothing_set(option) is not None or _said_default(option) is not None
+                lines += ["", *(f"# {line}" for line in wrapped(help_of(option)))]
+                is_default = nothing_set(option) is not None or said_default(option) is not None
                 note = "" if is_default else "  # an example"
-                lines.append(f"# {key} = {_toml(_example(option))}{note}")
+                lines.append(f"# {key} = {toml_of(example_of(option))}{note}")
         if ("node", "alias") in set(self.all_keys()):
             lines += ["", "# Other names of models, for clients that ask for them by these names: --alias as a table."]
             lines.append(f"# [{ALIASES}]")
@@ -299,16 +299,6 @@ def _at(nested: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return nested
 
 
-def nothing_set(option: click.Option) -> object:
-    """The option's value when nothing sets it; None: its help says the default in words."""
-    default = option.default
-    if option.is_flag and not isinstance(default, bool):
-        return False
-    if isinstance(default, tuple | list):
-        return list(default)
-    return default if isinstance(default, bool | int | float | str) else [] if option.multiple else None
-
-
 def _options(command: click.Command) -> list[click.Option]:
     return [
         option
@@ -337,7 +327,7 @@ def _check_type(path: Path, where: str, option: click.Option, value: object) -> 
     """Raises click.UsageError when a TOML value has the wrong type: "8" is not a number and true is not 1."""
     if option.multiple:
         if not isinstance(value, list):
-            raise click.UsageError(f"{path}: {where} must be a list such as {_toml(_example(option))}")
+            raise click.UsageError(f"{path}: {where} must be a list such as {toml_of(example_of(option))}")
         for item in value:
             _check_one(path, where, option, item)
     else:
@@ -356,7 +346,7 @@ def _check_one(path: Path, where: str, option: click.Option, value: object) -> N
         case _:
             kind, name = (str,), "a text in quotes"
     if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
-        raise click.UsageError(f"{path}: {where} must be {name}, not {_toml(value)}")
+        raise click.UsageError(f"{path}: {where} must be {name}, not {toml_of(value)}")
 
 
 def _located(folder: Path, key: str, option: click.Option, value: object) -> object:
@@ -372,71 +362,3 @@ def _located(folder: Path, key: str, option: click.Option, value: object) -> obj
     if isinstance(option.type, click.Path) or (key in _PATH_OR_NAME and path.is_file()):
         return str(path)
     return value
-
-
-def _help(option: click.Option) -> str:
-    words = [option.help or "", "Repeatable." if option.multiple and "Repeatable" not in (option.help or "") else ""]
-    if isinstance(option.type, click.Choice):
-        words.append(f"One of {', '.join(map(str, option.type.choices))}.")
-    return " ".join(" ".join(words).split())
-
-
-def _wrapped(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, 110)
-
-
-def _example(option: click.Option) -> object:
-    """The option's default, else a value that it accepts."""
-    default = nothing_set(option)
-    if default not in (None, [], ""):
-        return default
-    if (said := _said_default(option)) is not None:
-        return said
-    if isinstance(option.type, click.Choice):
-        first = str(option.type.choices[0])
-        return [first] if option.multiple else first
-    if option.multiple:
-        return [option.metavar or "..."]
-    match option.type:
-        case click.IntRange() | click.FloatRange():
-            return option.type.min or 1
-        case click.types.BoolParamType():
-            return False
-        case click.types.IntParamType() | click.types.FloatParamType():
-            return 1
-        case click.Path():
-            return option.metavar or "PATH"
-        case _:
-            return ""
-
-
-def _said_default(option: click.Option) -> object:
-    """The default that the help names; None: it names none, or it is in words that are not a value."""
-    found = _DEFAULT.search(option.help or "")
-    if found is None or " " in found[1] or option.multiple or isinstance(option.type, click.Path):
-        return None
-    try:
-        return option.type.convert(found[1], option, None)
-    except click.BadParameter:
-        return None
-
-
-def default_words(option: click.Option) -> str | None:
-    """What the help says of the default, in brackets; None: nothing."""
-    found = re.search(r"\[default: ([^\]]+)\]", option.help or "")
-    return f"({found[1]})" if found else None
-
-
-_DEFAULT = re.compile(r"\[default: ([^\],;]+)")
-
-
-def _toml(value: object) -> str:
-    import json
-
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)

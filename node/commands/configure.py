@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mycelia.node.commands.config_file import Schema, Setting, default_file, default_words, nothing_set
+from mycelia.node.commands.config_file import Schema, Setting, default_file
+from mycelia.node.commands.option_words import default_words, nothing_set
 from mycelia.node.commands.options import data_dir_option, json_option
 from mycelia.node.commands.running import console
 from mycelia.node.plugins import COMMANDS, Program

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.prompts import TooLongError
 from mycelia.node.errors import BusyError
 from mycelia.proto.admission.byte_shares import ByteShares
@@ -160,7 +160,7 @@ class Calls:
         TooLongError, BusyError when too much waits, LocalError for a question that the child refuses or died over."""
         message = question(next(self._keys))
         try:
-            call = Call(message.key, ipc.encode(message), client, subnet)
+            call = Call(message.key, pipe.encode(message), client, subnet)
         except (LimitExceeded, UnicodeEncodeError) as exc:
             raise LocalError(str(exc)) from exc
         lane = self._lane(message)
@@ -232,7 +232,7 @@ class Calls:
         if lane.leave(call) and lane is self._embeds:
             lane.answered(call.key, None)  # (the child does not answer a cancelled call)
             if self._send is not None:
-                self._send(ipc.encode(ipc.Cancel(call.key)))
+                self._send(pipe.encode(ipc.Cancel(call.key)))
 
     def _send_from(self, lane: Lane) -> None:
         while self._send is not None and (call := lane.next_to_send(trio.current_time())) is not None:

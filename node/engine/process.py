@@ -20,7 +20,7 @@ import msgspec
 import structlog
 import trio
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.asked_texts import NO_TOKENS, AskedTexts
 from mycelia.node.engine.changes import ChangeLog
 from mycelia.node.engine.child_process import (
@@ -164,7 +164,7 @@ class ProcessEngine(AskedTexts):
 
     def _send(self, message: ipc.ToChild) -> None:
         assert self._outbox is not None
-        self._outbox.put(ipc.encode(message))
+        self._outbox.put(pipe.encode(message))
 
     # --- the child ------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class ProcessEngine(AskedTexts):
                 words_end = trio.Event()
                 nursery.start_soon(self._last_words.read, child.stderr, words_end)
                 nursery.start_soon(outbox.run)
-                outbox.put(ipc.encode(load_message(self.settings, self.num_cells)))
+                outbox.put(pipe.encode(load_message(self.settings, self.num_cells)))
                 nursery.start_soon(self._watch_load, child)
                 nursery.start_soon(self._watch_pulse, child)
                 if not await self._read(child.stdout, outbox, on_loaded):
@@ -245,7 +245,7 @@ class ProcessEngine(AskedTexts):
 
     async def _read(self, stdout: trio.lowlevel.FdStream, outbox: Outbox, on_loaded: Callable[[], None]) -> bool:
         """Handle the child's messages until it ends. False: a message is invalid."""
-        frames = ipc.FrameBuffer()
+        frames = pipe.FrameBuffer()
         try:
             while data := await receive_some(stdout, MAX_READ_BYTES):
                 for message in frames.feed(data):

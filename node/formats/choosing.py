@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from mycelia.node.formats.families import CALL_SIGNS, CALL_TOKENS, THOUGHT_SIGNS, THOUGHT_TOKENS, format_named
+from mycelia.node.formats.families import format_named
+from mycelia.node.formats.signs import CALL_SIGNS, CALL_TOKENS, THOUGHT_SIGNS, THOUGHT_TOKENS
 
 Signs = list[tuple[tuple[str, ...], str]]
 

@@ -1,7 +1,6 @@
 """The table of formats: how each family of models writes calls and thoughts.
 
-A format is two names, of a row of CALLS and a row of THOUGHTS, such as "hermes+think". The signs by which a model is
-found to write it stand beside each row: texts of its chat template, or else tokens of its vocabulary.
+A format is two names, of a row of CALLS and a row of THOUGHTS, such as "hermes+think".
 """
 
 from collections.abc import Iterable
@@ -335,107 +334,6 @@ THOUGHTS: dict[str, Thoughts] = {
         turn="<|start|>assistant",
     ),
     "functionary_v3": Thoughts(dropped=(">>>all\n",), turn=">>>"),
-}
-
-CALL_SIGNS: list[tuple[tuple[str, ...], str]] = [
-    (("<|tool_calls_section_begin|>",), "kimi"),
-    (("<|open|>", "<|sep|>", "'call'"), "kimi_k3"),
-    (("｜DSML｜",), "dsml"),
-    (("<｜tool▁calls▁begin｜>",), "deepseek"),
-    (("<|start|>", "<|channel|>", "<|message|>"), "harmony"),
-    (("<atem:",), "muse"),
-    (("<|tool_call:begin|>",), "solar"),
-    (("<|tool_call>", "<tool_call|>"), "gemma4"),
-    (("]<]minimax[>[",), "minimax_m3"),
-    (("<minimax:tool_call>",), "minimax"),
-    (("<seed:tool_call>",), "seed"),
-    (("tool_sep", ":opensource"), "hunyuan"),
-    (("<arg_key>",), "glm"),
-    (("<param_key>",), "telechat"),
-    (("[gMASK]<sop>", "<|observation|>", "metadata"), "glm4"),
-    (("<tool_call>", "<function="), "qwen_xml"),
-    (("<function name=", "<param name="), "minicpm"),
-    (("<|START_ACTION|>",), "cohere"),
-    (("Action:", "```json", "tool_name"), "command_r"),
-    (("<|tools_prefix|>",), "apertus"),
-    (("<TOOLCALL>",), "nemotron"),
-    (("[TOOL_CALLS]",), "mistral"),
-    (("[AVAILABLE_TOOLS]",), "mistral"),
-    (("function_call", "<|role_sep|>"), "gigachat"),
-    (("function call", "<|role_sep|>"), "gigachat"),
-    (("functools[",), "functools"),
-    ((">>>all",), "functionary_v3"),
-    (("<function=",), "functionary"),
-    (("<steptml:",), "step"),
-    (("<|action_start|>",), "internlm"),
-    (("<longcat_tool_call>",), "longcat"),
-    (("<start_function_call>",), "functiongemma"),
-    (("[unused11]",), "pangu"),
-    (("begin_tool_request:plamo",), "plamo"),
-    (("<function_calls>",), "olmo"),
-    (("<|tool_call_start|>",), "lfm2"),
-    (("<|tool_list_start|>",), "lfm2"),
-    (("<tool_calls>", "beginning_of_sentence"), "minimax_m1"),
-    (("<tool_calls>",), "apriel"),
-    (("<tool_call>",), "hermes"),
-    (("<|tool|>", "<|/tool|>"), "phi"),
-    (("<|tool_call|>",), "granite"),
-    (("<|python_start|>",), "python"),
-    (("<|python_tag|>",), "llama"),
-    (('"parameters": dictionary of argument name',), "llama"),
-]
-"""(all these texts stand in the template, row of CALLS), the most telling first."""
-
-THOUGHT_SIGNS: list[tuple[tuple[str, ...], str]] = [
-    (("<|channel|>", "analysis"), "harmony"),
-    (("<|open|>", "<|sep|>", "'think'"), "kimi_k3"),
-    (("<atem:", "to=self"), "muse"),
-    (("<|tool_call:begin|>", "<|think|>"), "solar"),
-    (("<|channel>",), "gemma4"),
-    (("<seed:think>",), "seed"),
-    (("think", ":opensource"), "hunyuan"),
-    (("<mm:think>",), "minimax_m3"),
-    (("[THINK]",), "mistral"),
-    (("<|START_THINKING|>",), "cohere"),
-    (("<|START_RESPONSE|>",), "cohere"),
-    (("<|inner_prefix|>",), "apertus"),
-    (("[BEGIN FINAL RESPONSE]",), "apriel"),
-    (("<think></think>", "<response></response>"), "granite"),
-    (("<think>", "<minimax:tool_call>"), "think"),
-    (("think>", "<response>"), "granite"),
-    (("think>", "<answer>"), "answer"),
-    (("</think>", "<|extra_0|>"), "answer"),
-    (("</think>", "hy_Assistant"), "answer"),
-    (("[gMASK]<sop>", "<|observation|>", "metadata"), "glm4"),
-    (("◁think▷",), "kimi_vl"),
-    (("longcat_think",), "longcat"),
-    (("<|thought_start|>",), "minicpm"),
-    (("[unused16]",), "pangu"),
-    (("<reasoning>",), "reka"),
-    (("<think>", "<|tool_calls_section_begin|>"), "think_kimi"),
-    (("<thought>",), "thought"),
-    (("<think>",), "think"),
-    (("</think>",), "think"),
-    ((">>>all",), "functionary_v3"),
-]
-
-CALL_TOKENS = {
-    "<|tool_calls_section_begin|>": "kimi",
-    "<｜tool▁calls▁begin｜>": "deepseek",
-    "<|tool_call_start|>": "lfm2",
-    "<start_function_call>": "functiongemma",
-    "<longcat_tool_call>": "longcat",
-    "[TOOL_CALLS]": "mistral",
-    "<|tool_call|>": "granite",
-    "<|python_tag|>": "llama",
-}
-"""Tokens of vocabularies whose template says nothing of calls."""
-THOUGHT_TOKENS = {
-    "<think>": "think",
-    "[THINK]": "mistral",
-    "<seed:think>": "seed",
-    "<longcat_think>": "longcat",
-    "◁think▷": "kimi_vl",
 }
 
 MAX_NAME_CHARS = 32

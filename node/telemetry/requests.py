@@ -10,10 +10,9 @@ Also, only a limited number of peers' requests per second reaches the journal an
 import logging
 import secrets
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import msgspec
 import structlog
@@ -23,7 +22,9 @@ from mycelia.node.engine.engine import EngineAccepted, EngineDone, EngineFailed,
 from mycelia.node.peer_id import id_text
 from mycelia.node.signals import Signal
 from mycelia.node.telemetry.client_rows import ClientRows, is_peer
-from mycelia.node.views.history import DayRow, RequestRow
+from mycelia.node.telemetry.record import MAX_AT_MS, Record, ms_of
+from mycelia.node.telemetry.totals import Totals
+from mycelia.node.views.history import RequestRow
 from mycelia.node.views.state import StatsView
 from mycelia.proto.admission.limits import TokenBucket
 from mycelia.proto.effects import Begin, Dispatch
@@ -52,75 +53,9 @@ CODES = frozenset(
 MAX_DETAIL_CHARS = 256
 PEER_RATE, PEER_BURST = 2.0, 64.0
 """Requests of peers per second that reach the journal and the log; further ones only count in the sums."""
-_MAX_AT_MS = 2**31 - 1
 _RECENT = 256
 """Answers that the medians are made of."""
 _BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
-
-@dataclass
-class _Record:
-    started_at: float
-    """Seconds of the monotonic clock."""
-    made: RequestRow | None = None
-    """The row without ``changes``; only for a request that entered here."""
-    made_steps: list[TraceStep] = field(default_factory=list)
-    """The steps without ``noted``."""
-    noted: list[tuple[float, str, str, bytes]] = field(default_factory=list)
-    """Time, name, detail and peer of further ones: steps are seldom looked at, too."""
-    matched_tokens: dict[bytes, int] = field(default_factory=dict)
-    """Peer -> the cached tokens its digest promised when it was chosen."""
-    is_told: bool = True
-    """Whether it reaches the journal and the log."""
-    changes: dict[str, object] = field(default_factory=dict)
-    """What has changed since the row was made: rows are seldom looked at before their request has ended."""
-
-    @property
-    def row(self) -> RequestRow | None:
-        """Only for a request that entered here."""
-        if self.changes and self.made is not None:
-            self.made = msgspec.structs.replace(self.made, **self.changes)
-            self.changes.clear()
-        return self.made
-
-    @property
-    def steps(self) -> list[TraceStep]:
-        for at, name, detail, peer in self.noted:
-            self.made_steps.append(TraceStep(at_ms=_ms(at - self.started_at), name=name, detail=detail, peer=peer))
-        self.noted.clear()
-        return self.made_steps
-
-
-@dataclass
-class Totals:
-    """Sums since the start. Requests are counted by outcome: answered, cancelled, or the code of the failure."""
-
-    entered: Counter[str] = field(default_factory=Counter)
-    served: Counter[str] = field(default_factory=Counter)
-    computed_tokens: int = 0
-    """Prompt tokens computed here; with ``cached_tokens`` all prompt tokens of requests served here."""
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    promised_tokens: int = 0
-    """Cached tokens that digests promised for prompts that entered here; ``found_tokens`` of them were found."""
-    found_tokens: int = 0
-    moves: int = 0
-    evictions: int = 0
-    entered_prompt_tokens: int = 0
-    entered_cached_tokens: int = 0
-    shared: DayRow = DayRow("")  # noqa: RUF009  immutable
-    """What was given to others and received from them, without the traffic."""
-
-    def add_usage(self, usage: Usage) -> None:
-        """A request that was served here has ended."""
-        self.cached_tokens += usage.cached_tokens
-        self.computed_tokens += usage.prompt_tokens - usage.cached_tokens
-        self.generated_tokens += usage.completion_tokens
-
-    def add_shared(self, **added: float) -> None:
-        """added: to fields of ``shared``."""
-        sums = {name: getattr(self.shared, name) + value for name, value in added.items()}
-        self.shared = msgspec.structs.replace(self.shared, **sums)
 
 
 class RequestLog:
@@ -137,10 +72,10 @@ class RequestLog:
         self._clock = clock
         self._wall = wall
         self.on_change = on_change
-        self._entered: OrderedDict[bytes, _Record] = OrderedDict()
+        self._entered: OrderedDict[bytes, Record] = OrderedDict()
         self._rows = ClientRows()
         """Those of ``_entered`` by client."""
-        self._served: OrderedDict[bytes, _Record] = OrderedDict()
+        self._served: OrderedDict[bytes, Record] = OrderedDict()
         self._ttfts_ms: deque[int] = deque(maxlen=_RECENT)
         self._changed = Signal()
         self._version = 0
@@ -156,8 +91,8 @@ class RequestLog:
         """Add ended requests from before a restart, the newest last. They count in no sum."""
         now, wall = self._clock(), self._wall()
         for row, steps in requests:
-            age_s = min(max(wall - row.started_at, 0.0), _MAX_AT_MS / 1000)
-            self._keep(bytes.fromhex(row.id), _Record(now - age_s, row, list(steps[:MAX_TRACE_STEPS])))
+            age_s = min(max(wall - row.started_at, 0.0), MAX_AT_MS / 1000)
+            self._keep(bytes.fromhex(row.id), Record(now - age_s, row, list(steps[:MAX_TRACE_STEPS])))
         self._wake()
 
     # --- to look at -------------------------------------------------------------------------------------------------
@@ -169,7 +104,7 @@ class RequestLog:
             return tuple(records[0].steps) if records else ()
         began = min(record.started_at for record in records)
         steps = [
-            msgspec.structs.replace(step, at_ms=min(step.at_ms + round(1000 * (record.started_at - began)), _MAX_AT_MS))
+            msgspec.structs.replace(step, at_ms=min(step.at_ms + round(1000 * (record.started_at - began)), MAX_AT_MS))
             for record in records
             for step in record.steps
         ]
@@ -220,7 +155,7 @@ class RequestLog:
 
     def entered(self, request_id: bytes, model: str, client: bytes) -> None:
         row = RequestRow(request_id.hex(), self._wall(), model, id_text(client) if client else "")
-        record = _Record(self._clock(), row)
+        record = Record(self._clock(), row)
         record.is_told = not is_peer(row.client) or self._peer_bucket.take(self._clock())
         self._keep(request_id, record)
         self._add(record, request_id, "entered", model, b"")
@@ -368,27 +303,27 @@ class RequestLog:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> _Record:
+    def _step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> Record:
         """Adds a step and returns the record. A forgotten request gets no new record, for nothing would show it."""
-        record = self._entered.get(request_id) or _Record(self._clock())
+        record = self._entered.get(request_id) or Record(self._clock())
         self._add(record, request_id, name, detail, peer)
         return record
 
     def served_step(self, request_id: bytes, name: str, detail: str = "", peer: bytes = b"") -> None:
         record = self._served.get(request_id)
         if record is None:
-            record = self._served[request_id] = _Record(self._clock())
+            record = self._served[request_id] = Record(self._clock())
             if len(self._served) > MAX_REQUESTS:
                 self._served.popitem(last=False)
         self._add(record, request_id, name, detail, peer)
 
-    def _add(self, record: _Record, request_id: bytes, name: str, detail: str, peer: bytes) -> None:
+    def _add(self, record: Record, request_id: bytes, name: str, detail: str, peer: bytes) -> None:
         if len(record.made_steps) + len(record.noted) < MAX_TRACE_STEPS:
             record.noted.append((self._clock(), name, detail[:MAX_DETAIL_CHARS], peer[:64]))
         if self._logs_steps and name not in _ENDS:  # (which are logged with all facts at the end)
             log.debug(f"request_{name}", request=request_id.hex(), detail=detail, peer=id_text(peer) if peer else "")
 
-    def _keep(self, request_id: bytes, record: _Record) -> None:
+    def _keep(self, request_id: bytes, record: Record) -> None:
         assert record.made is not None
         self._remove(request_id)  # (it is there only if interrupted, see new_id)
         self._entered[request_id] = record
@@ -400,8 +335,8 @@ class RequestLog:
         self._entered.pop(request_id, None)
         self._rows.remove(request_id)
 
-    def _ms(self, record: _Record) -> int:
-        return _ms(self._clock() - record.started_at)
+    def _ms(self, record: Record) -> int:
+        return ms_of(self._clock() - record.started_at)
 
     def update(self, request_id: bytes, **changes: object) -> None:
         record = self._entered.get(request_id)
@@ -424,10 +359,6 @@ class RequestLog:
     def _wake(self) -> None:
         self._version += 1
         self._changed.notify()
-
-
-def _ms(seconds: float) -> int:
-    return min(round(1000 * seconds), _MAX_AT_MS)
 
 
 def _computed(usage: Usage) -> int:

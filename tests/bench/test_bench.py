@@ -21,9 +21,10 @@ from mycelia.bench.routing.index import bench_index, make_population
 from mycelia.bench.routing.routing import bench_routing
 from mycelia.bench.scale.gossip import bench_gossip
 from mycelia.bench.scale.scale import bench_scale
-from mycelia.node.engine import ipc
+from mycelia.node.engine import pipe
 from mycelia.node.engine.child.llama.bindings import L
-from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.model import NUM_VOCAB
 from mycelia.node.engine.models import resolve_model
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.proto.wire.errors import LocalError
@@ -133,7 +134,7 @@ def test_shares_are_measured_on_the_real_loop_which_is_left_as_it_was(monkeypatc
     monkeypatch.setattr(internals, "RESTORED_TOKENS", 100)
     decode, nowhere = L.llama_decode, os.open(os.devnull, os.O_WRONLY)
     try:
-        bench = Bench(quick_model(), Settings(threads=1, cells=2048), ipc.Replies(nowhere), 1)
+        bench = Bench(quick_model(), Settings(threads=1, cells=2048), pipe.Replies(nowhere), 1)
         assert 0 < bench.step_overhead_share() < 1
         assert L.llama_decode is decode
         monkeypatch.setattr(internals, "ANSWER_TOKENS", 2)

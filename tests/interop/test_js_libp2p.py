@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from mycelia.node.app import Node
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.network.libp2p.network import Libp2pNetwork, open_network
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.peer_id import peer_text

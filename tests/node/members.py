@@ -9,7 +9,8 @@ import trio
 
 from mycelia.node.app import Node
 from mycelia.node.engine.engine import Residence
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.memory import MemoryNetwork, MemorySwarm
 from mycelia.node.network.network import NetworkSettings

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.network.network import MessageStream
 from mycelia.node.requests.entry import ASK, GENERATE
 from mycelia.node.swarms import Swarms

@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from mycelia.node.app import Node
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.engine.shares import EngineShares
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.memory import MemoryNetwork, MemorySwarm

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mycelia.sim.capacity import Work, capacity, mean_work, rate_at
-from mycelia.sim.engine import EngineSpec, draw_spec
+from mycelia.sim.machine import EngineSpec, draw_spec
 from mycelia.sim.prompts import Piece, Session, Turn
 from mycelia.sim.sessions import CONVERSATIONS, GENERATORS, USUAL_DECODE_RATE
 

@@ -12,8 +12,9 @@ from mycelia.sim.cells import CellSwarm, grow_and_shrink, steady_change
 from mycelia.sim.kademlia import K, Kademlia
 from mycelia.sim.links import Homes, Links, constant_rtt, modelled_rtt
 from mycelia.sim.meshes import Meshes
+from mycelia.sim.node import peer_id
 from mycelia.sim.reuse import ALL, LADDER, OWN_CELL, Reusing, cells_of, sizes
-from mycelia.sim.world import NAMESPACE, peer_id
+from mycelia.sim.world import NAMESPACE
 
 TINY = OverlayConfig(cells=CellConfig(max_cell_nodes=16, min_cell_nodes=5, min_cell_peers=2))
 

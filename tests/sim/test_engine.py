@@ -9,7 +9,8 @@ import pytest
 
 from mycelia.proto.cache.sharing import PUBLIC, Owner
 from mycelia.proto.wire.blocks import STRIDE
-from mycelia.sim.engine import Engine, EngineSpec, Job, Listener, draw_spec
+from mycelia.sim.engine import Engine, Job, Listener
+from mycelia.sim.machine import EngineSpec, draw_spec
 
 SPEC = EngineSpec(prefill_rate=1_000.0, decode_rate=10.0, slots=2, cache_blocks=40)
 

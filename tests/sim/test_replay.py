@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from mycelia.sim.engine import EngineSpec
+from mycelia.sim.machine import EngineSpec
 from mycelia.sim.prompts import Prompt
 from mycelia.sim.replay import Request, Swarm, followers_of, replay
 from mycelia.sim.sessions import arrivals

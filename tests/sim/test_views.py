@@ -3,11 +3,11 @@
 import pytest
 
 from mycelia.proto.routing.candidates import Candidate, Candidates
+from mycelia.sim.node import peer_id
 from mycelia.sim.prompts import Prompt
 from mycelia.sim.scenario import Scenario
 from mycelia.sim.simulate import SwarmRun
 from mycelia.sim.views import TrueState
-from mycelia.sim.world import peer_id
 
 NEW = 1 << 30
 

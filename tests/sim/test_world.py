@@ -16,8 +16,9 @@ from mycelia.proto.wire.errors import LocalError
 from mycelia.proto.wire.messages import Reconcile, Version
 from mycelia.sim.links import Links, Partition, constant_rtt, measured_rtt, mesh_of, modelled_rtt, random_graph
 from mycelia.sim.metadata import Churn, Setting, is_converged, make_swarm, start_all
+from mycelia.sim.node import SimNode, peer_id
 from mycelia.sim.traffic import GOSSIP, GOSSIP_ENVELOPE_BYTES, PLANES, REPAIR, STREAM_ENVELOPE_BYTES, size_of
-from mycelia.sim.world import NAMESPACE, SimNode, World, peer_id
+from mycelia.sim.world import NAMESPACE, World
 
 
 def run(seed: int, num_nodes: int = 20) -> World:

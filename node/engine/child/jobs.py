@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child.answer import Answer
 from mycelia.node.engine.child.grammar.pool import GrammarPool
 from mycelia.node.engine.child.job import Job, Refusal
@@ -24,7 +24,7 @@ class Jobs:
     """All requests that wait or run, with their answers. For the thread that owns the llama.cpp context."""
 
     def __init__(
-        self, llama: Llama, scheduler: Scheduler, replies: ipc.Replies, grammars: GrammarPool, tiers: TierStore | None
+        self, llama: Llama, scheduler: Scheduler, replies: pipe.Replies, grammars: GrammarPool, tiers: TierStore | None
     ) -> None:
         """tiers: the second tier, loaded; None for none."""
         self._llama = llama

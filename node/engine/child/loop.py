@@ -12,17 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, assert_never
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child.accounts import COMPILE_SERVICE, REFUSAL_SERVICE
 from mycelia.node.engine.child.choices import Choices
 from mycelia.node.engine.child.grammar.checker import NO_PROCESS
-from mycelia.node.engine.child.grammar.pool import (
-    GrammarAnswered,
-    GrammarEnded,
-    GrammarPool,
-    GrammarReady,
-    OpenGrammar,
-)
+from mycelia.node.engine.child.grammar.pool import GrammarAnswered, GrammarEnded, GrammarPool, GrammarReady, OpenGrammar
 from mycelia.node.engine.child.job import Limits
 from mycelia.node.engine.child.jobs import Jobs
 from mycelia.node.engine.child.llama.batch import BatchRow
@@ -88,7 +82,7 @@ class StepLoop:
         self,
         llama: Llama,
         limits: Limits,
-        replies: ipc.Replies,
+        replies: pipe.Replies,
         check: bool,
         open_grammar: OpenGrammar,
         embeddings: EmbeddingQueue,

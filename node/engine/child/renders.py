@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.prompts import TooLongError
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
@@ -51,7 +51,7 @@ class Texts(Protocol):
 class Renders:
     """Answers questions about texts, from its own threads."""
 
-    def __init__(self, texts: Texts, spelling: Callable[[int], bytes], replies: ipc.Replies, charge: Charge) -> None:
+    def __init__(self, texts: Texts, spelling: Callable[[int], bytes], replies: pipe.Replies, charge: Charge) -> None:
         """spelling: the bytes of a token, also of a control token; raises ValueError for a token outside the
         vocabulary. charge: called from the threads."""
         self._texts = texts

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child.answer import Answer
 from mycelia.node.engine.child.job import Job
 from mycelia.node.engine.child.rows import Row
@@ -19,7 +19,7 @@ PREFILL_WINDOW_TOKENS, DECODE_WINDOW_TOKENS = 2048, 256
 
 
 class Reports:
-    def __init__(self, replies: ipc.Replies, scheduler: Scheduler, answers: dict[int, Answer]) -> None:
+    def __init__(self, replies: pipe.Replies, scheduler: Scheduler, answers: dict[int, Answer]) -> None:
         self._replies = replies
         self._scheduler = scheduler
         self._answers = answers

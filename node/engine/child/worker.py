@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.backends import no_gpu_reason
 from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.grammar.grammar import Grammars
@@ -68,7 +68,7 @@ reads files of a node in normal mode nor continues its answers."""
 def _read_messages(stream: BinaryIO, service: "Service") -> None:
     """Run the reader thread. Its end ends the process, which would not notice the parent's death otherwise."""
     try:
-        while (message := ipc.read_message(stream)) is not None:
+        while (message := pipe.read_message(stream)) is not None:
             service.handle(message)
     except BaseException:  # noqa: BLE001 - reported on stderr, which the parent logs
         traceback.print_exc()
@@ -84,7 +84,7 @@ Loop = StepLoop | PooledLoop
 class Service:
     """The receiver of the reader thread's messages. Empty until the model is loaded; the parent waits for that."""
 
-    def __init__(self, replies: ipc.Replies) -> None:
+    def __init__(self, replies: pipe.Replies) -> None:
         self._replies = replies
         self.loop: Loop | None = None
         self.renders: Renders | None = None
@@ -111,7 +111,7 @@ class Service:
             self.loop.closed.wait(CLOSE_DEADLINE_S + 1.0)
 
 
-def load(message: ipc.Load, replies: ipc.Replies, service: Service) -> tuple[Loop, ipc.Loaded]:
+def load(message: ipc.Load, replies: pipe.Replies, service: Service) -> tuple[Loop, ipc.Loaded]:
     """Load the model and fill ``service``. Raises LocalError."""
     path = Path(message.model_path)
     memory = min(filter(None, (message.room_bytes, available_memory_bytes())), default=None)  # (weights included)
@@ -237,10 +237,10 @@ def main() -> None:
     """Serve the parent until stdin ends."""
     faulthandler.enable()  # (to stderr, of which the parent makes a report)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
-    replies = ipc.Replies(os.dup(1))
+    replies = pipe.Replies(os.dup(1))
     os.dup2(2, 1)  # A stray print must not land in the protocol.
     stream = sys.stdin.buffer
-    wanted = ipc.read_message(stream)
+    wanted = pipe.read_message(stream)
     if not isinstance(wanted, ipc.Load):
         sys.exit("this is a part of mycelia and not to be started by hand")
     os.nice(wanted.niceness)

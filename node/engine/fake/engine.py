@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import trio
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from mycelia.node.engine.changes import ChangeLog
@@ -32,8 +31,21 @@ from mycelia.node.engine.engine import (
     Residence,
     append_tokens,
 )
+from mycelia.node.engine.fake.model import (
+    END_TOKEN,
+    NUM_VOCAB,
+    TURN_TOKEN,
+    VOCABULARY,
+    counts_of,
+    item_of,
+    logprobs_of,
+    next_token,
+    overlap_of,
+    piece,
+)
+from mycelia.node.engine.fake.settings import FakeSettings, refusal_of, reported_of
 from mycelia.node.engine.kinds import RERANK, TEXT, cannot
-from mycelia.node.engine.prompts import PromptLimit, TooLongError, over_context, prompt_over_context
+from mycelia.node.engine.prompts import PromptLimit, TooLongError, over_context
 from mycelia.node.engine.stops import TextGate
 from mycelia.node.signals import Signal
 from mycelia.proto.admission.fair_queue import FairQueue
@@ -41,42 +53,9 @@ from mycelia.proto.answers.spelling import Vocabulary
 from mycelia.proto.cache.meters import HoldMeter
 from mycelia.proto.cache.radix import RadixTree
 from mycelia.proto.cache.sharing import Sharing, match, paint
-from mycelia.proto.wire.blocks import namespace_key, pack_tokens
-from mycelia.proto.wire.codec import check_sampling
+from mycelia.proto.wire.blocks import namespace_key
 from mycelia.proto.wire.errors import LocalError
-from mycelia.proto.wire.messages import (
-    MAX_LOGPROBS_PER_FRAME,
-    Conversation,
-    Logprob,
-    Sampling,
-    TokenLogprobs,
-    Usage,
-    Vitals,
-)
-
-NUM_VOCAB = 258
-TURN_TOKEN, END_TOKEN = 256, 257
-"""The tokens that frame a turn. Tokens below 256 are bytes."""
-_LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
-_NUM_LETTERS = 26
-_STOP_ONE_IN = 64
-
-
-@dataclass(frozen=True)
-class FakeSettings:
-    """Sizes and rates. Rates are in tokens/s; 0: no time passes."""
-
-    model_name: str = "fake"
-    cells: int = 65_536
-    slots: int = 8
-    max_waiting: int = 64
-    prefill_rate: float = 0.0
-    decode_rate: float = 0.0
-    """Rate of each request; requests do not slow each other."""
-    coalesce_s: float = 0.0
-    """See ``COALESCE_S``; 0: one item per token."""
-    kind: str = TEXT
-    """See ``kinds.py``."""
+from mycelia.proto.wire.messages import MAX_LOGPROBS_PER_FRAME, Conversation, Usage, Vitals
 
 
 @dataclass(eq=False)
@@ -153,7 +132,7 @@ class FakeEngine:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return _VOCABULARY
+        return VOCABULARY
 
     @property
     def residence(self) -> Residence:
@@ -213,7 +192,7 @@ class FakeEngine:
         for place, text in enumerate(texts):
             if len(text) > (most := self.settings.cells):
                 raise TooLongError(over_context(most, f"{len(text)} tokens (in text {place} of the input)"))
-        return [(_overlap if self.settings.kind == RERANK else _counts)(tokens) for tokens in texts]
+        return [(overlap_of if self.settings.kind == RERANK else counts_of)(tokens) for tokens in texts]
 
     @asynccontextmanager
     async def generate(self, request: EngineRequest) -> AsyncIterator[AsyncIterator[EngineItem]]:
@@ -230,7 +209,7 @@ class FakeEngine:
     # --- one request ----------------------------------------------------------------------------------------------
 
     async def _items(self, request: EngineRequest) -> AsyncGenerator[EngineItem, None]:
-        failure = _refusal(request, self.settings)
+        failure = refusal_of(request, self.settings)
         if failure is not None:
             await trio.lowlevel.checkpoint()
             yield failure
@@ -282,7 +261,7 @@ class FakeEngine:
         while self._waiting and len(self._running) < self.settings.slots:
             work = next(iter(self._waiting))
             request = work.request
-            reported = _reported(request)
+            reported = reported_of(request)
             prompt = request.prompt[: (reported.start if reported else len(request.prompt)) - 1]
             num_open = self._sharing.num_open(self._sharing.chain(prompt, request.owner.swarm))
             work.cached_tokens, _, work.num_open = match(self._tree, request.owner, prompt, num_open)
@@ -304,9 +283,9 @@ class FakeEngine:
         work.queued_tokens = 0
         self._load_changed.notify()
         first = trio.current_time()
-        for start in range(0, len(_reported(request)), MAX_LOGPROBS_PER_FRAME):
-            part = _reported(request)[start : start + MAX_LOGPROBS_PER_FRAME]
-            entries = [_logprobs(request.prompt[place], request.sampling.prompt_logprobs) for place in part]
+        for start in range(0, len(reported_of(request)), MAX_LOGPROBS_PER_FRAME):
+            part = reported_of(request)[start : start + MAX_LOGPROBS_PER_FRAME]
+            entries = [logprobs_of(request.prompt[place], request.sampling.prompt_logprobs) for place in part]
             yield EnginePromptLogprobs(part.start, tuple(entries))
         max_tokens = min(request.sampling.max_tokens, self.settings.cells - len(request.prompt))
         reason, gate = "length", TextGate([stop.encode() for stop in request.sampling.stop])
@@ -316,12 +295,12 @@ class FakeEngine:
             nonlocal num_sent, due_item
             items: list[EngineTokens] = []
             for text in texts:
-                append_tokens(items, _item(work.generated[num_sent], text, request.sampling))
+                append_tokens(items, item_of(work.generated[num_sent], text, request.sampling))
                 due_item = trio.current_time() + self.settings.coalesce_s
                 num_sent += 1
             return items
 
-        gate.skip(b"".join(map(_piece, prompt[len(prompt) - request.resumed_tokens :])))
+        gate.skip(b"".join(map(piece, prompt[len(prompt) - request.resumed_tokens :])))
         for position in range(max_tokens):
             if gate.is_stopped:
                 reason = "stop"
@@ -335,14 +314,14 @@ class FakeEngine:
                 yield late
                 return
             is_first = not request.resumed_tokens and not position
-            token = _next_token([*request.prompt, *work.generated], request.sampling, is_first)
+            token = next_token([*request.prompt, *work.generated], request.sampling, is_first)
             if token == END_TOKEN and not request.sampling.prompt_logprobs:
                 reason = "stop"
                 break
             await _pass_time(1, self.settings.decode_rate, due)
             work.generated.append(token)
             self._waiting.charge_answer(work.client, 1, work.subnet)
-            gate.feed(_piece(token))
+            gate.feed(piece(token))
             if token == END_TOKEN:
                 reason = "stop"
                 break
@@ -391,78 +370,6 @@ class FakeEngine:
         self._changed.notify()
 
 
-def _refusal(request: EngineRequest, settings: FakeSettings) -> EngineFailed | None:
-    prompt, cells, kind = request.prompt, settings.cells, settings.kind
-    if kind != TEXT:
-        return EngineFailed("bad_request", cannot(settings.model_name, kind, TEXT), False)
-    try:
-        check_sampling(request.sampling)
-    except LocalError as exc:
-        return EngineFailed("bad_request", str(exc), False)
-    if request.sampling.grammar:
-        return EngineFailed("bad_request", "the fake engine reads no grammars", False)
-    if not prompt:
-        return EngineFailed("bad_request", "the prompt has no tokens", False)
-    if not 0 <= min(prompt) <= max(prompt) < NUM_VOCAB:
-        return EngineFailed("bad_request", f"token ids must be below {NUM_VOCAB}", False)
-    if len(prompt) >= cells:
-        return EngineFailed("too_long", prompt_over_context(cells, len(prompt)), False)
-    return None
-
-
-def _counts(tokens: Sequence[int]) -> NDArray[np.float32]:
-    """The frequencies of eight kinds of token, as a vector of length 1."""
-    counts = np.bincount(np.asarray(tokens) % 8, minlength=8).astype(np.float32)
-    vector: NDArray[np.float32] = counts / np.linalg.norm(counts)
-    return vector
-
-
-def _overlap(tokens: Sequence[int]) -> NDArray[np.float32]:
-    """The share of a query's words that its document has."""
-    place = next((place for place, token in enumerate(tokens) if token == END_TOKEN), len(tokens))
-    query, document = (b"".join(map(_piece, part)).split() for part in (tokens[:place], tokens[place:]))
-    return np.array([sum(word in document for word in query) / max(len(query), 1)], np.float32)
-
-
-def _piece(token: int) -> bytes:
-    return bytes([token]) if token < TURN_TOKEN else b""
-
-
-_VOCABULARY = Vocabulary.of([_piece(token) for token in range(NUM_VOCAB)])
-
-
-def _item(token: int, text: bytes, sampling: Sampling) -> EngineTokens:
-    """An item; its logprobs, if any, only say that the next letters are less likely."""
-    if not sampling.logprobs:
-        return EngineTokens([token], text)
-    return EngineTokens([token], text, (_logprobs(token, sampling.logprobs),))
-
-
-def _logprobs(token: int, count: int) -> TokenLogprobs:
-    others = [token, *((token + i) % TURN_TOKEN for i in range(1, count))]
-    top = [Logprob(token=other, text=_piece(other), logprob=-float(i)) for i, other in enumerate(others)]
-    return TokenLogprobs(chosen=top[0], top=tuple(top))
-
-
-def _reported(request: EngineRequest) -> range:
-    """The tokens of the prompt whose logprobs are asked for."""
-    if not request.sampling.prompt_logprobs:
-        return range(0)
-    return range(max(request.sampling.logprobs_from, 1), len(request.prompt) - request.resumed_tokens)
-
-
 async def _pass_time(num_tokens: int, rate: float, due: float) -> None:
     needed = num_tokens / rate if rate else 0.0
     await trio.sleep(max(0.0, min(needed, due - trio.current_time())))
-
-
-def _next_token(tokens: Sequence[int], sampling: Sampling, is_first: bool) -> int:
-    """The token after ``tokens``: a hash of all of them, and of the seed if the temperature is above 0. is_first: it is
-    an answer's first token, which is a letter, so that every answer shows something."""
-    seed = sampling.seed.to_bytes(4, "little") if sampling.temperature > 0 else b""
-    digest = blake3(pack_tokens(tokens) + seed).digest(length=4)
-    if is_first:
-        return _LETTERS[digest[2] % _NUM_LETTERS]
-    if int.from_bytes(digest[:2], "little") % _STOP_ONE_IN == 0:
-        return END_TOKEN
-    return _LETTERS[digest[2] % len(_LETTERS)]

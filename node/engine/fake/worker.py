@@ -14,7 +14,7 @@ from typing import assert_never
 
 import trio
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.engine import (
     COALESCE_S,
     EngineAccepted,
@@ -25,7 +25,8 @@ from mycelia.node.engine.engine import (
     EngineRequest,
     EngineTokens,
 )
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.engine.kinds import EMBEDDING, RERANK, TEXT
 from mycelia.node.engine.prompts import TooLongError
 from mycelia.proto.wire.blocks import pack_tokens, unpack_tokens
@@ -37,7 +38,7 @@ through the rate of frames, each with five tokens."""
 
 
 class FakeService:
-    def __init__(self, engine: FakeEngine, replies: ipc.Replies, nursery: trio.Nursery) -> None:
+    def __init__(self, engine: FakeEngine, replies: pipe.Replies, nursery: trio.Nursery) -> None:
         self._engine = engine
         self._replies = replies
         self._nursery = nursery
@@ -153,7 +154,7 @@ def _reply(key: int, item: EngineItem) -> ipc.FromChild:
             assert_never(item)
 
 
-async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
+async def _serve(wanted: ipc.Load, replies: pipe.Replies) -> None:
     defaults = FakeSettings()
     settings = FakeSettings(
         model_name=wanted.model_path,
@@ -188,7 +189,7 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
                 kind=info.kind,
             )
         )
-        read = partial(ipc.read_message, sys.stdin.buffer)
+        read = partial(pipe.read_message, sys.stdin.buffer)
         while (message := await trio.to_thread.run_sync(read)) is not None:
             service.handle(message)
         os._exit(0)  # The parent closed stdin or died.
@@ -197,9 +198,9 @@ async def _serve(wanted: ipc.Load, replies: ipc.Replies) -> None:
 def main() -> None:
     """Serve the parent until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides.
-    replies = ipc.Replies(os.dup(1))
+    replies = pipe.Replies(os.dup(1))
     os.dup2(2, 1)  # A stray print must not land in the protocol.
-    wanted = ipc.read_message(sys.stdin.buffer)
+    wanted = pipe.read_message(sys.stdin.buffer)
     if not isinstance(wanted, ipc.Load):
         sys.exit("this is a part of mycelia and not to be started by hand")
     trio.run(_serve, wanted, replies)

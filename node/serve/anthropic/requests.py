@@ -8,7 +8,7 @@ import msgspec
 from mycelia.node.serve.anthropic.types import Block, Content, CountRequest, MessagesRequest, Tool, Turn
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.invalid import mistake
-from mycelia.node.serve.openai.types import ChatRequest
+from mycelia.node.serve.openai.request_types import ChatRequest
 from mycelia.node.serve.openai.unserved import refuse_used
 
 _BILLING = "x-anthropic-billing-header:"

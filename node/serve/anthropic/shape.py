@@ -26,8 +26,8 @@ from mycelia.node.serve.anthropic.types import (
 from mycelia.node.serve.anthropic.types import Usage as MessageUsage
 from mycelia.node.serve.openai.errors import status_of
 from mycelia.node.serve.openai.reading import AnswerPart
+from mycelia.node.serve.openai.response_types import Usage
 from mycelia.node.serve.openai.shapes import Choice, Shape, event
-from mycelia.node.serve.openai.types import Usage
 from mycelia.proto.wire.messages import Failed
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}

@@ -17,20 +17,11 @@ from mycelia.node.serve.openai.errors import status_of
 from mycelia.node.serve.openai.logprobs import mean_logprob, prompt_text
 from mycelia.node.serve.openai.reading import AnswerPart, ReadAnswer
 from mycelia.node.serve.openai.requests import Wanted
+from mycelia.node.serve.openai.response_types import PromptDetails, Usage
 from mycelia.node.serve.openai.shapes import Choice, Shape
-from mycelia.node.serve.openai.types import PromptDetails, Usage
 from mycelia.node.views.frames import is_keep_alive
 from mycelia.proto.admission.retry_times import MAX_HELD_S
-from mycelia.proto.wire.messages import (
-    Answered,
-    Ask,
-    Begun,
-    EntryFrame,
-    Failed,
-    PromptLogprobs,
-    Route,
-    Text,
-)
+from mycelia.proto.wire.messages import Answered, Ask, Begun, EntryFrame, Failed, PromptLogprobs, Route, Text
 
 HOLD_S = 5.0
 """How long the status line of a stream waits for the first text. Its headers can only name a serving node that is known

@@ -29,18 +29,12 @@ from mycelia.node.serve.openai.answers import OpenAiAnswer
 from mycelia.node.serve.openai.embeddings import EmbeddingAnswer, wanted_embeddings
 from mycelia.node.serve.openai.errors import refusing_openai
 from mycelia.node.serve.openai.openapi import openapi
+from mycelia.node.serve.openai.request_types import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
 from mycelia.node.serve.openai.rerank import RerankAnswer, wanted_ranks
+from mycelia.node.serve.openai.response_types import Model, Models
 from mycelia.node.serve.openai.shapes import ChatShape, TextShape
 from mycelia.node.serve.openai.tokenizer import tokenizer_routes
-from mycelia.node.serve.openai.types import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Model,
-    Models,
-    RerankRequest,
-)
 from mycelia.node.views.state import ModelRow
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from mycelia.node.serve.api import Api, Embedded
 from mycelia.node.serve.http.errors import HttpError
+from mycelia.node.serve.openai.request_types import EmbeddingRequest
 from mycelia.node.serve.openai.requests import read_prompts
+from mycelia.node.serve.openai.response_types import Embedding, EmbeddingList, TextUsage
 from mycelia.node.serve.openai.short_vectors import Shortened, shortened
-from mycelia.node.serve.openai.types import Embedding, EmbeddingList, EmbeddingRequest, TextUsage
 from mycelia.node.serve.openai.vectors import VectorAnswer
 from mycelia.proto.wire.blocks import unpack_tokens
 

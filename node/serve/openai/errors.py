@@ -3,7 +3,7 @@
 from starlette.responses import Response
 
 from mycelia.node.serve.http.bodies import json_response, refusing, retry_after
-from mycelia.node.serve.openai.types import Error, Errors
+from mycelia.node.serve.openai.response_types import Error, Errors
 from mycelia.proto.wire.messages import Failed
 
 _STATUS = {

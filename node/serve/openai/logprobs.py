@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from mycelia.node.serve.openai.types import (
+from mycelia.node.serve.openai.response_types import (
     ChatLogprobs,
     PromptLogprob,
     PromptLogprobList,

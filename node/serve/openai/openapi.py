@@ -5,25 +5,22 @@ from typing import Any
 import msgspec
 
 from mycelia.node.serve.anthropic import types as anthropic
+from mycelia.node.serve.openai.request_types import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest
+from mycelia.node.serve.openai.response_types import (
+    ChatCompletion,
+    Completion,
+    EmbeddingList,
+    Errors,
+    Model,
+    Models,
+    Reranked,
+)
 from mycelia.node.serve.openai.tokenizer import (
     Detokenized,
     DetokenizeRequest,
     Tokenized,
     TokenizeRequest,
     TokenizerInfo,
-)
-from mycelia.node.serve.openai.types import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    EmbeddingList,
-    EmbeddingRequest,
-    Errors,
-    Model,
-    Models,
-    Reranked,
-    RerankRequest,
 )
 from mycelia.node.serve.responses import types as responses
 from mycelia.node.version import VERSION

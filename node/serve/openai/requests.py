@@ -12,8 +12,7 @@ import msgspec
 
 from mycelia.node.formats.calls import MAX_CALLS
 from mycelia.node.serve.http.errors import HttpError
-from mycelia.node.serve.openai.structured import Form, call_form, wanted_form
-from mycelia.node.serve.openai.types import (
+from mycelia.node.serve.openai.request_types import (
     MAX_PROMPTS,
     AnyRequest,
     ChatRequest,
@@ -25,6 +24,7 @@ from mycelia.node.serve.openai.types import (
     ToolChoice,
     Turn,
 )
+from mycelia.node.serve.openai.structured import Form, call_form, wanted_form
 from mycelia.node.serve.openai.unserved import refuse_sampling, refuse_used
 from mycelia.proto.wire.biases import MOST, pack_biases
 from mycelia.proto.wire.blocks import pack_tokens

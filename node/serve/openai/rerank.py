@@ -7,7 +7,8 @@ from msgspec import UNSET
 
 from mycelia.node.serve.api import Api, Embedded
 from mycelia.node.serve.http.errors import HttpError
-from mycelia.node.serve.openai.types import RankedDocument, Reranked, RerankRequest, TextDocument, TextUsage
+from mycelia.node.serve.openai.request_types import RerankRequest, TextDocument
+from mycelia.node.serve.openai.response_types import RankedDocument, Reranked, TextUsage
 from mycelia.node.serve.openai.vectors import VectorAnswer
 
 MAX_DOCUMENTS = 1_000

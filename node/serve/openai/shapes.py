@@ -11,7 +11,7 @@ from mycelia.node.serve.openai.errors import error_body
 from mycelia.node.serve.openai.logprobs import chat_logprobs, prompt_logprobs, text_logprobs
 from mycelia.node.serve.openai.reading import AnswerPart, Call, ReadAnswer
 from mycelia.node.serve.openai.requests import Wanted
-from mycelia.node.serve.openai.types import (
+from mycelia.node.serve.openai.response_types import (
     CallDelta,
     CalledFunction,
     ChatChoice,

@@ -16,7 +16,7 @@ from mycelia.node.schemas.document import Schema, SchemaError
 from mycelia.node.schemas.enforce import enforceable
 from mycelia.node.schemas.places import closed, moved
 from mycelia.node.serve.http.errors import HttpError
-from mycelia.node.serve.openai.types import AnyRequest, ChatRequest, ResponseFormat, StructuredOutputs, Tool
+from mycelia.node.serve.openai.request_types import AnyRequest, ChatRequest, ResponseFormat, StructuredOutputs, Tool
 from mycelia.proto.wire.messages import MAX_GRAMMAR_CHARS
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}

@@ -7,7 +7,7 @@ import msgspec
 
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.http.invalid import mistake
-from mycelia.node.serve.openai.types import ChatRequest
+from mycelia.node.serve.openai.request_types import ChatRequest
 from mycelia.node.serve.openai.unserved import refuse_used
 from mycelia.node.serve.responses.types import Item, Parts, ResponsesRequest, Tool
 

@@ -8,8 +8,8 @@ import msgspec
 from mycelia.node.serve.openai.errors import error_body
 from mycelia.node.serve.openai.reading import AnswerPart, Call
 from mycelia.node.serve.openai.requests import Wanted
+from mycelia.node.serve.openai.response_types import Usage
 from mycelia.node.serve.openai.shapes import Choice, Shape, event
-from mycelia.node.serve.openai.types import Usage
 from mycelia.node.serve.responses.requests import tools_of
 from mycelia.node.serve.responses.types import (
     CallItem,

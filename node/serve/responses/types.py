@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from mycelia.node.serve.openai.types import MAX_TOOLS, JsonObject
+from mycelia.node.serve.openai.request_types import MAX_TOOLS, JsonObject
 from mycelia.node.views.frames import MAX_TIMEOUT_S
 from mycelia.proto.wire.messages import MAX_CHAT_BYTES, MAX_CHAT_MESSAGES, MAX_SALT_CHARS
 

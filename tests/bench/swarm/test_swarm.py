@@ -18,7 +18,7 @@ from mycelia.bench.swarm.real_swarm import Outcome, Question, Run
 from mycelia.bench.swarm.swarm import Round, bound_of, compare, questions_of, requests_of, rows_of, show_swarm
 from mycelia.node.cli import cli
 from mycelia.proto.wire.errors import LocalError
-from mycelia.sim.engine import EngineSpec
+from mycelia.sim.machine import EngineSpec
 from mycelia.sim.replay import Swarm
 from mycelia.sim.workload import MMLU_PREFIX_TOKENS
 

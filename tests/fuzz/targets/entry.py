@@ -4,7 +4,9 @@ import random
 
 import trio
 
-from mycelia.node.engine.fake.engine import NUM_VOCAB, FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.model import NUM_VOCAB
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.requests.entry import Entry
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.salts import Salts

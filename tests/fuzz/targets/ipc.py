@@ -8,7 +8,7 @@ import random
 from io import BytesIO
 from typing import Any
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.proto.wire.blocks import pack_tokens
 from mycelia.proto.wire.codec import check_sampling
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
@@ -21,7 +21,7 @@ _NUMBERS = (0, 1, -1, 2**31, 2**32 - 1, 2**63, 2**64, 10**30)
 _REALS = (0.0, -0.0, 1.0, -1.0, 1e308, float("nan"), float("inf"), 0.5)
 _KINDS = ("gbnf", "json_schema", "regex", "lark", "", "x")
 _FROM_CHILD = [
-    ipc.encode(message)[4:]
+    pipe.encode(message)[4:]
     for message in (
         ipc.Started(1, 64),
         ipc.Generated(1, pack_tokens([1, 2]), b"ab", (LOGPROBS,)),
@@ -65,10 +65,10 @@ class Ipc:
             return _read_back(fields)
         try:
             message = _question(way, fields)
-            frame = ipc.encode(message)
+            frame = pipe.encode(message)
         except (LocalError, LimitExceeded, UnicodeEncodeError):
             return False
-        read = ipc.read_message(BytesIO(frame))
+        read = pipe.read_message(BytesIO(frame))
         assert read == message and type(read) is type(message)
         return True
 
@@ -107,6 +107,6 @@ def _question(way: str, fields: tuple[object, ...]) -> ipc.ToChild:
 
 def _read_back(data: bytes) -> bool:
     try:
-        return bool(ipc.FrameBuffer().feed(data))
+        return bool(pipe.FrameBuffer().feed(data))
     except LocalError:
         return False

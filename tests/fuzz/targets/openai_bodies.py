@@ -10,9 +10,9 @@ from mycelia.node.serve.anthropic.requests import to_chat as message_to_chat
 from mycelia.node.serve.anthropic.types import MessagesRequest
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai.embeddings import wanted_embeddings
+from mycelia.node.serve.openai.request_types import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
 from mycelia.node.serve.openai.rerank import wanted_ranks
-from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest
 from mycelia.node.serve.responses.requests import to_chat as response_to_chat
 from mycelia.node.serve.responses.types import ResponsesRequest
 from mycelia.proto.wire.codec import decode, encode

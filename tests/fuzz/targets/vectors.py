@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import trio
 
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.engine.kinds import RERANK
 from mycelia.node.requests.own_models import OwnModels
 from mycelia.node.requests.vectors import Vectors

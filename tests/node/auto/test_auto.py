@@ -17,7 +17,8 @@ from mycelia.node.auto.auto import AUTO_FILE, Auto, Kept, Part
 from mycelia.node.auto.fetch import Say, pull
 from mycelia.node.auto.machine import Machine, options
 from mycelia.node.engine.engine import Engine
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.engine.pool.pool import PoolModel, open_pool
 from mycelia.node.engine.settings import EngineSettings
 from mycelia.node.errors import PassingError

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.calls import MAX_WAITING_BYTES, SHORT_WINDOW, Calls
 from mycelia.node.errors import BusyError
 from mycelia.proto.wire.errors import LocalError
@@ -27,7 +27,7 @@ class Child:
         calls.start(self._take)
 
     def _take(self, frame: bytes) -> None:
-        message = ipc.to_child.decode(frame[4:])
+        message = pipe.to_child.decode(frame[4:])
         assert isinstance(message, ipc.Parse)
         self.texts.append(message.text)
         self._keys.append(message.key)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.proto.wire.errors import LimitExceeded, LocalError
 from mycelia.proto.wire.messages import Logprob, Sampling, TokenLogprobs, Usage, Vitals
 
@@ -30,8 +30,8 @@ FROM_CHILD: list[ipc.FromChild] = [
 
 @given(st.lists(st.integers(1, 200), max_size=20))
 def test_messages_survive_any_chopping(sizes: list[int]) -> None:
-    data = b"".join(ipc.encode(message) for message in FROM_CHILD)
-    frames, messages = ipc.FrameBuffer(), []
+    data = b"".join(pipe.encode(message) for message in FROM_CHILD)
+    frames, messages = pipe.FrameBuffer(), []
     for size in [*sizes, len(data)]:
         messages += frames.feed(data[:size])
         data = data[size:]
@@ -45,15 +45,15 @@ def test_the_child_reads_until_the_end() -> None:
         ipc.Embed(3, [b"\x01\0\0\0"]),
         ipc.Render(2, [("user", "hi" * 1_000_000, "")]),
     ]
-    stream = io.BytesIO(b"".join(ipc.encode(message) for message in sent) + b"\x05\0\0\0ab")
-    assert [ipc.read_message(stream) for _ in sent] == sent
-    assert ipc.read_message(stream) is None
+    stream = io.BytesIO(b"".join(pipe.encode(message) for message in sent) + b"\x05\0\0\0ab")
+    assert [pipe.read_message(stream) for _ in sent] == sent
+    assert pipe.read_message(stream) is None
 
 
 def test_frames_are_bounded_both_ways() -> None:
     with pytest.raises(LimitExceeded):
-        ipc.encode(ipc.Submit(1, bytes(ipc.MAX_FRAME_BYTES), Sampling(max_tokens=1), 0))
+        pipe.encode(ipc.Submit(1, bytes(pipe.MAX_FRAME_BYTES), Sampling(max_tokens=1), 0))
     with pytest.raises(LocalError, match="claims"):
-        ipc.FrameBuffer().feed(b"\xff\xff\xff\xff")
+        pipe.FrameBuffer().feed(b"\xff\xff\xff\xff")
     with pytest.raises(LocalError, match="nonsense"):
-        ipc.FrameBuffer().feed(b"\x01\0\0\0\xc1")
+        pipe.FrameBuffer().feed(b"\x01\0\0\0\xc1")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from mycelia.node.engine import ipc, process
+from mycelia.node.engine import ipc, pipe, process
 from mycelia.node.engine.engine import (
     FIRST_EDGE_ID,
     EngineAccepted,
@@ -126,8 +126,8 @@ async def test_answers_reuse_and_refusals() -> None:
             with pytest.raises(LocalError):
                 await running.detokenize([[5, 6], sequence])
         with pytest.raises(TooLongError, match="maximum context length is 1024 tokens"):
-            await chat(running, "7" * (ipc.MAX_FRAME_BYTES // 4 + 1))
-        for text in ("\ud800", "7" * (5 * ipc.MAX_FRAME_BYTES // 4)):
+            await chat(running, "7" * (pipe.MAX_FRAME_BYTES // 4 + 1))
+        for text in ("\ud800", "7" * (5 * pipe.MAX_FRAME_BYTES // 4)):
             with pytest.raises(LocalError):
                 await chat(running, text)
         # The largest seed is valid.
@@ -361,7 +361,7 @@ def stub_worker(monkeypatch: pytest.MonkeyPatch, *said: bytes) -> None:
 NONSENSE = {
     "a length beyond all bounds": b"\xff\xff\xff\xff",
     "no message": b"\x03\0\0\0abc",
-    "tokens that are none": ipc.encode(ipc.Generated(1, b"odd", b"")),
+    "tokens that are none": pipe.encode(ipc.Generated(1, b"odd", b"")),
 }
 
 
@@ -373,7 +373,7 @@ async def test_a_child_that_talks_nonsense_is_ended(monkeypatch: pytest.MonkeyPa
         with pytest.raises(LocalError, match=r"nonsense|claims"):
             async with open_engine(settings):
                 pass
-        stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")), garbage)
+        stub_worker(monkeypatch, pipe.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")), garbage)
         async with open_engine(settings) as running:
             with pytest.raises(LocalError, match="the engine process died"):
                 await chat(running, "x")
@@ -382,7 +382,7 @@ async def test_a_child_that_talks_nonsense_is_ended(monkeypatch: pytest.MonkeyPa
 
 async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     with trio.fail_after(LIMIT_S):
-        stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix", cells=4096)))
+        stub_worker(monkeypatch, pipe.encode(ipc.Loaded(bytes(16), 100, 100, "prefix", cells=4096)))
         async with open_engine(EngineSettings(resolve_model("smollm2"))) as running:
             assert running.num_cells == 4096
 
@@ -390,7 +390,7 @@ async def test_every_child_takes_as_many_cells_as_the_first(monkeypatch: pytest.
 async def test_a_child_that_has_loaded_has_slots_before_it_says_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that reports no slots gets no requests."""
     with trio.fail_after(LIMIT_S):
-        stub_worker(monkeypatch, ipc.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")))
+        stub_worker(monkeypatch, pipe.encode(ipc.Loaded(bytes(16), 100, 100, "prefix")))
         async with open_engine(EngineSettings(resolve_model("smollm2"), slots=3)) as running:
             assert running.vitals().slots == 3
 

@@ -3,7 +3,8 @@
 import pytest
 
 from mycelia.node.formats.choosing import format_name
-from mycelia.node.formats.families import CALL_SIGNS, CALL_TOKENS, CALLS, THOUGHT_SIGNS, THOUGHT_TOKENS, THOUGHTS
+from mycelia.node.formats.families import CALLS, THOUGHTS
+from mycelia.node.formats.signs import CALL_SIGNS, CALL_TOKENS, THOUGHT_SIGNS, THOUGHT_TOKENS
 
 NAMES = [
     ("<start_function_call>call:{{ name }}", "functiongemma"),

@@ -22,7 +22,8 @@ import trio.testing
 
 from mycelia.node import driver, run
 from mycelia.node.app import Node
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.memory import MemorySwarm
 from mycelia.node.network.network import NetworkSettings

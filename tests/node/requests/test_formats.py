@@ -8,7 +8,8 @@ import pytest
 import trio.testing
 
 from mycelia.node.engine.engine import ModelInfo
-from mycelia.node.engine.fake.engine import TURN_TOKEN, FakeEngine
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.model import TURN_TOKEN
 from mycelia.node.network.network import MessageStream
 from mycelia.node.requests.entry import ASK
 from mycelia.node.requests.failures import failed_of

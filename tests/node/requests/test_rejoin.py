@@ -12,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.network.identity import new_identity
 from mycelia.node.network.memory import MemorySwarm
 from mycelia.node.network.network import MessageStream, Network, NetworkError, NetworkSettings

@@ -9,7 +9,8 @@ import trio
 from numpy.typing import NDArray
 
 from mycelia.node.app import Node
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.engine.kinds import EMBEDDING, RERANK, TEXT
 from mycelia.node.errors import BusyError, FailedError
 from mycelia.node.network.network import MessageStream

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 
 from mycelia.node.app import Node
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.network.identity import Identity
 from mycelia.node.network.network import NetworkSettings
 from mycelia.node.telemetry import journal as journal_module

@@ -5,7 +5,7 @@ import threading
 import time
 from contextlib import suppress
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child.accounts import REFUSAL_SERVICE, UNKNOWN_RATE
 from mycelia.node.engine.child.loop import Close, Message, TextRead, rest_s
 from mycelia.node.engine.child.pooling.embedding_queue import EmbeddingQueue, EmbeddingRequest
@@ -20,7 +20,7 @@ class PooledLoop:
     saves_at_end = False
 
     def __init__(
-        self, texts: EmbeddingQueue, slots: int, replies: ipc.Replies, no_text: str, share: float = 1.0
+        self, texts: EmbeddingQueue, slots: int, replies: pipe.Replies, no_text: str, share: float = 1.0
     ) -> None:
         """no_text: the answer to prompts. slots, share: see ``EngineSettings``."""
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.backends import no_gpu_reason
 from mycelia.node.engine.child.llama.bindings import L
 from mycelia.node.engine.child.llama.models import LoadedModel, list_backends
@@ -25,7 +25,7 @@ class Pooled(NamedTuple):
 
 
 def open_pooled(
-    message: ipc.Load, loaded: LoadedModel, kind: str, digest: bytes, kv_settings: str, replies: ipc.Replies
+    message: ipc.Load, loaded: LoadedModel, kind: str, digest: bytes, kv_settings: str, replies: pipe.Replies
 ) -> Pooled:
     """The loop and the readers of texts for a model of ``kind``. digest, kv_settings: those of its namespace. Raises
     LocalError."""

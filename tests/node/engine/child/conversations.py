@@ -13,8 +13,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import SandboxedEnvironment
 
 from mycelia.node.engine.child.llama.vocabulary import ModelVocabulary
+from mycelia.node.serve.openai.request_types import ChatRequest
 from mycelia.node.serve.openai.requests import wanted_chat
-from mycelia.node.serve.openai.types import ChatRequest
 from mycelia.proto.wire.messages import Ask
 
 Json = dict[str, Any]

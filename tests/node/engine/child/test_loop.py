@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child import loop
 from mycelia.node.engine.child.grammar.grammar import Grammar
 from mycelia.node.engine.child.job import Limits
@@ -179,7 +179,7 @@ class FakeGrammar(Grammar):
         self.is_closed = True
 
 
-class Inbox(ipc.Replies):
+class Inbox(pipe.Replies):
     """Collects the messages to the parent."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child import renders
 from mycelia.node.engine.child.chat import ChatTemplate
 from mycelia.node.engine.child.controls import Controls
@@ -39,14 +39,14 @@ class Read:
 
     def __init__(self) -> None:
         self._fd, write_fd = os.pipe()
-        self._frames = ipc.FrameBuffer()
+        self._frames = pipe.FrameBuffer()
         self._replies: list[ipc.FromChild] = []
         self.charged: queue.SimpleQueue[tuple[bytes, str]] = queue.SimpleQueue()
         template = ChatTemplate(None, Bytes(), limit=PromptLimit(60_000, 2))
         self.renders = Renders(
             template,
             piece,
-            ipc.Replies(write_fd),
+            pipe.Replies(write_fd),
             lambda client, subnet, _: self.charged.put((client, subnet)),
         )
 

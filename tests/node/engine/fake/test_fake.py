@@ -16,7 +16,8 @@ from mycelia.node.engine.engine import (
     EngineRequest,
     EngineTokens,
 )
-from mycelia.node.engine.fake.engine import FakeEngine, FakeSettings
+from mycelia.node.engine.fake.engine import FakeEngine
+from mycelia.node.engine.fake.settings import FakeSettings
 from mycelia.node.engine.process import ProcessEngine
 from mycelia.proto.cache.sharing import plain
 from mycelia.proto.wire.errors import LocalError

@@ -22,9 +22,9 @@ from mycelia.node.serve.gateway import Access, serve_gateway
 from mycelia.node.serve.http.server import bind_api
 from mycelia.node.serve.openai import answers as openai_answers
 from mycelia.node.serve.openai.answers import OpenAiAnswer
+from mycelia.node.serve.openai.request_types import ChatRequest
 from mycelia.node.serve.openai.requests import wanted_chat
 from mycelia.node.serve.openai.shapes import ChatShape
-from mycelia.node.serve.openai.types import ChatRequest
 from mycelia.node.telemetry.usage import UsageMeter
 from mycelia.node.views.state import ModelRow, NodeState, TreeRowView
 from mycelia.proto.admission.retry_times import MAX_HELD_S

@@ -10,8 +10,8 @@ import pytest
 
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai import answers
+from mycelia.node.serve.openai.request_types import CompletionRequest, GivenCall, GivenFunction, Turn
 from mycelia.node.serve.openai.requests import call_ids, wanted_completion
-from mycelia.node.serve.openai.types import CompletionRequest, GivenCall, GivenFunction, Turn
 from mycelia.proto.wire.biases import unpack_biases
 from mycelia.proto.wire.messages import (
     MAX_TOKENS_PER_REQUEST,

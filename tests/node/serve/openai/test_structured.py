@@ -10,8 +10,8 @@ from mycelia.node.engine.child.grammar.checker import read
 from mycelia.node.engine.child.grammar.guidance import matcher
 from mycelia.node.serve.http.errors import HttpError
 from mycelia.node.serve.openai import structured
+from mycelia.node.serve.openai.request_types import ChatRequest, CompletionRequest
 from mycelia.node.serve.openai.requests import wanted_chat, wanted_completion
-from mycelia.node.serve.openai.types import ChatRequest, CompletionRequest
 from mycelia.proto.wire.messages import Sampling
 from tests.node.schemas.suite import accepts
 

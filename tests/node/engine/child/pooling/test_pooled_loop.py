@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mycelia.node.engine import ipc
+from mycelia.node.engine import ipc, pipe
 from mycelia.node.engine.child.loop import Close, TextRead
 from mycelia.node.engine.child.pooling.embedding_queue import EmbeddingQueue
 from mycelia.node.engine.child.pooling.loop import PooledLoop
@@ -19,9 +19,9 @@ class Loop:
     def __init__(self, read: int, write: int, slots: int = 2) -> None:
         self.embedder = CountingEmbedder()
         texts = EmbeddingQueue(self.embedder, 8, VOCAB)
-        self.loop = PooledLoop(texts, slots, ipc.Replies(write), "it writes no text")
+        self.loop = PooledLoop(texts, slots, pipe.Replies(write), "it writes no text")
         self._read = read
-        self._frames = ipc.FrameBuffer()
+        self._frames = pipe.FrameBuffer()
 
     def step(self, *messages: object) -> list[ipc.FromChild]:
         """What one step says after these messages."""
