@@ -7,16 +7,15 @@ the client's schema. What cannot be said at all is refused by the keyword's name
 
 import itertools
 import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from mycelia.node.schemas.disjoint import Disjoint
 from mycelia.node.schemas.document import Document, Schema, SchemaError, not_enforced, num_members
-from mycelia.node.schemas.names import pattern_of_names, texts_of
+from mycelia.node.schemas.names import matches_name, pattern_of_names, texts_of
 from mycelia.node.schemas.negation import Negation, all_of, any_of, item_at, squares_of, with_item
+from mycelia.node.schemas.seen import COPIED_A_STEP, Branch, Seen, product, seen_of
 from mycelia.node.schemas.texts import LARGEST_INTEGER, of_format, of_pattern
 
 MAX_CONTAINS = 3
@@ -25,11 +24,8 @@ MAX_STEPS = 30_000
 MAX_NESTED = 120
 MAX_UNIQUE = 5
 """Values whose sets are told one by one."""
-MAX_BRANCHES = 64
-"""Ways in which parts of one schema can apply together."""
-_COPIED_A_STEP, _SQUARES_A_STEP = 64, 2_048
-"""Schemas, names and characters that are copied, and squared characters in which a pattern is looked for, in the time
-of a step."""
+_SQUARES_A_STEP = 2_048
+"""Squared characters in which a pattern is looked for in the time of a step."""
 _OWN = frozenset(
     {
         *("additionalProperties", "items", "patternProperties", "prefixItems", "properties"),
@@ -68,32 +64,6 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number")
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What is evaluated in one way to apply a schema: properties by name and pattern, and items."""
-
-    names: tuple[str, ...] = ()
-    patterns: tuple[str, ...] = ()
-    all_names: bool = False
-    num_items: int = 0
-    all_items: bool = False
-    contained: tuple[Schema, ...] = ()
-
-    def __or__(self, other: "_Seen") -> "_Seen":
-        return _Seen(
-            self.names + other.names,
-            self.patterns + other.patterns,
-            self.all_names or other.all_names,
-            max(self.num_items, other.num_items),
-            self.all_items or other.all_items,
-            self.contained + other.contained,
-        )
-
-
-_Branch = tuple[list[Schema], _Seen]
-"""One way to apply a schema: what must hold, and what is evaluated by it."""
-
-
 class _Enforcer:
     def __init__(self, document: Document, expands_one_of: bool) -> None:
         self._document = document
@@ -121,7 +91,7 @@ class _Enforcer:
             raise SchemaError("the JSON schema is nested too deep, or its parts apply together in too many ways")
 
     def _count_look(self, schema: Schema) -> None:
-        self._count(1 + num_members(schema) // _COPIED_A_STEP)
+        self._count(1 + num_members(schema) // COPIED_A_STEP)
 
     def _of(self, schema: dict[str, Any]) -> Schema:
         schema = _with_plain_rest(schema)
@@ -129,7 +99,7 @@ class _Enforcer:
         more: list[Schema] = []
         for keyword, value in schema.items():
             if isinstance(value, str):
-                self._count(len(value) // _COPIED_A_STEP)
+                self._count(len(value) // COPIED_A_STEP)
             if keyword in ("properties", "patternProperties", "$defs", "definitions"):
                 kept[keyword] = {name: self.of(one) for name, one in value.items()}
             elif keyword in ("allOf", "anyOf", "prefixItems"):
@@ -301,7 +271,7 @@ class _Enforcer:
             return True
         known = [*whole.get("properties", {}), *whole.get("required", [])]
         self._count(len(known) // 8 + squares_of(known) // _SQUARES_A_STEP)
-        refused = [name for name in known if not _matches(pattern, name)]
+        refused = [name for name in known if not matches_name(pattern, name)]
         return {
             "properties": dict.fromkeys(refused, False),
             "patternProperties": {pattern: True},
@@ -314,28 +284,18 @@ class _Enforcer:
         rest = {name: one for name, one in schema.items() if name not in ("unevaluatedProperties", "unevaluatedItems")}
         ways = []
         for conjuncts, seen in self._branches(rest, ()):
-            ways.append(all_of([*conjuncts, self._for_rest(keyword, self.of(value), seen)]))
+            is_needed = keyword == "unevaluatedItems" and not seen.all_items
+            contained = [self.of(one) for one in seen.contained] if is_needed else []
+            ways.append(all_of([*conjuncts, seen.rest(keyword, self.of(value), contained)]))
         return any_of(ways)
 
-    def _for_rest(self, keyword: str, value: Schema, seen: _Seen) -> Schema:
-        """``value`` holds for what is not ``seen``."""
-        if keyword == "unevaluatedProperties":
-            if seen.all_names:
-                return True
-            rest: dict[str, Any] = {"properties": dict.fromkeys(seen.names, True), "additionalProperties": value}
-            return rest | ({"patternProperties": dict.fromkeys(seen.patterns, True)} if seen.patterns else {})
-        if seen.all_items:
-            return True
-        items = any_of([*map(self.of, seen.contained), value])
-        return {"prefixItems": [True] * seen.num_items, "items": items} if seen.num_items else {"items": items}
-
-    def _branches(self, schema: Schema, followed: tuple[str, ...]) -> list[_Branch]:
+    def _branches(self, schema: Schema, followed: tuple[str, ...]) -> list[Branch]:
         """The ways to apply a schema in its place."""
         self._count_look(schema)
         if isinstance(schema, bool):
-            return [([schema], _Seen())]
+            return [([schema], Seen())]
         own = {keyword: value for keyword, value in schema.items() if keyword in _OWN}
-        ways: list[list[_Branch]] = [[([self.of(own)] if own else [], _seen(schema))]]
+        ways: list[list[Branch]] = [[([self.of(own)] if own else [], seen_of(schema))]]
         for keyword, value in schema.items():
             match keyword:
                 case "allOf":
@@ -348,7 +308,7 @@ class _Enforcer:
                     ways.append(self._conditional(schema, followed))
                 case "dependentSchemas":
                     for name, one in value.items():
-                        without: _Branch = ([{"properties": {name: False}}], _Seen())
+                        without: Branch = ([{"properties": {name: False}}], Seen())
                         there = [([{"required": [name]}, *held], seen) for held, seen in self._branches(one, followed)]
                         ways.append([without, *there])
                 case "$ref" | "$dynamicRef":
@@ -357,24 +317,14 @@ class _Enforcer:
                     ways.append(self._branches(self._document.find(value), (*followed, value)))
                 case "unevaluatedProperties" | "unevaluatedItems":
                     nested = {name: one for name, one in schema.items() if name not in _NAMES}
-                    seen = _Seen(all_names=True) if keyword == "unevaluatedProperties" else _Seen(all_items=True)
+                    seen = Seen(all_names=True) if keyword == "unevaluatedProperties" else Seen(all_items=True)
                     ways.append([([self.of(nested)], seen)])
                 case _ if keyword not in _OWN and keyword not in _NAMES:
                     more = self._more(keyword, value, schema)
-                    ways.append([(more, _Seen())])
-        return self._product(ways)
+                    ways.append([(more, Seen())])
+        return product(ways, self._count)
 
-    def _product(self, ways: Sequence[Sequence[_Branch]]) -> list[_Branch]:
-        branches: list[_Branch] = [([], _Seen())]
-        for way in ways:
-            branches = [([*held, *more], seen | other) for held, seen in branches for more, other in way]
-            if len(branches) > MAX_BRANCHES:
-                raise SchemaError("the parts of the JSON schema apply together in too many ways")
-            num_copied = sum(len(held) + len(seen.names) + len(seen.patterns) for held, seen in branches)
-            self._count(1 + num_copied // _COPIED_A_STEP)
-        return branches
-
-    def _some(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
+    def _some(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[Branch]:
         """One or more of ``schemas`` apply: with more of them, more is evaluated."""
         each = [self._branches(one, followed) for one in schemas]
         sizes = range(1, len(each) + 1) if len(each) <= 4 else (1,)
@@ -382,20 +332,23 @@ class _Enforcer:
             branch
             for size in sizes
             for chosen in itertools.combinations(each, size)
-            for branch in self._product([*chosen])
+            for branch in product([*chosen], self._count)
         ]
 
-    def _exactly_one(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[_Branch]:
-        found: list[_Branch] = []
+    def _exactly_one(self, schemas: Sequence[Schema], followed: tuple[str, ...]) -> list[Branch]:
+        found: list[Branch] = []
         for place, one in enumerate(schemas):
             others = [*map(self.of, self._without_others(schemas, place))]
             found += [([*held, *others], seen) for held, seen in self._branches(one, followed)]
         return found
 
-    def _conditional(self, schema: dict[str, Any], followed: tuple[str, ...]) -> list[_Branch]:
+    def _conditional(self, schema: dict[str, Any], followed: tuple[str, ...]) -> list[Branch]:
         condition, otherwise = self._branches(schema["if"], followed), self._not.of(schema["if"])
         then, other = (self._branches(schema.get(name, True), followed) for name in ("then", "else"))
-        return [*self._product([condition, then]), *self._product([[([self.of(otherwise)], _Seen())], other])]
+        return [
+            *product([condition, then], self._count),
+            *product([[([self.of(otherwise)], Seen())], other], self._count),
+        ]
 
 
 _BOUNDS = frozenset({"exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum"})
@@ -432,18 +385,6 @@ _IN_PLACE = frozenset({"$dynamicRef", "$ref", "allOf", "anyOf", "dependentSchema
 _OTHERS = {"array": ("null", "boolean", "number", "string", "object")}
 
 
-def _seen(schema: dict[str, Any]) -> _Seen:
-    """What the keywords of ``schema`` itself evaluate."""
-    return _Seen(
-        tuple(schema.get("properties", ())),
-        tuple(schema.get("patternProperties", ())),
-        "additionalProperties" in schema,
-        len(schema.get("prefixItems", ())),
-        "items" in schema,
-        (schema["contains"],) if "contains" in schema else (),
-    )
-
-
 def _pointers(schema: Any, place: str) -> Iterator[tuple[str, str]]:
     """(anchor, where it stands) of all anchors."""
     if isinstance(schema, dict):
@@ -455,10 +396,3 @@ def _pointers(schema: Any, place: str) -> Iterator[tuple[str, str]]:
     elif isinstance(schema, list):
         for number, one in enumerate(schema):
             yield from _pointers(one, f"{place}/{number}")
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """Whether a property's name fits a pattern."""
-    if len(pattern) > 200 or "(" in pattern or re.search(r"[*+?}].*[*+?{]", pattern):
-        raise not_enforced("propertyNames", "with such a pattern beside named properties")
-    return re.search(pattern, name) is not None

@@ -1,5 +1,6 @@
 """What ``propertyNames`` says of the names of an object: which they are, or how they look."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -72,3 +73,10 @@ def _needs_a_character(schema: dict[str, Any]) -> bool:
     return (
         schema["minLength"] <= 1 and isinstance(pattern, str) and pattern.startswith("^[") and pattern.endswith("]+$")
     )
+
+
+def matches_name(pattern: str, name: str) -> bool:
+    """Whether a property's name fits a pattern. Raises SchemaError for a pattern that may take long."""
+    if len(pattern) > 200 or "(" in pattern or re.search(r"[*+?}].*[*+?{]", pattern):
+        raise not_enforced("propertyNames", "with such a pattern beside named properties")
+    return re.search(pattern, name) is not None
