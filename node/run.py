@@ -65,6 +65,7 @@ from mycelia.node.views.history import DayRow
 from mycelia.proto.cache.tier import GIB
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
+from mycelia.node.engines import OpenEngine, engine_settings_of, engines_of
 
 log = structlog.get_logger()
 
@@ -73,16 +74,12 @@ _NEW_OBJECTS = 10_000
 
 TOY_MODEL = "smollm2"
 """The default, which is served when nothing else is asked for."""
-NICENESS = 10
-"""The engine gives way to the programs that the user of the machine waits for. Alone it is as fast as without."""
-
-OpenEngine = Callable[[], AbstractAsyncContextManager[Engine | EnginePool]]
 
 
 async def run_node(settings: NodeSettings, read: Callable[[], NodeSettings] | None = None) -> None:
     """Runs a node until SIGINT or SIGTERM and its clean end. read: see ``Reloader``. Raises LocalError for problems
     that the user can solve."""
-    opened = _engines(settings)
+    opened = engines_of(settings)
     drain, reloader = Drain(), Reloader(settings, read)
     async with trio.open_nursery() as nursery:
         await nursery.start(follow_signals, drain, reloader, nursery.cancel_scope)
@@ -170,7 +167,7 @@ def _auto(
         return None
 
     def pool_model(path: str) -> PoolModel:
-        return PoolModel(_engine_settings(settings, WantedModel(path)))
+        return PoolModel(engine_settings_of(settings, WantedModel(path)))
 
     limits = read_swarm(settings.data_dir, settings.swarm).roster.models if settings.swarm else ()
     names = {one_name(name) for name in limits}
@@ -309,51 +306,6 @@ async def _keep_reachable(node: Node, network: Libp2pNetwork, settings: NodeSett
     plain = NetworkSettings(identity=network.identity, bootstrap=settings.bootstrap, overlay=False)
     async with open_carrier(network, plain) as carrier:
         yield partial(reach.keep_reachable, carrier, carrier.peers, carrier.came)
-
-
-def _engines(settings: NodeSettings) -> OpenEngine:
-    """Opens one engine, which is always loaded, or a pool of them. Raises LocalError for a model that is not there."""
-    wanted = (WantedModel(settings.model, settings.on_demand), *settings.others)
-    models = [PoolModel(_engine_settings(settings, one), not one.on_demand) for one in wanted]
-    names = Counter(model.name for model in models)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise LocalError(f"two models are called {twice[0]}: serve one of them, or rename its file")
-    if len(models) == 1 and models[0].stays and not settings.auto:
-        log.info("loading_model", model=str(models[0].settings.model_path))
-        return lambda: open_engine(models[0].settings)
-    return lambda: open_pool(models, prepare_data_dir(settings.data_dir), _memory_bytes(settings))
-
-
-def _memory_bytes(settings: NodeSettings) -> int | None:
-    return None if settings.memory_gib is None else int(settings.memory_gib * GIB)
-
-
-def _engine_settings(settings: NodeSettings, wanted: WantedModel) -> EngineSettings:
-    """Sizes that the user left open keep the engine's defaults. Raises LocalError for impossible ones."""
-    given: dict[str, Any] = {
-        "threads": settings.threads,
-        "cells": settings.cells,
-        "slots": settings.slots,
-        "sequences": None if settings.slots is None else sequences_for(settings.slots),
-        "gpu_layers": settings.gpu_layers,
-        "tensor_split": settings.tensor_split,
-        "main_gpu": settings.main_gpu,
-        "ram_tier_mib": settings.ram_tier_mib,
-        "cache_dir": settings.cache_dir,
-        "disk_tier_gib": settings.disk_tier_gib,
-        "check_idle": settings.debug,
-        "share": settings.share,
-        "room_bytes": _memory_bytes(settings),
-        "gpu_memory_bytes": settings.gpu_memory_bytes,
-        "niceness": NICENESS,
-        "reports_dir": settings.data_dir / REPORTS if settings.keeps_log else None,
-        "exact": settings.exact,
-        "fake": is_fake(wanted.name),
-        "lora_path": wanted.lora_path,
-    }
-    model_path = Path(wanted.name) if is_fake(wanted.name) else resolve_model(wanted.name)
-    defaults = EngineSettings(model_path=model_path, model_name=wanted.called or model_name(wanted.name))
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 @asynccontextmanager

@@ -27,29 +27,24 @@ from mycelia.node.requests.running import RunningAnswer
 from mycelia.node.requests.salts import Salts
 from mycelia.node.requests.serving import BegunAnswer, SendFrame, begun_answer, send_answer
 from mycelia.node.requests.spelled_text import SpelledText
+from mycelia.node.requests.told import answered_frame, route_frame
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.proto.admission.byte_shares import ByteShares
 from mycelia.proto.cache.sharing import owner_of
 from mycelia.proto.effects import Abandon, Begin, Deliver, DeliverPromptLogprobs, Dispatch, Fail, Finish, RequestEffect
 from mycelia.proto.events import Event, FrameReceived, RequestCancelled, RequestSubmitted, StreamLost
-from mycelia.proto.routing.choose import Decision
 from mycelia.proto.wire.blocks import unpack_tokens
 from mycelia.proto.wire.errors import LocalError, MyceliaError, RemoteError
 from mycelia.proto.wire.messages import (
     KEEP_ALIVE,
-    MAX_CANDIDATES,
-    MAX_SMALL,
     Accepted,
-    Answered,
     Ask,
     Begun,
     Bounced,
-    CandidateTerms,
     EntryFrame,
     Failed,
     Final,
     PromptLogprobs,
-    Route,
     Sampling,
     ServingFrame,
     Tokens,
@@ -381,44 +376,3 @@ def _reason(exc: Exception) -> str | None:
     """Why an attempt failed; None if the error is unexpected."""
     cause = first_error(exc)
     return str(cause) if isinstance(cause, NetworkError | MyceliaError) else None
-
-
-def route_frame(decision: Decision, namespace: bytes, format_: str = "", opened: str = "") -> Route:
-    return Route(
-        namespace=namespace,
-        format=format_,
-        opened=opened,
-        chosen=decision.chosen,
-        reason=decision.reason[:256],
-        prompt_tokens=decision.prompt_tokens,
-        candidates=tuple(
-            CandidateTerms(
-                peer=rated.candidate.peer,
-                matched_tokens=rated.candidate.matched_tokens,
-                queued_requests=rated.candidate.num_requests,
-                cost=rated.cost,
-                round_trip_ms=_ms(rated.candidate.round_trip_s),
-                queue_ms=_ms(rated.queue_s),
-                prefill_ms=_ms(rated.prefill_s),
-                load_factor=rated.load_factor,
-                precision=rated.candidate.precision,
-                lateness_ms=_ms(rated.candidate.lateness_s),
-                recompute_ms=_ms(rated.recompute_s),
-            )
-            for rated in decision.best_rated(MAX_CANDIDATES)
-        ),
-    )
-
-
-def _ms(seconds: float) -> int:
-    return min(round(seconds * 1000), MAX_SMALL)
-
-
-def answered_frame(effect: Finish, ttft_s: float) -> Answered:
-    return Answered(
-        served_by=effect.served_by,
-        reason=effect.reason,
-        usage=effect.usage,
-        ttft_ms=round(ttft_s * 1000),
-        resumed=effect.resumed,
-    )

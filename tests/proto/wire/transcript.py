@@ -13,7 +13,8 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from mycelia import proto
-from mycelia.node.requests.entry import ASK, answered_frame, route_frame
+from mycelia.node.requests.entry import ASK
+from mycelia.node.requests.told import answered_frame, route_frame
 from mycelia.proto.cache.sharing import SALTED, TAG_BYTES, Salt
 from mycelia.proto.config import OverlayConfig
 from mycelia.proto.effects import Begin, Deliver, Dispatch, Effect, Finish, Publish, Send, SetTimer
