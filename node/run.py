@@ -7,13 +7,10 @@ import secrets
 import ssl
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
@@ -23,11 +20,9 @@ from blake3 import blake3
 from mycelia.node.app import Node
 from mycelia.node.auto.auto import Auto, Part
 from mycelia.node.engine.engine import Engine
-from mycelia.node.engine.models import is_fake, model_name, resolve_model
-from mycelia.node.engine.pool.pool import EnginePool, PoolModel, open_pool
-from mycelia.node.engine.process import open_engine
-from mycelia.node.engine.settings import EngineSettings, sequences_for
+from mycelia.node.engine.pool.pool import EnginePool, PoolModel
 from mycelia.node.engine.shares import EngineShares
+from mycelia.node.engines import OpenEngine, engine_settings_of, engines_of
 from mycelia.node.errors import first_error
 from mycelia.node.guest.guest import Guest
 from mycelia.node.models.catalogue import one_name
@@ -56,16 +51,14 @@ from mycelia.node.storage.private_swarms import read_swarm, state_dir_of
 from mycelia.node.storage.rundir import RunInfo, locked, next_epoch, write_run_info
 from mycelia.node.storage.saving import load_kept
 from mycelia.node.swarms import Swarms
-from mycelia.node.telemetry.crashes import REPORTS, reporting
+from mycelia.node.telemetry.crashes import reporting
 from mycelia.node.telemetry.days import open_days
 from mycelia.node.telemetry.journal import open_request_log
 from mycelia.node.telemetry.requests import RequestLog
 from mycelia.node.telemetry.usage import UsageMeter, open_usage
 from mycelia.node.views.history import DayRow
-from mycelia.proto.cache.tier import GIB
 from mycelia.proto.routing.choose import Policy
 from mycelia.proto.wire.errors import LocalError
-from mycelia.node.engines import OpenEngine, engine_settings_of, engines_of
 
 log = structlog.get_logger()
 
