@@ -9,9 +9,9 @@ A cell is a scenario under several rules, on every seed. Cells come in sections:
 - ``terms``: Mycelia with and without each term and mechanism.
 - ``oracles``: Mycelia beside rules that know the true state of every engine.
 
-Cells come in the order of what they say, so that an evaluation that is stopped early has the most important ones. Runs
-are as long as two cores allow in three hours: with 30 machines at a load of 0.7 some 60 prompts of MMLU come a second,
-so a p99 of one run is that of some 1,200 prompts; of other workloads, of 500 to 2,000.
+Cells come in the order of what they say, so that an evaluation that is stopped early has the most important ones. All
+take two cores some ten hours: with 30 machines at a load of 0.7 some 60 prompts of MMLU come a second, so a p99 of one
+run is that of some 1,300 prompts; of other workloads, of 300 to 2,000.
 """
 
 from collections.abc import Collection, Mapping, Sequence
