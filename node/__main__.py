@@ -6,7 +6,9 @@ from types import FrameType
 
 
 def main() -> None:
-    before = signal.signal(signal.SIGINT, _end)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # (in the background of a script it is ignored)
+        signal.signal(signal.SIGINT, _end)
     from mycelia.node.cli import main as run
 
     signal.signal(signal.SIGINT, before)
