@@ -4,8 +4,8 @@ SHELL := /bin/sh
 PYTEST_ARGS ?=
 ARGS ?=
 N ?= 4
-# (more than two cores need: tests of real processes also wait)
-JOBS ?= 6
+# (two more than two cores: tests of real processes also wait)
+JOBS ?= 4
 export PYTHON CUDA CUDA_ARCHS VULKAN CMAKE_ARGS
 # Tests, demos and benchmarks start hundreds of processes; without bytecode each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -95,7 +95,7 @@ $(models): scripts/test_models.py | $(ready)
 	@.venv/bin/python scripts/test_models.py
 	@touch -c $@
 
-test: $(ready) $(gemma) $(models) $(programs)  ## run the tests, JOBS=6 at once; PYTEST_ARGS="-k radix" for some of them
+test: $(ready) $(gemma) $(models) $(programs)  ## run the tests, JOBS=4 at once; PYTEST_ARGS="-k radix" for some of them
 	@.venv/bin/python -m pytest -n $(JOBS) $(dist) $(PYTEST_ARGS)
 
 # The next three compile llama.cpp again, beside .venv, and keep it in .builds.
@@ -152,7 +152,7 @@ nightly: $(ready) $(programs) $(schemas)  ## real nodes under faults, and the pr
 interop: $(ready) $(js) $(clients) $(agents) $(pythons)  ## run the tests with js-libp2p, many clients and coding agents, from npm and PyPI (needs Node.js)
 	@.venv/bin/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
 
-lab: $(ready) $(programs)  ## run the tests behind routers made of network namespaces, JOBS=6 at once (needs root)
+lab: $(ready) $(programs)  ## run the tests behind routers made of network namespaces, JOBS=4 at once (needs root)
 	@.venv/bin/python -m pytest -m lab -n $(JOBS) $(PYTEST_ARGS)
 
 fuzz: N = 1000000
